@@ -1,0 +1,41 @@
+# make demo                    the whole chain, with a camera that is simulated
+# make demo RTSP=rtsp://…      the same with a real one
+# make test                    everything that needs no GPU
+# make build                   the plugin: target/release/libgstcuframes.so
+# make install                 for this user; system-wide: sudo make install PREFIX=/usr
+# make lint                    what CI asks of the code and the scripts
+# make docs                    writes the element documentation anew
+
+RTSP ?=
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Where GStreamer looks for a user's own plugins, or, with PREFIX, for the system's.
+PLUGINS = $(if $(PREFIX),$(shell pkg-config --define-variable=prefix=$(PREFIX) --variable=pluginsdir gstreamer-1.0),$(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins)
+
+.PHONY: help demo test build install lint docs packages
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: packages
+	@pipelines/demo.sh $(if $(RTSP),'$(RTSP)')
+
+test: packages
+	G_DEBUG=fatal_warnings cargo test --locked --no-fail-fast
+
+build: packages
+	cargo build --release --locked --lib
+
+# Not built here when it is there: sudo has no cargo as a rule.
+install: $(if $(wildcard $(TARGET)/release/libgstcuframes.so),,build)
+	install -D -m 755 $(TARGET)/release/libgstcuframes.so '$(DESTDIR)$(PLUGINS)/libgstcuframes.so'
+
+lint: packages
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features static,capi,doc -- -D warnings
+	tests/check-scripts.sh
+
+docs: packages
+	cargo run --locked --features doc --example document > docs/elements.json
+
+packages:
+	@tests/install-packages.sh

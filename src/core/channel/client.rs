@@ -1,0 +1,384 @@
+//! The subscriber's side of the connection: the way to a publisher, and the thread that listens to it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
+use super::directory::{Watch, candidates, check_key, try_connect};
+use super::message::{Code, Hello, Message, VERSIONS};
+use super::socket::{Connection, Received};
+use crate::core::board::lock;
+use crate::core::error::{Context, Error, Result};
+use crate::core::layout::{LAYOUT_VERSION, MAGIC, MAX_SLOTS};
+use crate::core::shm::{Control, Mapping, Page, Sharing, TrackSegment};
+use crate::core::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::core::wake::{self, Doorbell, Interrupt};
+use crate::memory::{self, Geometry, Imported, Kind};
+
+/// A publisher that accepted the connection has this long to answer.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(2);
+/// Where a directory can't be watched, and for whatever a watch may miss.
+const RETRY: Duration = Duration::from_millis(100);
+const RETRY_WATCHED: Duration = Duration::from_secs(2);
+/// Chunks, tracks and generations of a track that a publisher may have at a time, before it is taken
+/// for one that wants to fill our memory.
+const MAX_ANNOUNCED: usize = 4096;
+
+/// A track as this subscriber sees it.
+pub(crate) struct TrackView {
+    pub segment: TrackSegment,
+    formats: Mutex<Vec<(u32, Arc<str>)>>,
+}
+
+impl TrackView {
+    /// The caps of a generation.
+    pub fn caps(&self, generation: u32) -> Option<Arc<str>> {
+        lock(&self.formats).iter().find(|(g, _)| *g == generation).map(|(_, caps)| caps.clone())
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub formats: HashMap<u32, Arc<str>>,
+    pub chunks: HashMap<u32, Arc<dyn Imported>>,
+    pub tracks: HashMap<u32, Arc<TrackView>>,
+    pub closed: Option<(Code, String)>,
+}
+
+/// One connection to one life of a publisher. Frames that are in use keep it, and with it the place.
+pub(crate) struct Shared {
+    pub key: String,
+    pub credit: u32,
+    pub control: Control,
+    pub page: Page,
+    /// Rings for every message, released frame, and interrupt.
+    pub bell: Arc<Doorbell>,
+    pub state: Mutex<State>,
+    /// Frames in use.
+    pub leases: AtomicU32,
+    /// Frames that were copied instead of held, for the publisher's statistics.
+    pub copied: AtomicU64,
+    /// Closed last: that is what tells the publisher that no claim counts any more.
+    connection: Connection,
+}
+
+impl Shared {
+    /// To be called after the cursor was moved or a claim released: wakes a publisher that waits for it.
+    pub fn moved(&self) {
+        // Pairs with the fence in `Frames::loan`.
+        fence(Ordering::SeqCst);
+        if self.control.header().status.publisher_waits.load(Ordering::Relaxed) != 0 {
+            let futex = &self.page.header().futex;
+            futex.fetch_add(1, Ordering::Release);
+            wake::wake_all(futex);
+        }
+    }
+
+    /// Takes no more frames. Those in use stay valid.
+    pub fn leave(&self) {
+        let _ = self.connection.send(&Message::Leave, &[]);
+    }
+
+    fn protocol(&self, problem: impl Into<String>) -> Error {
+        Error::Protocol { key: self.key.clone(), problem: problem.into() }
+    }
+
+    /// What `find` finds in the announcements, waiting for it if it is on its way: whatever a frame or
+    /// packet refers to was sent before the frame or packet was published.
+    pub fn announced<T>(&self, what: &str, find: impl Fn(&State) -> Option<T>) -> Result<T> {
+        let deadline = wake::now() + WELCOME_TIMEOUT;
+        loop {
+            let seen = self.bell.seen();
+            {
+                let state = lock(&self.state);
+                if let Some(found) = find(&state) {
+                    return Ok(found);
+                }
+                if let Some((code, text)) = state.closed.clone() {
+                    return Err(Error::Refused { key: self.key.clone(), code, text });
+                }
+            }
+            let left = deadline.saturating_sub(wake::now());
+            if left.is_zero() {
+                return Err(self.protocol(format!("it never announced the {what}")));
+            }
+            // The frame futex changes all the time; only the bell matters here.
+            self.bell.wait(seen, Some(left));
+        }
+    }
+
+    fn close(&self, code: Code, text: String) {
+        lock(&self.state).closed.get_or_insert((code, text));
+        self.bell.ring();
+    }
+
+    /// Listens until the connection ends or `stop` is written to.
+    pub fn listen(&self, stop: &EventFd) {
+        loop {
+            let mut fds = [
+                PollFd::new(self.connection.as_fd(), PollFlags::POLLIN),
+                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+            ];
+            if poll(&mut fds, PollTimeout::NONE).is_err() {
+                continue;
+            }
+            if fds[1].any().unwrap_or(true) {
+                return;
+            }
+            let message = match self.connection.receive() {
+                Ok(Received::Nothing) => continue,
+                Ok(Received::Message(message, fds)) => (message, fds),
+                Ok(Received::Malformed(e)) => return self.close(Code::Malformed, e.to_string()),
+                Ok(Received::Closed) | Err(_) => {
+                    return self.close(Code::Closing, "the publisher is gone".into());
+                }
+            };
+            match self.hear(message.0, message.1) {
+                Ok(true) => self.bell.ring(),
+                Ok(false) => return,
+                Err(text) => return self.close(Code::Malformed, text),
+            }
+        }
+    }
+
+    /// Takes note of a message. False after the last.
+    fn hear(&self, message: Message, fds: Vec<OwnedFd>) -> Result<bool, String> {
+        let mut fds = fds.into_iter();
+        let mut fd = || fds.next().expect("decode has counted the fds");
+        // What is mapped is mapped before the lock is taken: readers look at the state for each frame.
+        match message {
+            Message::Format { generation, caps } => {
+                let mut state = lock(&self.state);
+                // Frames of older formats may still be on their way, those of much older ones not.
+                state.formats.retain(|g, _| g.wrapping_add(64) > generation);
+                state.formats.insert(generation, caps.into());
+            }
+            Message::Chunk { id, kind, slots, stride, size } => {
+                let kind = Kind::try_from(kind).map_err(|k| format!("unknown memory kind {k}"))?;
+                let chunk = memory::import(kind, fd(), Geometry { slots, stride, size })
+                    .map_err(|e| format!("the frames can't be mapped: {e}"))?;
+                let mut state = lock(&self.state);
+                if state.chunks.len() >= MAX_ANNOUNCED {
+                    return Err("too many chunks".into());
+                }
+                state.chunks.insert(id, chunk);
+            }
+            Message::Retire { chunk } => {
+                // Unmapped outside the lock.
+                let _chunk = lock(&self.state).chunks.remove(&chunk);
+            }
+            Message::Track { track, entries, bytes } => {
+                let size = TrackSegment::size(entries, bytes).ok_or("an impossible track")?;
+                let map = Mapping::import(fd().as_fd(), size, Sharing::ReadOnly)
+                    .map_err(|e| format!("the packets can't be mapped: {e}"))?;
+                let segment = TrackSegment::new(map, entries, bytes);
+                let h = segment.header();
+                check_segment(&h.magic, &h.version).map_err(|e| format!("a track {e}"))?;
+                let mut state = lock(&self.state);
+                if state.tracks.len() >= MAX_ANNOUNCED {
+                    return Err("too many tracks".into());
+                }
+                state
+                    .tracks
+                    .insert(track, Arc::new(TrackView { segment, formats: Mutex::default() }));
+            }
+            Message::TrackFormat { track, generation, caps } => {
+                let state = lock(&self.state);
+                let view = state.tracks.get(&track).ok_or("caps of an unknown track")?;
+                let mut formats = lock(&view.formats);
+                if formats.len() >= MAX_ANNOUNCED {
+                    formats.remove(0);
+                }
+                formats.push((generation, caps.into()));
+            }
+            Message::Bye { code, text } => {
+                self.close(code, text);
+                return Ok(false);
+            }
+            Message::Hello(_)
+            | Message::Welcome { .. }
+            | Message::Refused { .. }
+            | Message::Leave => {
+                return Err("a message came out of order".into());
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn check_segment(magic: &AtomicU64, version: &AtomicU32) -> Result<(), String> {
+    // Pairs with the Release of the publisher: everything else was written before.
+    if magic.load(Ordering::Acquire) != MAGIC {
+        return Err("is not what it claims to be".into());
+    }
+    match version.load(Ordering::Relaxed) {
+        LAYOUT_VERSION => Ok(()),
+        v => Err(format!("has layout version {v}, this side knows {LAYOUT_VERSION}")),
+    }
+}
+
+/// Waits for the publisher of a key and joins it.
+///
+/// `timeout` bounds the wait for a publisher that is not there; `None` is forever. Errors:
+/// [`Error::Interrupted`], [`Error::NoPublisher`] after `timeout`, [`Error::Refused`],
+/// [`Error::Protocol`], a bad key, or a socket that this user may not write to.
+pub(crate) fn connect(
+    key: &str,
+    runtime_dir: Option<&std::path::Path>,
+    hello: Hello,
+    timeout: Option<Duration>,
+    interrupt: &Interrupt,
+) -> Result<Shared> {
+    check_key(key)?;
+    let dirs = candidates(runtime_dir);
+    let deadline = timeout.map(|t| wake::now() + t);
+    // Watching begins before the first look, so nothing that comes in between is missed.
+    let watch = Watch::new(&dirs);
+    loop {
+        if interrupt.is_set() {
+            return Err(Error::Interrupted);
+        }
+        if let Some(connection) = try_connect(&dirs, key)?
+            && let Some(shared) = shake_hands(key, connection, &hello, interrupt)?
+        {
+            return Ok(shared);
+        }
+        let mut pause = if watch.complete { RETRY_WATCHED } else { RETRY };
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_sub(wake::now());
+            if left.is_zero() {
+                return Err(no_publisher(key, dirs));
+            }
+            pause = pause.min(left);
+        }
+        let mut fds = vec![PollFd::new(interrupt.fd(), PollFlags::POLLIN)];
+        fds.extend(watch.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let _ = poll(&mut fds, poll_timeout(pause));
+        watch.drain();
+    }
+}
+
+fn no_publisher(key: &str, searched: Vec<PathBuf>) -> Error {
+    Error::NoPublisher { key: key.to_owned(), searched }
+}
+
+/// Rounded up, so that nothing is polled for in circles.
+fn poll_timeout(d: Duration) -> PollTimeout {
+    PollTimeout::try_from(d.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+}
+
+/// `None` if the publisher went away during it.
+fn shake_hands(
+    key: &str,
+    connection: Connection,
+    hello: &Hello,
+    interrupt: &Interrupt,
+) -> Result<Option<Shared>> {
+    let protocol = |problem: String| Error::Protocol { key: key.to_owned(), problem };
+    if connection.send(&Message::Hello(hello.clone()), &[]).is_err() {
+        return Ok(None);
+    }
+    let deadline = wake::now() + WELCOME_TIMEOUT;
+    loop {
+        if interrupt.is_set() {
+            return Err(Error::Interrupted);
+        }
+        let left = deadline.saturating_sub(wake::now());
+        if left.is_zero() {
+            // It may be stopped; whoever waits for a publisher waits for this one as well.
+            return Ok(None);
+        }
+        let mut fds = [
+            PollFd::new(connection.as_fd(), PollFlags::POLLIN),
+            PollFd::new(interrupt.fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut fds, poll_timeout(left));
+        let (message, fds) = match connection.receive() {
+            Ok(Received::Nothing) => continue,
+            Ok(Received::Closed) | Err(_) => return Ok(None),
+            Ok(Received::Malformed(e)) => return Err(protocol(e.to_string())),
+            Ok(Received::Message(message, fds)) => (message, fds),
+        };
+        return match message {
+            Message::Refused { code, text } => {
+                Err(Error::Refused { key: key.to_owned(), code, text })
+            }
+            Message::Welcome { version, slots, index, .. } => {
+                if !VERSIONS.contains(&version) {
+                    return Err(protocol(format!("it chose version {version}")));
+                }
+                open(key, connection, hello.credit, (slots, index), fds, interrupt)
+                    .map(Some)
+                    .map_err(|e| protocol(e.to_string()))
+            }
+            _ => Err(protocol("its first message is not WELCOME".into())),
+        };
+    }
+}
+
+fn open(
+    key: &str,
+    connection: Connection,
+    credit: u32,
+    (slots, index): (u32, u32),
+    fds: Vec<OwnedFd>,
+    interrupt: &Interrupt,
+) -> io::Result<Shared> {
+    let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    if slots == 0 || slots > MAX_SLOTS || !index.is_power_of_two() || index > MAX_SLOTS {
+        return Err(bad(format!("{slots} slots and {index} index entries are not possible")));
+    }
+    let map = |fd: &OwnedFd, size, sharing| Mapping::import(fd.as_fd(), size, sharing);
+    let control = map(&fds[0], Control::size(slots, index), Sharing::ReadOnly)?;
+    let control = Control::new(control, slots, index);
+    let page = Page::new(map(&fds[1], Page::size(slots), Sharing::ReadWrite)?, slots);
+    let (c, p) = (control.header(), page.header());
+    check_segment(&c.magic, &c.version).map_err(|e| bad(format!("the control segment {e}")))?;
+    check_segment(&p.magic, &p.version).map_err(|e| bad(format!("the page {e}")))?;
+    Ok(Shared {
+        key: key.to_owned(),
+        credit,
+        control,
+        page,
+        bell: interrupt.bell().clone(),
+        state: Mutex::default(),
+        leases: AtomicU32::new(0),
+        copied: AtomicU64::new(0),
+        connection,
+    })
+}
+
+/// The thread that listens; dropped, it ends.
+pub(crate) struct Listener {
+    stop: Arc<EventFd>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Listener {
+    pub fn start(shared: &Arc<Shared>) -> Result<Self> {
+        use nix::sys::eventfd::EfdFlags;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("make an eventfd")?;
+        let stop = Arc::new(stop);
+        let (shared, told) = (shared.clone(), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("cuframes-client".into())
+            .spawn(move || shared.listen(&told))
+            .context("start the listening thread")?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

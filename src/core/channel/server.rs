@@ -1,0 +1,290 @@
+//! The publisher's thread that welcomes subscribers and notices that they go.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, SockFlag, accept4, shutdown};
+
+use super::directory::Endpoint;
+use super::message::{Code, Hello, Message, VERSIONS};
+use super::socket::{Connection, Received};
+use crate::core::board::{Board, Peer};
+use crate::core::frames::pool::Frames;
+use crate::core::layout::{LAYOUT_VERSION, MAGIC};
+use crate::core::publisher::{Event, SubscriberInfo};
+use crate::core::shm::{Mapping, Page, Sharing};
+use crate::core::sync::{AtomicBool, Ordering};
+use crate::core::wake;
+
+/// A stranger has this long to say HELLO.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// Strangers that may be about to say HELLO at a time; more wait in the socket's queue.
+const MAX_STRANGERS: usize = 16;
+/// How often subscribers are looked at for being stuck.
+const TICK: Duration = Duration::from_millis(500);
+/// A subscriber that holds frames and does not move for this long, while others could, is reported.
+const STALLED_AFTER: Duration = Duration::from_secs(3);
+
+pub(crate) struct Server {
+    pub key: String,
+    pub endpoint: Endpoint,
+    pub board: Arc<Board>,
+    pub frames: Arc<Frames>,
+    pub epoch: u64,
+    pub max_subscribers: u32,
+    pub max_credit: u32,
+    /// Stuck subscribers are sent away after this long.
+    pub stall_timeout: Option<Duration>,
+    pub events: Box<dyn Fn(Event) + Send + Sync>,
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What the server remembers of a subscriber between two looks.
+struct Progress {
+    cursor: u64,
+    head: u64,
+    since: Duration,
+    reported: bool,
+    /// It was told to go and has not gone yet.
+    dismissed: bool,
+}
+
+impl Server {
+    pub fn run(self) {
+        let mut strangers: Vec<(Connection, Duration)> = Vec::new();
+        let mut progress: HashMap<u32, Progress> = HashMap::new();
+        let mut next_id = 1;
+        while !self.stop.load(Ordering::Acquire) {
+            let (_, peers) = self.board.peers();
+            let ready = self.poll(&strangers, &peers);
+            let now = wake::now();
+            self.board.drain_wake();
+
+            for (peer, _) in peers.iter().zip(&ready.peers).filter(|(_, ready)| **ready) {
+                self.listen_to(peer);
+            }
+            let mut index = 0;
+            strangers.retain_mut(|(connection, deadline)| {
+                let readable = ready.strangers.get(index).copied().unwrap_or(false);
+                index += 1;
+                if readable {
+                    return !self.greet(connection, &mut next_id);
+                }
+                now < *deadline
+            });
+            if ready.listener && strangers.len() < MAX_STRANGERS {
+                strangers.extend(self.accept().map(|c| (c, now + HELLO_TIMEOUT)));
+            }
+            for peer in &peers {
+                self.look_after(peer, progress.entry(peer.id), now);
+            }
+            let (_, peers) = self.board.peers();
+            progress.retain(|id, _| peers.iter().any(|p| p.id == *id));
+        }
+        let text = format!("the publisher of '{}' ends", self.key);
+        for peer in self.board.peers().1 {
+            let _ = peer
+                .connection
+                .send(&Message::Bye { code: Code::Closing, text: text.clone() }, &[]);
+        }
+    }
+
+    fn poll(&self, strangers: &[(Connection, Duration)], peers: &[Arc<Peer>]) -> Ready {
+        let listening = strangers.len() < MAX_STRANGERS;
+        let mut fds = vec![PollFd::new(self.board.wake_fd(), PollFlags::POLLIN)];
+        let accept = if listening { PollFlags::POLLIN } else { PollFlags::empty() };
+        fds.push(PollFd::new(self.endpoint.listener.as_fd(), accept));
+        fds.extend(strangers.iter().map(|(c, _)| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
+        // Who was sent away is heard no more; its end is always reported.
+        let hear = |p: &Peer| match p.kicked() {
+            None => PollFlags::POLLIN,
+            Some(_) => PollFlags::empty(),
+        };
+        fds.extend(peers.iter().map(|p| PollFd::new(p.connection.as_fd(), hear(p))));
+        let timeout = match (strangers, peers) {
+            ([], []) => PollTimeout::NONE,
+            _ => PollTimeout::try_from(TICK).expect("half a second is a timeout"),
+        };
+        let polled = poll(&mut fds, timeout);
+        let mut ready = fds[1..].iter().map(|fd| polled.is_ok() && fd.any().unwrap_or(false));
+        Ready {
+            listener: ready.next().unwrap_or(false),
+            strangers: ready.by_ref().take(strangers.len()).collect(),
+            peers: ready.collect(),
+        }
+    }
+
+    fn accept(&self) -> Option<Connection> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = accept4(self.endpoint.listener.as_raw_fd(), flags).ok()?;
+        // SAFETY: the kernel made this fd for this call, and nobody else knows it.
+        Some(Connection::new(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Hears a stranger's HELLO. True when that is over, for better or worse.
+    fn greet(&self, connection: &mut Connection, next_id: &mut u32) -> bool {
+        let refused = match connection.receive() {
+            Ok(Received::Nothing) => return false,
+            Ok(Received::Closed) | Err(_) => return true,
+            Ok(Received::Message(Message::Hello(hello), _)) => {
+                // A second fd of the same socket, so that a refusal can be sent on the first.
+                let Ok(own) = connection.as_fd().try_clone_to_owned() else { return true };
+                let joined = self.join(Connection::new(own), hello, *next_id);
+                *next_id += 1;
+                match joined {
+                    Ok(()) => return true,
+                    Err(refused) => refused,
+                }
+            }
+            Ok(Received::Message(..)) => {
+                (Code::Malformed, "the first message has to be HELLO".to_owned())
+            }
+            Ok(Received::Malformed(e)) => (Code::Malformed, e.to_string()),
+        };
+        let (code, text) = refused;
+        tracing::info!(key = self.key, text, "refused a subscriber");
+        let _ = connection.send(&Message::Refused { code, text }, &[]);
+        true
+    }
+
+    fn join(&self, connection: Connection, hello: Hello, id: u32) -> Result<(), (Code, String)> {
+        let (first, last) = hello.versions;
+        if first > *VERSIONS.end() || last < *VERSIONS.start() {
+            return Err((
+                Code::Version,
+                format!(
+                    "the subscriber speaks versions {first} to {last} of the protocol, the publisher {} to {}: update the older one",
+                    VERSIONS.start(),
+                    VERSIONS.end()
+                ),
+            ));
+        }
+        if hello.credit > self.max_credit {
+            return Err((
+                Code::OverCredit,
+                format!(
+                    "max-held={} is more than the publisher's max-credit={}: lower the one or raise the other",
+                    hello.credit, self.max_credit
+                ),
+            ));
+        }
+        if self.board.peers().1.len() >= self.max_subscribers as usize {
+            return Err((
+                Code::Full,
+                format!(
+                    "all {} places are taken: raise max-subscribers of the publisher, or stop a subscriber",
+                    self.max_subscribers
+                ),
+            ));
+        }
+        let system = |e: io::Error| {
+            (Code::NoMemory, format!("the publisher has no memory or fds left ({e})"))
+        };
+        let credentials = connection.peer().map_err(system)?;
+        let slots = self.frames.control.slots();
+        let (map, page_fd) =
+            Mapping::create("cuframes-subscriber", Page::size(slots), Sharing::ReadWrite)
+                .map_err(system)?;
+        let page = Page::new(map, slots);
+        let h = page.header();
+        h.version.store(LAYOUT_VERSION, Ordering::Relaxed);
+        h.slots.store(slots, Ordering::Relaxed);
+        let asked = (hello.credit, hello.mode, hello.name);
+        let peer = Arc::new(Peer::new(id, connection, page, asked, credentials));
+        let welcome = Message::Welcome {
+            version: last.min(*VERSIONS.end()),
+            epoch: self.epoch,
+            id,
+            slots,
+            index: self.frames.index_len,
+        };
+        self.frames
+            .reserve(hello.credit, |head| {
+                let h = peer.page.header();
+                // A strict subscriber gets each frame from here on; a publisher that waits, waits for it.
+                h.cursor.store(head, Ordering::Relaxed);
+                // Pairs with the Acquire in the client.
+                h.magic.store(MAGIC, Ordering::Release);
+                let fds = [self.frames.control_fd.as_fd(), page_fd.as_fd()];
+                self.board.add(peer.clone(), &welcome, &fds)
+            })
+            .map_err(|e| (Code::NoMemory, e.to_string()))?
+            .map_err(|e| (Code::Slow, format!("the welcome could not be sent ({e})")))?;
+        tracing::info!(
+            key = self.key,
+            name = peer.name,
+            pid = credentials.pid(),
+            "subscriber came"
+        );
+        (self.events)(Event::SubscriberAdded(SubscriberInfo::of(&peer)));
+        Ok(())
+    }
+
+    /// After HELLO a subscriber says that it leaves, and then closes the connection.
+    fn listen_to(&self, peer: &Peer) {
+        match peer.connection.receive() {
+            Ok(Received::Nothing) => {}
+            Ok(Received::Message(Message::Leave, _)) => peer.leaving.store(true, Ordering::Relaxed),
+            Ok(Received::Closed) | Err(_) => {
+                // The process is gone, or has let go of every frame: its claims mean nothing any more.
+                self.board.remove(peer.id);
+                tracing::info!(key = self.key, name = peer.name, "subscriber went");
+                let reason = peer.kicked().map(|(_, text)| text);
+                (self.events)(Event::SubscriberRemoved(SubscriberInfo::of(peer), reason));
+            }
+            Ok(Received::Message(..) | Received::Malformed(_)) => {
+                self.board.kick(peer, Code::Malformed, "it sent what it should not".into());
+            }
+        }
+    }
+
+    /// Sends away who is to be sent away, and reports who is stuck.
+    fn look_after(
+        &self,
+        peer: &Peer,
+        progress: std::collections::hash_map::Entry<'_, u32, Progress>,
+        now: Duration,
+    ) {
+        let cursor = peer.page.header().cursor.load(Ordering::Relaxed);
+        let head = self.frames.control.header().head.load(Ordering::Relaxed);
+        let fresh = || Progress { cursor, head, since: now, reported: false, dismissed: false };
+        let seen = progress.or_insert_with(fresh);
+        if let Some((code, text)) = peer.kicked() {
+            if !seen.dismissed {
+                // The connection is kept until the other side closes it. Only that says that the
+                // process does not read its frames any more.
+                let _ = peer.connection.send(&Message::Bye { code, text }, &[]);
+                let _ = shutdown(peer.connection.as_fd().as_raw_fd(), Shutdown::Write);
+                seen.dismissed = true;
+            }
+            return;
+        }
+        // Who leaves takes nothing any more and is not stuck.
+        let held = peer.page.count_held();
+        let held = if peer.leaving.load(Ordering::Relaxed) { 0 } else { held };
+        if seen.cursor != cursor || head == seen.head || held == 0 {
+            *seen = fresh();
+            return;
+        }
+        let stuck = now.saturating_sub(seen.since);
+        if stuck >= STALLED_AFTER && !seen.reported {
+            seen.reported = true;
+            tracing::warn!(key = self.key, name = peer.name, held, "subscriber does not move");
+            (self.events)(Event::SubscriberStalled(SubscriberInfo::of(peer)));
+        }
+        if self.stall_timeout.is_some_and(|t| stuck >= t) {
+            let text = format!("it held {held} frames and took none for {} s", stuck.as_secs());
+            self.board.kick(peer, Code::Stalled, text);
+        }
+    }
+}
+
+struct Ready {
+    listener: bool,
+    strangers: Vec<bool>,
+    peers: Vec<bool>,
+}

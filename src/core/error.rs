@@ -1,0 +1,90 @@
+//! What can go wrong, in sentences that say what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::channel::message::Code;
+
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The key breaks the rules for keys.
+    Key { key: String, problem: &'static str },
+    /// Another publisher has the key.
+    Busy { key: String, owner: String },
+    /// The runtime directory can't be used.
+    RuntimeDir { path: PathBuf, problem: String },
+    /// The publisher sent the subscriber away, or this side refused what it sent.
+    Refused { key: String, code: Code, text: String },
+    /// The peer broke the protocol.
+    Protocol { key: String, problem: String },
+    /// No publisher came within the time given.
+    NoPublisher { key: String, searched: Vec<PathBuf> },
+    /// A wait was ended by [`super::wake::Interrupt`].
+    Interrupted,
+    /// A number is out of its range.
+    Value { what: &'static str, problem: String },
+    /// The operating system refused.
+    System { what: &'static str, source: io::Error },
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Key { key, problem } => write!(
+                f,
+                "The key '{key}' {problem}: use 1 to 63 of the characters A-Z a-z 0-9 _ . - and no dot at the start, such as key=cam1"
+            ),
+            Self::Busy { key, owner } => write!(
+                f,
+                "The key '{key}' is already published by {owner}: stop that publisher or choose another key"
+            ),
+            Self::RuntimeDir { path, problem } => write!(
+                f,
+                "The runtime directory {} {problem}: make it usable, or name another one with the property runtime-dir or the environment variable CUFRAMES_RUNTIME_DIR",
+                path.display()
+            ),
+            Self::Refused { key, text, .. } => {
+                write!(f, "The publisher of '{key}' refused: {text}")
+            }
+            Self::Protocol { key, problem } => write!(
+                f,
+                "The publisher of '{key}' broke the protocol ({problem}): run the same version of cuframes on both sides"
+            ),
+            Self::NoPublisher { key, searched } => {
+                write!(f, "No publisher of '{key}' in")?;
+                for path in searched {
+                    write!(f, " {}", path.display())?;
+                }
+                f.write_str(
+                    ": start one with cuframessink, under the same key and runtime directory",
+                )
+            }
+            Self::Interrupted => f.write_str("The wait was interrupted"),
+            Self::Value { what, problem } => write!(f, "{what} {problem}"),
+            Self::System { what, source } => write!(f, "Can't {what}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::System { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// Says what was tried when the system refused it.
+pub(crate) trait Context<T> {
+    fn context(self, what: &'static str) -> Result<T, Error>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
+    fn context(self, what: &'static str) -> Result<T, Error> {
+        self.map_err(|e| Error::System { what, source: e.into() })
+    }
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;

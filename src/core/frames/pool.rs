@@ -1,0 +1,560 @@
+//! The publisher's slots: lent to be written, published, and used again when nobody reads them.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::claim;
+use crate::core::board::{Board, Peer, lock};
+use crate::core::channel::message::{Code, Message, Mode};
+use crate::core::error::{Context, Error, Result};
+use crate::core::layout::{FrameInfo, LAYOUT_VERSION, MAGIC, MAX_SLOTS, Record, pack_index};
+use crate::core::shm::{Control, Mapping, Sharing};
+use crate::core::sync::{AtomicBool, Ordering, fence};
+use crate::core::wake;
+use crate::memory::{Backend, Chunk};
+
+/// Slots that upstream may have at a time: a decoder's reference pictures and those in its threads.
+const MAX_LOANS: u32 = 64;
+/// Slots are added for upstream by this many, so that a decoder that starts does not make a chunk each.
+const LOAN_STEP: u32 = 4;
+
+/// What happens to a new frame when subscribers are not done with the old ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// The publisher never waits; a frame for which there is no slot is dropped.
+    Drop,
+    /// The publisher waits until every strict subscriber has taken a frame before it reuses its slot,
+    /// but for one frame no longer than this.
+    Wait(Duration),
+}
+
+struct Slot {
+    chunk: u32,
+    index: u32,
+    memory: Arc<dyn Chunk>,
+    /// Somebody upstream has it: writing, or still reading after it was published.
+    loaned: bool,
+    published: bool,
+}
+
+struct LiveChunk {
+    id: u32,
+    memory: Arc<dyn Chunk>,
+    /// The numbers of its slots.
+    numbers: Vec<u32>,
+    /// Slots that are not retired.
+    slots: u32,
+    retiring: bool,
+}
+
+struct ChunkFd(Arc<dyn Chunk>);
+
+impl AsFd for ChunkFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+}
+
+#[derive(Default)]
+struct Pool {
+    chunks: Vec<LiveChunk>,
+    next_chunk: u32,
+    /// By slot number; `None` where the number is free.
+    slots: Vec<Option<Slot>>,
+    /// The slots that are not being written, in the order in which they may be used again.
+    order: VecDeque<u32>,
+    slot_size: usize,
+    generation: u32,
+    /// Sequence number of the last published frame.
+    head: u64,
+    dropped: u64,
+    loans: u32,
+    loan_reserve: u32,
+    peers: Vec<Arc<Peer>>,
+    peers_version: u64,
+}
+
+/// What the pool has, for statistics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    pub published: u64,
+    pub dropped: u64,
+    pub slots: u32,
+    pub chunks: u32,
+    pub bytes: u64,
+}
+
+pub(crate) struct Frames {
+    pub control: Control,
+    pub control_fd: OwnedFd,
+    pub index_len: u32,
+    backend: Arc<dyn Backend>,
+    board: Arc<Board>,
+    window: u32,
+    policy: Policy,
+    /// Ends the waits of policy wait.
+    flushing: AtomicBool,
+    pool: Mutex<Pool>,
+}
+
+enum Taken {
+    Slot(u32),
+    /// Policy wait: this subscriber has to move on first.
+    WaitFor(Arc<Peer>),
+    Nothing,
+}
+
+impl Frames {
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        board: Arc<Board>,
+        window: u32,
+        policy: Policy,
+        credits: u32,
+        epoch: u64,
+    ) -> Result<Self> {
+        // Twice what is in use at most: a change of the frame size has old and new slots for a while.
+        let capacity = credits.saturating_add(window + MAX_LOANS).saturating_mul(2);
+        let slots = capacity.min(MAX_SLOTS);
+        let index_len = slots.next_power_of_two();
+        let size = Control::size(slots, index_len);
+        let (map, control_fd) = Mapping::create("cuframes-control", size, Sharing::ReadOnly)
+            .context("make the control segment")?;
+        let control = Control::new(map, slots, index_len);
+        let h = control.header();
+        h.version.store(LAYOUT_VERSION, Ordering::Relaxed);
+        h.slots.store(slots, Ordering::Relaxed);
+        h.index.store(index_len, Ordering::Relaxed);
+        h.epoch.store(epoch, Ordering::Relaxed);
+        // Pairs with the Acquire of whoever opens the segment.
+        h.magic.store(MAGIC, Ordering::Release);
+        let pool = Pool { slots: (0..slots).map(|_| None).collect(), ..Default::default() };
+        Ok(Self {
+            control,
+            control_fd,
+            index_len,
+            backend,
+            board,
+            window,
+            policy,
+            flushing: AtomicBool::new(false),
+            pool: Mutex::new(pool),
+        })
+    }
+
+    /// Frames from now on have these caps and need slots of this many bytes.
+    pub fn set_format(&self, caps: &str, slot_size: usize) -> Result<()> {
+        let mut pool = lock(&self.pool);
+        pool.generation += 1;
+        self.board.format(pool.generation, caps);
+        if slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
+            self.resize(&mut pool, slot_size)?;
+        }
+        Ok(())
+    }
+
+    /// Runs `join` while no frame is published and hands it the number of the last one, after the
+    /// slots for `credit` more frames were made.
+    pub fn reserve<T>(&self, credit: u32, join: impl FnOnce(u64) -> T) -> Result<T> {
+        let mut pool = lock(&self.pool);
+        pool.look_at_peers(&self.board);
+        self.ensure(&mut pool, credit)?;
+        Ok(join(pool.head))
+    }
+
+    pub fn stats(&self) -> PoolStats {
+        let pool = lock(&self.pool);
+        PoolStats {
+            published: pool.head,
+            dropped: pool.dropped,
+            slots: pool.slots.iter().flatten().count() as u32,
+            chunks: pool.chunks.len() as u32,
+            bytes: pool
+                .chunks
+                .iter()
+                .map(|c| c.memory.geometry().bytes().unwrap_or(0) as u64)
+                .sum(),
+        }
+    }
+
+    /// A slot for a frame of `size` bytes, which is the caller's until it drops the loan.
+    /// `None` if all are in use.
+    pub fn loan(self: &Arc<Self>, size: usize) -> Result<Option<Loan>> {
+        let deadline = match self.policy {
+            Policy::Drop => None,
+            Policy::Wait(timeout) => Some(wake::now() + timeout),
+        };
+        // The subscriber that we are about to sleep for, and its futex as it was before the last look.
+        let mut awaited: Option<(Arc<Peer>, u32)> = None;
+        let waits = &self.control.header().status.publisher_waits;
+        let loan = loop {
+            let mut pool = lock(&self.pool);
+            pool.look_at_peers(&self.board);
+            if size > pool.slot_size {
+                self.resize(&mut pool, size)?;
+            }
+            self.trim(&mut pool);
+            let in_time = deadline.is_some_and(|d| wake::now() < d);
+            if let (false, Some((peer, _))) = (in_time, awaited.take_if(|_| !in_time)) {
+                let text = "it did not take a frame within the time that the publisher waits";
+                self.board.kick(&peer, Code::Stalled, text.into());
+            }
+            let wait = in_time && !self.flushing.load(Ordering::Acquire);
+            match self.take(&mut pool, wait) {
+                Taken::Slot(slot) => break Some(self.lend(&mut pool, slot)),
+                _ if pool.loans >= pool.loan_reserve.max(1) && pool.loans < MAX_LOANS => {
+                    pool.loan_reserve = (pool.loans + LOAN_STEP).min(MAX_LOANS);
+                    self.ensure(&mut pool, 0)?;
+                }
+                Taken::Nothing => {
+                    self.blame(&pool);
+                    break None;
+                }
+                Taken::WaitFor(peer) => {
+                    drop(pool);
+                    let futex = &peer.page.header().futex;
+                    match awaited.take() {
+                        Some((before, seen)) if Arc::ptr_eq(&before, &peer) => {
+                            // A subscriber that dies wakes nobody, so look again now and then.
+                            let left = deadline.unwrap_or_default().saturating_sub(wake::now());
+                            wake::wait(futex, seen, Some(left.min(Duration::from_millis(20))));
+                        }
+                        _ => {
+                            waits.store(1, Ordering::Relaxed);
+                            // Pairs with the fence in `Shared::moved`: either it sees that we wait and
+                            // changes the futex, or our next look sees that it moved.
+                            fence(Ordering::SeqCst);
+                            let seen = futex.load(Ordering::Acquire);
+                            awaited = Some((peer, seen));
+                        }
+                    }
+                }
+            }
+        };
+        waits.store(0, Ordering::Relaxed);
+        Ok(loan)
+    }
+
+    /// Counts a frame that was not published because there was no slot.
+    pub fn count_dropped(&self) {
+        let mut pool = lock(&self.pool);
+        pool.dropped += 1;
+        self.control.header().status.dropped.store(pool.dropped, Ordering::Relaxed);
+    }
+
+    /// Ends waits in [`Frames::loan`] while it is on.
+    pub fn set_flushing(&self, on: bool) {
+        self.flushing.store(on, Ordering::Release);
+        if on {
+            for peer in self.board.peers().1 {
+                peer.page.header().futex.fetch_add(1, Ordering::Release);
+                wake::wake_all(&peer.page.header().futex);
+            }
+        }
+    }
+
+    /// No frame comes any more, until one does.
+    pub fn end(&self) {
+        let h = self.control.header();
+        // Pairs with the Acquire in the reader: the last `head` was stored before.
+        h.status.eos.store(1, Ordering::Release);
+        h.futex.fetch_add(1, Ordering::Release);
+        wake::wake_all(&h.futex);
+    }
+
+    fn lend(self: &Arc<Self>, pool: &mut Pool, number: u32) -> Loan {
+        pool.loans += 1;
+        let slot = pool.slots[number as usize].as_mut().expect("a slot that was taken exists");
+        slot.loaned = true;
+        slot.published = false;
+        Loan {
+            address: slot.memory.address(slot.index),
+            size: slot.memory.geometry().size as usize,
+            slot: number,
+            frames: self.clone(),
+        }
+    }
+
+    /// The oldest slot that nobody needs, out of `order`.
+    fn take(&self, pool: &mut Pool, wait: bool) -> Taken {
+        let Pool { order, slots, peers, peers_version, head, .. } = pool;
+        for at in 0..order.len() {
+            let number = order[at];
+            let slot_seq = self.control.slot(number);
+            let seq = slot_seq.load(Ordering::Relaxed);
+            if seq != claim::EMPTY {
+                // The newest frames stay for those who are just waking up.
+                if seq + u64::from(self.window) > *head {
+                    break;
+                }
+                if wait && let Some(peer) = peers.iter().find(|p| is_behind(p, seq)) {
+                    return Taken::WaitFor(peer.clone());
+                }
+            }
+            let slot = slots[number as usize].as_ref().expect("slots in order exist");
+            if slot.loaned {
+                continue;
+            }
+            if claim::retire(slot_seq, || held_by_any(&self.board, peers, peers_version, number)) {
+                order.remove(at);
+                return Taken::Slot(number);
+            }
+        }
+        match peers.iter().find(|p| p.page.count_held() > 0) {
+            Some(peer) if wait => Taken::WaitFor(peer.clone()),
+            _ => Taken::Nothing,
+        }
+    }
+
+    /// No slot is left: subscribers that hold more than they may are sent away.
+    fn blame(&self, pool: &Pool) {
+        for peer in &pool.peers {
+            let held = peer.page.count_held();
+            if held > peer.credit {
+                let text = format!("it holds {held} frames with a credit of {}", peer.credit);
+                self.board.kick(peer, Code::OverCredit, text);
+            }
+        }
+    }
+
+    /// Publishes what was written to the slot of a loan. `None` if that was published before.
+    /// `ready` says that the pixels are complete; otherwise the device writes `ready` when they are.
+    fn publish(&self, number: u32, info: &FrameInfo, ready: bool) -> Option<u64> {
+        let h = self.control.header();
+        let mut pool = lock(&self.pool);
+        let (generation, seq) = (pool.generation, pool.head + 1);
+        let slot = pool.slots[number as usize].as_mut().filter(|s| s.loaned && !s.published)?;
+        slot.published = true;
+        let record = Record {
+            seq,
+            generation,
+            chunk: slot.chunk,
+            slot_in_chunk: slot.index,
+            published: wake::now_ns(),
+            info: info.clone(),
+        };
+        record.store(self.control.record(number));
+        claim::publish(self.control.slot(number), seq);
+        self.control.index(seq).store(pack_index(seq, number), Ordering::Relaxed);
+        if ready {
+            // Pairs with the Acquire in `Reader`: the pixels are written.
+            h.ready.store(seq, Ordering::Release);
+        }
+        h.status.eos.store(0, Ordering::Relaxed);
+        // Pairs with the Acquire in the reader: record, slot number and index are written.
+        h.head.store(seq, Ordering::Release);
+        pool.head = seq;
+        pool.order.push_back(number);
+        drop(pool);
+        h.futex.fetch_add(1, Ordering::Release);
+        wake::wake_all(&h.futex);
+        Some(seq)
+    }
+
+    /// Publishes the loaned slot that an address of the CPU or the device falls into. `info` is handed
+    /// the distance from the slot's start. `None` if it is no such slot, or was published before.
+    pub fn publish_at(
+        &self,
+        address: u64,
+        ready: bool,
+        info: impl FnOnce(u64) -> FrameInfo,
+    ) -> Option<u64> {
+        let (number, offset) = {
+            let pool = lock(&self.pool);
+            pool.chunks.iter().find_map(|c| {
+                let offset = address.checked_sub(c.memory.address(0))?;
+                let stride = c.memory.geometry().stride;
+                let number = c.numbers.get((offset / stride) as usize)?;
+                Some((*number, offset % stride))
+            })?
+        };
+        self.publish(number, &info(offset), ready)
+    }
+
+    /// Replaces all chunks by ones with bigger or smaller slots. Frames that are in use stay until
+    /// they are released.
+    fn resize(&self, pool: &mut Pool, size: usize) -> Result<()> {
+        for chunk in &mut pool.chunks {
+            chunk.retiring = true;
+        }
+        pool.slot_size = size;
+        self.ensure(pool, 0)
+    }
+
+    /// Makes slots until there are enough for the window, everybody's credit, and upstream.
+    fn ensure(&self, pool: &mut Pool, more_credit: u32) -> Result<()> {
+        // Without a format there is nothing to make; whoever sets one comes back here.
+        if pool.slot_size == 0 {
+            return Ok(());
+        }
+        let missing = (pool.needed(self.window) + more_credit).saturating_sub(pool.capacity());
+        if missing == 0 {
+            return Ok(());
+        }
+        let free: Vec<u32> = (0..self.control.slots())
+            .filter(|n| pool.slots[*n as usize].is_none())
+            .take(missing as usize)
+            .collect();
+        if free.len() < missing as usize {
+            return Err(Error::Value {
+                what: "The frame pool",
+                problem: "has no slot numbers left: lower max-subscribers or max-credit".into(),
+            });
+        }
+        let memory =
+            self.backend.allocate(missing, pool.slot_size).context("get memory for frames")?;
+        pool.next_chunk += 1;
+        let id = pool.next_chunk;
+        let g = memory.geometry();
+        let (kind, slots) = (self.backend.kind() as u32, g.slots);
+        let message = Message::Chunk { id, kind, slots, stride: g.stride, size: g.size };
+        self.board.chunk(id, message, Arc::new(ChunkFd(memory.clone())));
+        for (index, &number) in (0..).zip(&free) {
+            let (chunk, memory) = (id, memory.clone());
+            pool.slots[number as usize] =
+                Some(Slot { chunk, index, memory, loaned: false, published: false });
+            pool.order.push_front(number);
+        }
+        pool.chunks.push(LiveChunk { id, memory, numbers: free, slots, retiring: false });
+        tracing::debug!(chunk = id, slots, bytes = g.bytes(), "pool grew");
+        Ok(())
+    }
+
+    /// Frees what is not needed any more.
+    fn trim(&self, pool: &mut Pool) {
+        let spare = pool.capacity().saturating_sub(pool.needed(self.window));
+        let idle = pool.chunks.iter_mut().rev().find(|c| !c.retiring && c.slots <= spare);
+        if let Some(chunk) = idle {
+            chunk.retiring = true;
+        }
+        if !pool.chunks.iter().any(|c| c.retiring) {
+            return;
+        }
+        let Pool { order, slots, chunks, peers, peers_version, head, .. } = pool;
+        order.retain(|number| {
+            let slot = slots[*number as usize].as_ref().expect("slots in order exist");
+            let chunk =
+                chunks.iter_mut().find(|c| c.id == slot.chunk).expect("a slot's chunk exists");
+            let slot_seq = self.control.slot(*number);
+            let seq = slot_seq.load(Ordering::Relaxed);
+            let newest = seq != claim::EMPTY && seq + u64::from(self.window) > *head;
+            let needed = newest
+                || slot.loaned
+                || peers.iter().any(|p| self.policy != Policy::Drop && is_behind(p, seq));
+            if !chunk.retiring || needed {
+                return true;
+            }
+            let free =
+                claim::retire(slot_seq, || held_by_any(&self.board, peers, peers_version, *number));
+            if free {
+                chunk.slots -= 1;
+                slots[*number as usize] = None;
+            }
+            !free
+        });
+        pool.chunks.retain(|chunk| {
+            if chunk.slots == 0 {
+                self.board.retire(chunk.id);
+                tracing::debug!(chunk = chunk.id, "pool shrank");
+            }
+            chunk.slots > 0
+        });
+    }
+
+    fn give_back(&self, number: u32) {
+        let mut pool = lock(&self.pool);
+        pool.loans -= 1;
+        let slot = pool.slots[number as usize].as_mut().expect("a loaned slot stays");
+        slot.loaned = false;
+        if !slot.published {
+            pool.order.push_front(number);
+        }
+    }
+}
+
+/// Whether this subscriber has still to take frame `seq`, and wants to.
+fn is_behind(peer: &Peer, seq: u64) -> bool {
+    peer.credit > 0
+        && peer.mode == Mode::Strict
+        && !peer.leaving.load(Ordering::Relaxed)
+        // Pairs with the Release in the reader: what it took is claimed.
+        && peer.page.header().cursor.load(Ordering::Acquire) < seq
+}
+
+fn held_by_any(board: &Board, peers: &mut Vec<Arc<Peer>>, version: &mut u64, slot: u32) -> bool {
+    // Behind the fence in `claim::retire` this sees everybody who was welcomed before their fence.
+    if board.version() != *version {
+        (*version, *peers) = board.peers();
+    }
+    peers.iter().any(|p| claim::is_held(p.page.held(slot)))
+}
+
+impl Pool {
+    fn look_at_peers(&mut self, board: &Board) {
+        if board.version() != self.peers_version {
+            (self.peers_version, self.peers) = board.peers();
+        }
+    }
+
+    /// Slots that are in use at most.
+    fn needed(&self, window: u32) -> u32 {
+        let credits: u32 = self.peers.iter().map(|p| p.credit).sum();
+        window + credits + self.loan_reserve.max(1)
+    }
+
+    fn capacity(&self) -> u32 {
+        self.chunks.iter().filter(|c| !c.retiring).map(|c| c.memory.geometry().slots).sum()
+    }
+}
+
+/// A slot to write a frame to. Dropped without being published, it is free again at once.
+pub struct Loan {
+    frames: Arc<Frames>,
+    slot: u32,
+    address: u64,
+    size: usize,
+}
+
+impl std::fmt::Debug for Loan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loan").field("slot", &self.slot).field("size", &self.size).finish()
+    }
+}
+
+impl Loan {
+    /// Where the slot begins: an address of the CPU or of the device, by the publisher's kind of memory.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Bytes of the slot.
+    pub fn len(&self) -> usize {
+        self.size
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+
+    /// The bytes to write, of a publisher of host memory.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        assert_eq!(self.frames.backend.kind(), crate::memory::Kind::Host);
+        // SAFETY: the slot is `size` bytes of a mapping that the loan keeps alive. While it is on loan
+        // and not published no subscriber has a claim on it, and no other loan has it; `&mut self`
+        // says the same for this one. (Only `Frames::publish_at` publishes a loan that lives on, and
+        // the sink, its one caller, has no bytes of the loan borrowed then.)
+        unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.size) }
+    }
+
+    pub(crate) fn publish(&self, info: &FrameInfo, ready: bool) -> Option<u64> {
+        self.frames.publish(self.slot, info, ready)
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.frames.give_back(self.slot);
+    }
+}

@@ -1,0 +1,238 @@
+//! The subscriber's way to frames: waits, claims, and hands out leases.
+
+use std::sync::Arc;
+
+use super::claim;
+use crate::core::board::lock;
+use crate::core::channel::client::Shared;
+use crate::core::channel::message::{Code, Mode};
+use crate::core::error::{Error, Result};
+use crate::core::layout::{FrameInfo, Record, unpack_index};
+use crate::core::subscriber::{Next, Wait};
+use crate::core::sync::Ordering;
+use crate::core::wake;
+use crate::memory::Imported;
+
+/// The claim on a slot; dropped, the slot is the publisher's again.
+struct Lease {
+    shared: Arc<Shared>,
+    slot: u32,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        claim::release(self.shared.page.held(self.slot));
+        // Behind the release: who sees the lease gone may claim again.
+        self.shared.leases.fetch_sub(1, Ordering::Release);
+        self.shared.moved();
+        // A reader that holds all it may waits for this.
+        self.shared.bell.ring();
+    }
+}
+
+/// A frame of the publisher. Its pixels stay as they are while it lives, and are to be read only.
+pub struct Frame {
+    lease: Lease,
+    memory: Arc<dyn Imported>,
+    address: u64,
+    /// Counts up from 1 in one life of a publisher.
+    pub seq: u64,
+    pub caps: Arc<str>,
+    /// Changes with the caps.
+    pub generation: u32,
+    /// When it was published: CLOCK_MONOTONIC in ns.
+    pub published: i64,
+    /// Frames that this subscriber missed right before this one.
+    pub skipped: u64,
+    pub info: FrameInfo,
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frame").field("seq", &self.seq).field("info", &self.info).finish()
+    }
+}
+
+impl Frame {
+    /// Where the frame begins: an address of the CPU or of the device, by the memory's kind.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The frame's bytes, in host memory; planes lie in them as [`FrameInfo::planes`] says.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `Reader::take` checked that `info.size` bytes from `address` on are in the slot, and
+        // `memory` keeps it mapped. The claim keeps the publisher from writing there while the lease
+        // lives. (A publisher that breaks the protocol can change the bytes, which have no invalid
+        // values; it can't take them away, as the memfd is sealed.)
+        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.info.size) }
+    }
+
+    /// Where the pixels live.
+    pub fn memory(&self) -> &Arc<dyn Imported> {
+        &self.memory
+    }
+
+    /// Frames that the subscriber may hold, and holds now.
+    pub fn credit(&self) -> (u32, u32) {
+        (self.lease.shared.credit, self.lease.shared.leases.load(Ordering::Relaxed))
+    }
+}
+
+/// Where a subscriber is in the stream of frames.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    mode: Mode,
+    /// Sequence number of the frame that was taken last.
+    cursor: u64,
+    first: bool,
+    skipped: u64,
+    received: u64,
+}
+
+impl Reader {
+    pub fn new(shared: Arc<Shared>, mode: Mode) -> Self {
+        // As of the moment in which the publisher began to count with this subscriber.
+        let joined = shared.page.header().cursor.load(Ordering::Relaxed);
+        // Who wants the newest is glad of the one that is there.
+        let cursor = if mode == Mode::Newest { joined.saturating_sub(1) } else { joined };
+        Self { shared, mode, cursor, first: true, skipped: 0, received: 0 }
+    }
+
+    pub fn counters(&self) -> (u64, u64) {
+        (self.received, self.skipped)
+    }
+
+    pub fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Frame>> {
+        let shared = self.shared.clone();
+        let h = shared.control.header();
+        let deadline = wait.timeout.map(|t| wake::now() + t);
+        let mut spin_until = None;
+        loop {
+            // Both numbers are read before what they stand for, so no change goes unnoticed.
+            let seen = shared.bell.seen();
+            let futex = h.futex.load(Ordering::Acquire);
+            if wait.interrupt.is_set() {
+                return Ok(Next::Interrupted);
+            }
+            // Pairs with the Release in `Frames::end`: all frames were published before it.
+            let eos = h.status.eos.load(Ordering::Acquire) != 0;
+            // Pairs with the Release in `Frames::publish`.
+            let head = h.head.load(Ordering::Acquire);
+            // Pairs with the Release in `Lease::drop`.
+            let full = shared.leases.load(Ordering::Acquire) >= shared.credit;
+            if head > self.cursor && !full {
+                match self.take(head)? {
+                    Some(frame) => return Ok(Next::Item(frame)),
+                    None => continue,
+                }
+            }
+            if eos && head == self.cursor && !wait.past_eos {
+                return Ok(Next::Eos);
+            }
+            if let Some((code, text)) = lock(&shared.state).closed.clone() {
+                // What was published before the end is still there to be taken.
+                if head <= self.cursor || full {
+                    return Ok(Next::Lost { code, text });
+                }
+            }
+            let now = wake::now();
+            if deadline.is_some_and(|d| now >= d) {
+                return Ok(Next::TimedOut);
+            }
+            if !full && !wait.spin.is_zero() && now < *spin_until.get_or_insert(now + wait.spin) {
+                std::hint::spin_loop();
+                continue;
+            }
+            spin_until = None;
+            let left = deadline.map(|d| d - now);
+            if full {
+                shared.bell.wait(seen, left);
+            } else {
+                shared.bell.wait_with(seen, (&h.futex, futex), left);
+            }
+        }
+    }
+
+    /// Claims the frame that the mode wants. `None` if it was overwritten before that.
+    fn take(&mut self, head: u64) -> Result<Option<Frame>> {
+        let wanted = match self.mode {
+            Mode::Newest => head,
+            Mode::Strict => self.cursor + 1,
+        };
+        let Some((slot, seq)) = (wanted..=head).find_map(|seq| self.claim(seq).map(|s| (s, seq)))
+        else {
+            return Ok(None);
+        };
+        // From here on the claim goes with the lease, on every path.
+        self.shared.leases.fetch_add(1, Ordering::Relaxed);
+        let lease = Lease { shared: self.shared.clone(), slot };
+        let protocol = |problem: &str| Error::Protocol {
+            key: self.shared.key.clone(),
+            problem: problem.to_owned(),
+        };
+        let record = Record::load(self.shared.control.record(slot))
+            .filter(|r| r.seq == seq)
+            .ok_or_else(|| protocol("a frame's record makes no sense"))?;
+        let memory =
+            self.shared.announced("memory of a frame", |s| s.chunks.get(&record.chunk).cloned())?;
+        let caps = self
+            .shared
+            .announced("caps of a frame", |s| s.formats.get(&record.generation).cloned())?;
+        let geometry = memory.geometry();
+        let info = record.info;
+        let inside = info.planes.iter().all(|p| (p.offset as usize) < info.size.max(1));
+        if record.slot_in_chunk >= geometry.slots || info.size as u64 > geometry.size || !inside {
+            return Err(protocol("a frame lies outside its memory"));
+        }
+        self.wait_until_ready(seq)?;
+
+        let skipped = if self.first { 0 } else { seq - self.cursor - 1 };
+        self.first = false;
+        self.cursor = seq;
+        self.received += 1;
+        self.skipped += skipped;
+        let page = self.shared.page.header();
+        // Release pairs with the Acquire in `pool::is_behind`: the claim is in place.
+        page.cursor.store(seq, Ordering::Release);
+        page.received.store(self.received, Ordering::Relaxed);
+        page.skipped.store(self.skipped, Ordering::Relaxed);
+        page.copied.store(self.shared.copied.load(Ordering::Relaxed), Ordering::Relaxed);
+        page.heartbeat_ns.store(wake::now_ns() as u64, Ordering::Relaxed);
+        self.shared.moved();
+        Ok(Some(Frame {
+            address: memory.address(record.slot_in_chunk),
+            lease,
+            memory,
+            seq,
+            caps,
+            generation: record.generation,
+            published: record.published,
+            skipped,
+            info,
+        }))
+    }
+
+    /// The slot of frame `seq`, claimed, if it still holds it.
+    fn claim(&self, seq: u64) -> Option<u32> {
+        let control = &self.shared.control;
+        // The index was written before `head` was moved to it, and is overwritten after many frames.
+        let slot = unpack_index(control.index(seq).load(Ordering::Relaxed), seq)?;
+        // A number out of range is a lie; the frame counts as gone.
+        (slot < control.slots()).then_some(())?;
+        claim::claim(control.slot(slot), self.shared.page.held(slot), seq).then_some(slot)
+    }
+
+    /// Waits for the pixels: `ready` reaches `seq` when the device has written them. Host memory is
+    /// ready when it is published.
+    fn wait_until_ready(&self, seq: u64) -> Result<()> {
+        let ready = &self.shared.control.header().ready;
+        // Pairs with the Release in `Frames::publish`.
+        if ready.load(Ordering::Acquire) >= seq {
+            return Ok(());
+        }
+        let key = self.shared.key.clone();
+        let text = "a published frame was never completed".to_owned();
+        Err(Error::Refused { key, code: Code::Closing, text })
+    }
+}

@@ -1,0 +1,282 @@
+//! The publishing end: owns the key, lends slots, publishes frames and packets.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::board::{Board, Peer, lock};
+use super::channel::directory::Endpoint;
+use super::channel::message::Mode;
+use super::channel::server::Server;
+use super::error::{Context, Error, Result};
+use super::frames::pool::Frames;
+pub use super::frames::pool::{Loan, Policy, PoolStats};
+use super::layout::{FrameInfo, MAX_SLOTS};
+use super::packets::PacketInfo;
+use super::packets::ring::TooBig;
+use super::packets::track;
+pub use super::packets::track::{TrackConfig, TrackStats};
+use super::sync::{AtomicBool, AtomicU64, Ordering};
+use super::wake;
+use crate::memory::Backend;
+
+/// How a publisher is to be.
+#[derive(Debug, Clone)]
+pub struct PublisherConfig {
+    /// What subscribers ask for: 1 to 63 of `A-Za-z0-9_.-`, no dot at the start.
+    pub key: String,
+    /// Where the socket is; `None` for the usual places.
+    pub runtime_dir: Option<PathBuf>,
+    /// What others are told when they want the key too.
+    pub name: String,
+    /// Newest frames that are kept for subscribers which are just waking up; at least 1.
+    pub window: u32,
+    pub policy: Policy,
+    pub max_subscribers: u32,
+    /// Frames that one subscriber may hold at a time.
+    pub max_credit: u32,
+    /// A subscriber that holds frames and does not move is sent away after this long.
+    pub stall_timeout: Option<Duration>,
+    /// Permissions of the socket: who may write to it may subscribe.
+    pub socket_mode: u32,
+}
+
+impl PublisherConfig {
+    pub fn new(key: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            runtime_dir: None,
+            name: "publisher".into(),
+            window: 2,
+            policy: Policy::Drop,
+            max_subscribers: 32,
+            max_credit: 8,
+            stall_timeout: None,
+            socket_mode: 0o660,
+        }
+    }
+}
+
+/// Who a subscriber is, and how it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriberInfo {
+    pub id: u32,
+    pub name: String,
+    /// As seen from the publisher's PID namespace; 0 where it is not visible there.
+    pub pid: i32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mode: Mode,
+    /// Frames that it may hold.
+    pub credit: u32,
+    /// Frames that it holds.
+    pub held: u32,
+    /// Sequence number of the frame that it took last.
+    pub cursor: u64,
+    /// By its own account.
+    pub received: u64,
+    pub skipped: u64,
+    pub copied: u64,
+}
+
+impl SubscriberInfo {
+    pub(crate) fn of(peer: &Peer) -> Self {
+        let h = peer.page.header();
+        Self {
+            id: peer.id,
+            name: peer.name.clone(),
+            pid: peer.credentials.pid(),
+            uid: peer.credentials.uid(),
+            gid: peer.credentials.gid(),
+            mode: peer.mode,
+            credit: peer.credit,
+            held: peer.page.count_held(),
+            cursor: h.cursor.load(Ordering::Relaxed),
+            received: h.received.load(Ordering::Relaxed),
+            skipped: h.skipped.load(Ordering::Relaxed),
+            copied: h.copied.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What happens at a publisher without its doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    SubscriberAdded(SubscriberInfo),
+    /// With the reason, if it was sent away.
+    SubscriberRemoved(SubscriberInfo, Option<String>),
+    SubscriberStalled(SubscriberInfo),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PublisherStats {
+    pub pool: PoolStats,
+    pub subscribers: Vec<SubscriberInfo>,
+    pub tracks: Vec<TrackStats>,
+}
+
+/// The owner of a key. Dropping it tells the subscribers and frees the key; loans may live on.
+pub struct Publisher {
+    frames: Arc<Frames>,
+    board: Arc<Board>,
+    tracks: Mutex<Vec<Arc<track::Track>>>,
+    stop: Arc<AtomicBool>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Publisher {
+    /// Takes the key. `events` is called from the publisher's own thread and must not drop it.
+    ///
+    /// Errors: the key is bad ([`Error::Key`]) or taken ([`Error::Busy`]), the runtime directory can't
+    /// be used, a number is out of range, the system has no memory or fds left.
+    pub fn open(
+        config: PublisherConfig,
+        backend: Arc<dyn Backend>,
+        events: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let credits = config.max_subscribers.saturating_mul(config.max_credit);
+        if config.window == 0 || credits.saturating_add(config.window) > MAX_SLOTS / 4 {
+            return Err(Error::Value {
+                what: "The frame pool",
+                problem: format!(
+                    "is not possible with a window of {} frames and max-subscribers × max-credit = {credits}: together they have to be 1 to {}",
+                    config.window,
+                    MAX_SLOTS / 4
+                ),
+            });
+        }
+        let dir = config.runtime_dir.as_deref();
+        let endpoint = Endpoint::open(dir, &config.key, &config.name, config.socket_mode)?;
+        let board = Arc::new(Board::new()?);
+        let epoch = new_epoch();
+        let frames =
+            Frames::new(backend, board.clone(), config.window, config.policy, credits, epoch)?;
+        let frames = Arc::new(frames);
+        let stop = Arc::new(AtomicBool::new(false));
+        let server = Server {
+            key: config.key,
+            endpoint,
+            board: board.clone(),
+            frames: frames.clone(),
+            epoch,
+            max_subscribers: config.max_subscribers,
+            max_credit: config.max_credit,
+            stall_timeout: config.stall_timeout,
+            events: Box::new(events),
+            stop: stop.clone(),
+        };
+        let server = std::thread::Builder::new()
+            .name("cuframes-server".into())
+            .spawn(move || server.run())
+            .context("start the server thread")?;
+        Ok(Self { frames, board, tracks: Mutex::default(), stop, server: Some(server) })
+    }
+
+    /// Frames from now on have these caps, and need slots of this many bytes.
+    pub fn set_format(&self, caps: &str, frame_size: usize) -> Result<()> {
+        self.frames.set_format(caps, frame_size)
+    }
+
+    /// A slot for a frame of `size` bytes; `None` where all are in use. Under [`Policy::Wait`] this is
+    /// where the publisher waits.
+    pub fn loan(&self, size: usize) -> Result<Option<Loan>> {
+        self.frames.loan(size)
+    }
+
+    /// Publishes what was written to a slot, and gives its sequence number, which starts at 1.
+    pub fn publish(&self, loan: Loan, info: &FrameInfo) -> u64 {
+        loan.publish(info, true).expect("a loan that was not published belongs to its owner")
+    }
+
+    /// Publishes the loan that the address falls into; its owner goes on reading it, and has to write
+    /// no more. `info` is handed the distance from the slot's start in bytes. `None` if the address is
+    /// in no slot on loan, or the slot was published already.
+    pub(crate) fn publish_at(
+        &self,
+        address: u64,
+        info: impl FnOnce(u64) -> FrameInfo,
+    ) -> Option<u64> {
+        self.frames.publish_at(address, true, info)
+    }
+
+    /// Counts a frame that could not be published.
+    pub fn count_dropped(&self) {
+        self.frames.count_dropped();
+    }
+
+    /// Ends waits in [`Publisher::loan`], and makes new ones end at once, while it is on.
+    pub fn set_flushing(&self, on: bool) {
+        self.frames.set_flushing(on);
+    }
+
+    /// How far behind its timestamps frames are published at most.
+    pub fn set_latency(&self, latency: Duration) {
+        let ns = latency.as_nanos().min(u64::MAX.into()) as u64;
+        self.frames.control.header().status.latency_ns.store(ns, Ordering::Relaxed);
+    }
+
+    /// No frame comes any more; subscribers see the end behind the last one.
+    pub fn end_of_frames(&self) {
+        self.frames.end();
+    }
+
+    /// A new track for packets, which starts with these caps.
+    pub fn add_track(&self, track: u32, caps: &str, config: TrackConfig) -> Result<Track> {
+        let new = Arc::new(track::Track::new(track, config, self.board.clone())?);
+        new.set_caps(caps);
+        lock(&self.tracks).push(new.clone());
+        Ok(Track(new))
+    }
+
+    pub fn stats(&self) -> PublisherStats {
+        let mut tracks: Vec<_> = lock(&self.tracks).iter().map(|t| t.stats()).collect();
+        tracks.sort_by_key(|t| t.track);
+        PublisherStats {
+            pool: self.frames.stats(),
+            subscribers: self.board.peers().1.iter().map(|p| SubscriberInfo::of(p)).collect(),
+            tracks,
+        }
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.frames.set_flushing(true);
+        self.stop.store(true, Ordering::Release);
+        self.board.wake_server();
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
+        }
+    }
+}
+
+/// A track of a publisher.
+pub struct Track(Arc<track::Track>);
+
+impl Track {
+    /// Packets from now on have these caps.
+    pub fn set_caps(&self, caps: &str) {
+        self.0.set_caps(caps);
+    }
+
+    /// Publishes a packet, and gives its sequence number, which starts at 0.
+    ///
+    /// Errors: the packet has more bytes than the track's ring; it is counted and not published.
+    pub fn push(&self, info: PacketInfo, data: &[u8]) -> Result<u64, TooBig> {
+        self.0.push(info, data)
+    }
+
+    /// No packet comes any more.
+    pub fn end(&self) {
+        self.0.end();
+    }
+}
+
+/// A number that no other life of a publisher on this host has.
+fn new_epoch() -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    wake::now_ns() as u64
+        ^ u64::from(std::process::id()) << 40
+        ^ COUNT.fetch_add(1, Ordering::Relaxed)
+}

@@ -1,0 +1,238 @@
+//! Anonymous shared memory: sealed memfds and their mappings.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::stat::fstat;
+
+use super::layout::{ControlHeader, PageHeader, RECORD_WORDS, TrackHeader};
+use super::packets::ring::{ENTRY_WORDS, Ring};
+use super::sync::{AtomicU64, Ordering};
+
+/// `F_SEAL_FUTURE_WRITE` (Linux 5.1): mappings that exist may write, new ones may not.
+const FUTURE_WRITE: SealFlag = SealFlag::from_bits_retain(0x0010);
+
+/// Who may map a memfd for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Only this mapping, which is the creator's.
+    ReadOnly,
+    /// Whoever gets the fd.
+    ReadWrite,
+}
+
+/// A mapped range of shared memory.
+#[derive(Debug)]
+pub struct Mapping {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the range is valid in every thread until it is dropped; access goes through atomics, or
+// through pointers whose users argue for themselves.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(fd: BorrowedFd<'_>, len: usize, prot: ProtFlags) -> io::Result<Self> {
+        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let ptr = unsafe { mmap(None, size, prot, MapFlags::MAP_SHARED, fd, 0) }?;
+        Ok(Self { ptr: ptr.cast(), len })
+    }
+
+    /// Creates a memfd of `len` zero bytes that can neither shrink nor grow, and maps it for writing.
+    pub fn create(name: &str, len: usize, sharing: Sharing) -> io::Result<(Self, OwnedFd)> {
+        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        nix::unistd::ftruncate(&fd, len.try_into().map_err(|_| io::ErrorKind::InvalidInput)?)?;
+        let map = Self::new(fd.as_fd(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        let mut seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        if sharing == Sharing::ReadOnly {
+            seals |= FUTURE_WRITE;
+        }
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok((map, fd))
+    }
+
+    /// Maps a memfd that came from a peer, of which `len` bytes are to be there. One that could
+    /// shrink is refused: reading behind its end would kill this process.
+    pub fn import(fd: BorrowedFd<'_>, len: usize, sharing: Sharing) -> io::Result<Self> {
+        let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
+        let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| bad("the fd is not a memfd"))?;
+        if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(bad("the memfd is not sealed against shrinking"));
+        }
+        if fstat(fd)?.st_size < i64::try_from(len).map_err(|_| bad("the length overflows"))? {
+            return Err(bad("the memfd is shorter than announced"));
+        }
+        let write = match sharing {
+            Sharing::ReadOnly => ProtFlags::empty(),
+            Sharing::ReadWrite => ProtFlags::PROT_WRITE,
+        };
+        Self::new(fd, len, ProtFlags::PROT_READ | write)
+    }
+
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A structure of atomics at the start.
+    fn header<T>(&self) -> &T {
+        assert!(size_of::<T>() <= self.len);
+        // SAFETY: the mapping is page-aligned, at least as long as T, zeroed or written through T,
+        // and lives as long as the borrow. Every T of this module is made of atomics and padding,
+        // for which any bytes are valid and concurrent writes are defined.
+        unsafe { self.ptr.cast::<T>().as_ref() }
+    }
+
+    /// `count` words from byte `offset` on.
+    fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
+        assert!(offset % 8 == 0 && offset + count * 8 <= self.len);
+        // SAFETY: aligned and within the mapping by the assertion; atomics as in `header`.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(offset).cast().as_ptr(), count) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping, and nothing borrows from it any more.
+        let _ = unsafe { munmap(self.ptr.cast(), self.len) };
+    }
+}
+
+const LINE: usize = 64;
+
+/// The control segment: header, slot numbers, index, records.
+#[derive(Debug)]
+pub struct Control {
+    map: Mapping,
+    slots: usize,
+    index: usize,
+}
+
+impl Control {
+    /// Bytes of a segment for so many slots and index entries.
+    pub fn size(slots: u32, index: u32) -> usize {
+        Self::records_at(slots as usize, index as usize) + slots as usize * RECORD_WORDS * 8
+    }
+
+    fn index_at(slots: usize) -> usize {
+        size_of::<ControlHeader>() + (slots * 8).next_multiple_of(LINE)
+    }
+
+    fn records_at(slots: usize, index: usize) -> usize {
+        Self::index_at(slots) + (index * 8).next_multiple_of(LINE)
+    }
+
+    pub fn new(map: Mapping, slots: u32, index: u32) -> Self {
+        assert!(index.is_power_of_two() && map.len() >= Self::size(slots, index));
+        Self { map, slots: slots as usize, index: index as usize }
+    }
+
+    pub fn header(&self) -> &ControlHeader {
+        self.map.header()
+    }
+
+    pub fn slots(&self) -> u32 {
+        self.slots as u32
+    }
+
+    /// The sequence number of the frame in the slot.
+    pub fn slot(&self, slot: u32) -> &AtomicU64 {
+        &self.map.words(size_of::<ControlHeader>(), self.slots)[slot as usize]
+    }
+
+    /// The index entry of frame `seq`.
+    pub fn index(&self, seq: u64) -> &AtomicU64 {
+        let at = seq as usize & (self.index - 1);
+        &self.map.words(Self::index_at(self.slots), self.index)[at]
+    }
+
+    pub fn record(&self, slot: u32) -> &[AtomicU64] {
+        assert!((slot as usize) < self.slots);
+        let at = Self::records_at(self.slots, self.index) + slot as usize * RECORD_WORDS * 8;
+        self.map.words(at, RECORD_WORDS)
+    }
+}
+
+/// A subscriber's page: header, claims.
+#[derive(Debug)]
+pub struct Page {
+    map: Mapping,
+    slots: usize,
+}
+
+impl Page {
+    pub fn size(slots: u32) -> usize {
+        size_of::<PageHeader>() + slots as usize * 8
+    }
+
+    pub fn new(map: Mapping, slots: u32) -> Self {
+        assert!(map.len() >= Self::size(slots));
+        Self { map, slots: slots as usize }
+    }
+
+    pub fn header(&self) -> &PageHeader {
+        self.map.header()
+    }
+
+    /// The claim on the slot.
+    pub fn held(&self, slot: u32) -> &AtomicU64 {
+        &self.map.words(size_of::<PageHeader>(), self.slots)[slot as usize]
+    }
+
+    /// How many slots are claimed.
+    pub fn count_held(&self) -> u32 {
+        let claims = self.map.words(size_of::<PageHeader>(), self.slots);
+        claims.iter().filter(|h| h.load(Ordering::Relaxed) != 0).count() as u32
+    }
+}
+
+/// A track's segment: header, index entries, bytes.
+#[derive(Debug)]
+pub struct TrackSegment {
+    map: Mapping,
+    entries: usize,
+    bytes: usize,
+}
+
+impl TrackSegment {
+    fn bytes_at(entries: usize) -> usize {
+        size_of::<TrackHeader>() + entries * ENTRY_WORDS * 8
+    }
+
+    /// Bytes of a segment, or `None` where that overflows. `bytes` has to be a multiple of 8.
+    pub fn size(entries: u32, bytes: u64) -> Option<usize> {
+        let bytes = usize::try_from(bytes).ok().filter(|b| *b > 0 && b % 8 == 0)?;
+        (entries > 0).then_some(())?;
+        Self::bytes_at(entries as usize).checked_add(bytes).filter(|b| *b <= isize::MAX as usize)
+    }
+
+    pub fn new(map: Mapping, entries: u32, bytes: u64) -> Self {
+        assert!(Self::size(entries, bytes).is_some_and(|size| map.len() >= size));
+        Self { map, entries: entries as usize, bytes: bytes as usize }
+    }
+
+    pub fn header(&self) -> &TrackHeader {
+        self.map.header()
+    }
+
+    pub fn ring(&self) -> Ring<'_> {
+        Ring {
+            head: &self.header().head,
+            tail: &self.header().tail,
+            entries: self.map.words(size_of::<TrackHeader>(), self.entries * ENTRY_WORDS),
+            bytes: self.map.words(Self::bytes_at(self.entries), self.bytes / 8),
+        }
+    }
+}

@@ -1,0 +1,496 @@
+/**
+ * SECTION:element-cuframessrc
+ * @title: cuframessrc
+ * @short_description: the frames of a cuframessink in another process
+ *
+ * Emits the frames that a `cuframessink` with the same key publishes. Buffers are the publisher's own
+ * memory, mapped read-only; it is not used again until downstream lets go of the buffer. Downstream
+ * may hold `max-held` frames that way. While it holds that many, further frames are copied, so neither
+ * side ever waits for the other.
+ *
+ * The source waits for a publisher that is not there yet, and for the next when it goes away. It posts
+ * the messages `cuframes-lost` and `cuframes-reconnected`, with the key and the reason.
+ *
+ * Timestamps are those of the publisher: the running times of two pipelines on one host agree.
+ *
+ * ## Example
+ *
+ * |[
+ * gst-launch-1.0 cuframessrc key=cam1 ! videoconvert ! autovideosink
+ * ]|
+ */
+use std::str::FromStr;
+use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
+
+use gst::glib;
+use gst_base::prelude::*;
+use gst_base::subclass::prelude::*;
+use gst_video::video_frame::VideoBufferExt;
+
+use super::Mode;
+use crate::core::wake::now_ns;
+use crate::log::CAT;
+use crate::properties::post_error;
+use crate::sink::lock;
+use crate::source::{self, Latency, Life};
+use crate::time::{self, Origin};
+use crate::{Code, Error, Frame, Interrupt, Next, Subscriber};
+
+const DEFAULT_MODE: Mode = Mode::Newest;
+const DEFAULT_MAX_HELD: u32 = 4;
+const DEFAULT_SPIN: u32 = 0;
+
+#[derive(Debug, Clone)]
+struct Settings {
+    source: source::Settings,
+    mode: Mode,
+    max_held: u32,
+    spin: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            source: Default::default(),
+            mode: DEFAULT_MODE,
+            max_held: DEFAULT_MAX_HELD,
+            spin: DEFAULT_SPIN,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Stats {
+    received: u64,
+    skipped: u64,
+    duplicates: u64,
+    copied: u64,
+    reconnects: u64,
+    latency: Latency,
+}
+
+/// The format of the frames that go out.
+struct Format {
+    generation: u32,
+    caps: gst::Caps,
+    info: gst_video::VideoInfo,
+}
+
+#[derive(Default)]
+struct State {
+    subscriber: Option<Subscriber>,
+    life: Life,
+    format: Option<Format>,
+    origin: Origin,
+    /// What fits the publisher's timestamps to real time; `None` until its first frame.
+    shift: Option<i64>,
+    /// Sequence number of the last frame of this publisher.
+    seq: u64,
+    /// Running time of the last buffer.
+    last: Option<gst::ClockTime>,
+    /// The next buffer does not follow on the last.
+    discont: bool,
+}
+
+/// Lock order: `state`, then one of the others. No lock but `state` is held across a push or a wait, and
+/// `state` is only taken by the streaming thread and when that is stopped. `interrupt` is in none.
+pub struct CuframesSrc {
+    settings: Mutex<Settings>,
+    state: Mutex<State>,
+    stats: Mutex<Stats>,
+    /// The caps that go out, for queries.
+    caps: Mutex<Option<gst::Caps>>,
+    latency: Mutex<Duration>,
+    interrupt: Interrupt,
+}
+
+/// A frame as the content of a GstMemory.
+struct FrameBytes(Frame);
+
+impl AsRef<[u8]> for FrameBytes {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+impl CuframesSrc {
+    /// The next frame and its publisher's, however long that takes.
+    fn next_frame(&self, state: &mut State, settings: &Settings) -> Result<Frame, gst::FlowError> {
+        loop {
+            let subscriber = match &mut state.subscriber {
+                Some(subscriber) => subscriber,
+                none => {
+                    let mode = match settings.mode {
+                        Mode::Newest => crate::Mode::Newest,
+                        Mode::Strict => crate::Mode::Strict,
+                    };
+                    // One more than may be held is in hand while it is copied.
+                    let asked = (mode, settings.max_held + 1);
+                    let joined = state.life.join(self, &settings.source, asked, &self.interrupt)?;
+                    *lock(&self.latency) = joined.latency();
+                    lock(&self.stats).reconnects = state.life.reconnects();
+                    state.shift = None;
+                    state.format = None;
+                    state.seq = 0;
+                    state.discont = true;
+                    none.insert(joined)
+                }
+            };
+            let spin = Duration::from_micros(settings.spin.into());
+            let wait = source::wait(&self.interrupt, &settings.source, spin);
+            let (code, text) = match subscriber.next_frame(&wait) {
+                Ok(Next::Item(frame)) => return Ok(frame),
+                Ok(Next::Eos) => return Err(gst::FlowError::Eos),
+                Ok(Next::Interrupted | Next::TimedOut) => return Err(gst::FlowError::Flushing),
+                Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
+                    (code, text)
+                }
+                Err(e) => (Code::Malformed, e.to_string()),
+            };
+            state.subscriber = None;
+            state.life.lost(self, &settings.source, code, &text, &self.interrupt)?;
+        }
+    }
+
+    fn set_format(&self, state: &mut State, frame: &Frame) -> Result<(), gst::FlowError> {
+        if state.format.as_ref().is_some_and(|f| f.generation == frame.generation) {
+            return Ok(());
+        }
+        let format = gst::Caps::from_str(&frame.caps)
+            .and_then(|caps| Ok((gst_video::VideoInfo::from_caps(&caps)?, caps)));
+        let Ok((info, caps)) = format else {
+            post_error(self, &protocol(settings_key(self), "its caps are no video caps"));
+            return Err(gst::FlowError::Error);
+        };
+        if lock(&self.caps).as_ref() != Some(&caps) {
+            *lock(&self.caps) = Some(caps.clone());
+            if self.obj().set_caps(&caps).is_err() {
+                gst::element_imp_error!(
+                    self,
+                    gst::StreamError::Format,
+                    ("Downstream does not take what is published: {caps}")
+                );
+                return Err(gst::FlowError::NotNegotiated);
+            }
+        }
+        state.format = Some(Format { generation: frame.generation, caps, info });
+        Ok(())
+    }
+
+    /// The running time of a frame, `None` for one that is older than this pipeline and not the first.
+    fn running_time(&self, state: &mut State, frame: &Frame) -> Option<gst::ClockTime> {
+        let pts = frame.info.pts.unwrap_or(frame.info.captured);
+        let latency = lock(&self.latency).as_nanos() as i64;
+        let shift = *state.shift.get_or_insert_with(|| time::shift(frame.published, pts, latency));
+        let origin = state.origin.get(&*self.obj())?;
+        match u64::try_from(pts + shift - origin) {
+            Ok(ns) => Some(gst::ClockTime::from_nseconds(ns)),
+            Err(_) if state.last.is_none() => Some(gst::ClockTime::ZERO),
+            Err(_) => None,
+        }
+    }
+
+    /// The frame as a buffer on the publisher's memory, or as a copy where downstream holds all it may.
+    fn buffer(
+        &self,
+        state: &mut State,
+        frame: Frame,
+        pts: gst::ClockTime,
+    ) -> Result<gst::Buffer, gst::FlowError> {
+        let info = frame.info.clone();
+        let (seq, skipped, published) = (frame.seq, frame.skipped, frame.published);
+        let (credit, held) = frame.credit();
+        let format = state.format.as_ref().expect("set for this frame");
+        if !fits(&info, &format.info) {
+            let caps = &format.caps;
+            let problem = format!("a frame is too small for {caps}");
+            post_error(self, &protocol(settings_key(self), &problem));
+            return Err(gst::FlowError::Error);
+        }
+        let mut buffer = gst::Buffer::from_slice(FrameBytes(frame));
+        let offsets: Vec<_> = info.planes.iter().map(|p| p.offset as usize).collect();
+        let strides: Vec<_> = info.planes.iter().map(|p| p.stride).collect();
+        {
+            let buffer = buffer.make_mut();
+            gst_video::VideoMeta::add_full(
+                buffer,
+                gst_video::VideoFrameFlags::empty(),
+                format.info.format(),
+                format.info.width(),
+                format.info.height(),
+                &offsets,
+                &strides,
+            )
+            .map_err(|_| gst::FlowError::Error)?;
+            if let Some(c) = info.crop {
+                gst_video::VideoCropMeta::add(buffer, (c.x, c.y, c.width, c.height));
+            }
+        }
+        let copy = held >= credit;
+        if copy {
+            buffer = buffer.copy_deep().map_err(|_| gst::FlowError::Error)?;
+            if let Some(subscriber) = &state.subscriber {
+                subscriber.count_copied();
+            }
+        }
+        {
+            let buffer = buffer.make_mut();
+            let mut flags = gst::BufferFlags::from_bits_truncate(info.flags);
+            if std::mem::take(&mut state.discont) || skipped > 0 {
+                flags |= gst::BufferFlags::DISCONT;
+            }
+            buffer.set_flags(flags);
+            buffer.set_video_flags(gst_video::VideoBufferFlags::from_bits_truncate(info.flags));
+            buffer.set_pts(pts);
+            buffer.set_duration(info.duration.map(gst::ClockTime::from_nseconds));
+            buffer.set_offset(seq);
+            buffer.set_offset_end(seq + 1);
+        }
+        let mut stats = lock(&self.stats);
+        stats.received += 1;
+        stats.skipped += skipped;
+        stats.copied += u64::from(copy);
+        stats.duplicates += u64::from(seq <= state.seq);
+        stats.latency.add(now_ns() - published);
+        state.seq = seq;
+        Ok(buffer)
+    }
+}
+
+fn protocol(key: String, problem: &str) -> Error {
+    Error::Protocol { key, problem: problem.to_owned() }
+}
+
+fn settings_key(src: &CuframesSrc) -> String {
+    lock(&src.settings).source.key.clone().unwrap_or_default()
+}
+
+/// Whether every plane of the picture lies within the bytes that came.
+fn fits(frame: &crate::FrameInfo, video: &gst_video::VideoInfo) -> bool {
+    let planes = video.n_planes() as usize;
+    frame.planes.len() == planes
+        && frame.planes.iter().enumerate().all(|(n, plane)| {
+            let (rows, row) = plane_size(video, n);
+            let last = u64::try_from(plane.stride).ok().map(|s| s * (rows - 1));
+            last.is_some_and(|last| u64::from(plane.offset) + last + row <= frame.size as u64)
+        })
+}
+
+/// Rows of a plane, and bytes of a row that are pixels.
+fn plane_size(video: &gst_video::VideoInfo, plane: usize) -> (u64, u64) {
+    let format = video.format_info();
+    let components =
+        (0..format.n_components()).filter(|c| format.plane()[*c as usize] as usize == plane);
+    components.fold((1, 0), |(rows, row), c| {
+        let height = video.comp_height(c as u8);
+        let width = video.comp_width(c as u8) * format.pixel_stride()[c as usize] as u32;
+        // A format of several pixels a word has no stride of one pixel; then the rows alone count.
+        (rows.max(u64::from(height)), row.max(u64::from(width)))
+    })
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for CuframesSrc {
+    const NAME: &'static str = "GstCuframesSrc";
+    type Type = super::CuframesSrc;
+    type ParentType = gst_base::PushSrc;
+
+    fn new() -> Self {
+        Self {
+            settings: Mutex::default(),
+            state: Mutex::default(),
+            stats: Mutex::default(),
+            caps: Mutex::default(),
+            latency: Mutex::default(),
+            interrupt: Interrupt::new().expect("the process has a file descriptor left"),
+        }
+    }
+}
+
+impl ObjectImpl for CuframesSrc {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let mut properties = source::Settings::properties();
+            properties.extend([
+                glib::ParamSpecEnum::builder_with_default("mode", DEFAULT_MODE)
+                    .nick("Mode")
+                    .blurb("Which frames to take")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt::builder("max-held")
+                    .nick("Maximum held")
+                    .blurb("Frames of the publisher's memory that downstream may hold; while it holds as many, further frames are copied")
+                    .maximum(63)
+                    .default_value(DEFAULT_MAX_HELD)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt::builder("spin")
+                    .nick("Spin")
+                    .blurb("Look for the next frame for this long before sleeping: less latency, more CPU (µs)")
+                    .maximum(1_000_000)
+                    .default_value(DEFAULT_SPIN)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+                    .nick("Statistics")
+                    .blurb("received, skipped, duplicates, copied, reconnects; latency-p50 and latency-p99 from publishing to here over the last 512 frames (ns)")
+                    .read_only()
+                    .build(),
+            ]);
+            properties
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = lock(&self.settings);
+        match pspec.name() {
+            // GObject has checked type and range.
+            "mode" => settings.mode = value.get().unwrap(),
+            "max-held" => settings.max_held = value.get().unwrap(),
+            "spin" => settings.spin = value.get().unwrap(),
+            name => assert!(settings.source.set(name, value)),
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let settings = lock(&self.settings).clone();
+        match pspec.name() {
+            "mode" => settings.mode.to_value(),
+            "max-held" => settings.max_held.to_value(),
+            "spin" => settings.spin.to_value(),
+            "stats" => {
+                let stats = lock(&self.stats);
+                let [p50, p99] = stats.latency.quantiles([0.5, 0.99]);
+                gst::Structure::builder("cuframes-frame-stats")
+                    .field("received", stats.received)
+                    .field("skipped", stats.skipped)
+                    .field("duplicates", stats.duplicates)
+                    .field("copied", stats.copied)
+                    .field("reconnects", stats.reconnects)
+                    .field("latency-p50", p50)
+                    .field("latency-p99", p99)
+                    .build()
+                    .to_value()
+            }
+            name => settings.source.get(name).expect("a property of this class"),
+        }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        let obj = self.obj();
+        obj.set_live(true);
+        obj.set_format(gst::Format::Time);
+    }
+}
+
+impl GstObjectImpl for CuframesSrc {}
+
+impl ElementImpl for CuframesSrc {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "cuframes source",
+                "Source/Video",
+                "Takes the video frames that cuframessink publishes in another process",
+                "The cuframes authors",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let (src, always) = (gst::PadDirection::Src, gst::PadPresence::Always);
+            let caps = crate::properties::frame_caps();
+            vec![gst::PadTemplate::new("src", src, always, &caps).expect("a valid template")]
+        });
+        &TEMPLATES
+    }
+
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        if transition == gst::StateChange::NullToReady {
+            let key = settings_key(self);
+            if let Err(e) = crate::core::channel::directory::check_key(&key) {
+                post_error(self, &e);
+                return Err(gst::StateChangeError);
+            }
+        }
+        self.parent_change_state(transition)
+    }
+}
+
+impl BaseSrcImpl for CuframesSrc {
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        *lock(&self.stats) = Stats::default();
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        let state = std::mem::take(&mut *lock(&self.state));
+        drop(state);
+        *lock(&self.caps) = None;
+        Ok(())
+    }
+
+    fn is_seekable(&self) -> bool {
+        false
+    }
+
+    fn unlock(&self) -> Result<(), gst::ErrorMessage> {
+        self.interrupt.set();
+        Ok(())
+    }
+
+    fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
+        self.interrupt.clear();
+        Ok(())
+    }
+
+    fn caps(&self, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
+        let caps = lock(&self.caps).clone();
+        let caps = caps.unwrap_or_else(|| self.obj().src_pad().pad_template_caps());
+        Some(match filter {
+            Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
+            None => caps,
+        })
+    }
+
+    fn negotiate(&self) -> Result<(), gst::LoggableError> {
+        // The publisher decides, so there is nothing to negotiate before its first frame.
+        Ok(())
+    }
+
+    fn query(&self, query: &mut gst::QueryRef) -> bool {
+        if let gst::QueryViewMut::Latency(query) = query.view_mut() {
+            return source::answer_latency(query, *lock(&self.latency));
+        }
+        BaseSrcImplExt::parent_query(self, query)
+    }
+}
+
+impl PushSrcImpl for CuframesSrc {
+    fn create(
+        &self,
+        _buffer: Option<&mut gst::BufferRef>,
+    ) -> Result<gst_base::subclass::base_src::CreateSuccess, gst::FlowError> {
+        let settings = lock(&self.settings).clone();
+        let mut state = lock(&self.state);
+        loop {
+            let frame = self.next_frame(&mut state, &settings)?;
+            self.set_format(&mut state, &frame)?;
+            let Some(pts) = self.running_time(&mut state, &frame) else {
+                gst::log!(CAT, imp = self, "Frame {} is older than the pipeline", frame.seq);
+                continue;
+            };
+            state.last = Some(pts);
+            let buffer = self.buffer(&mut state, frame, pts)?;
+            return Ok(gst_base::subclass::base_src::CreateSuccess::NewBuffer(buffer));
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! cuframes: one process decodes a camera, all others on the host get its frames and packets.
+//!
+//! This is a GStreamer plugin with the elements `cuframessink`, `cuframessrc` and
+//! `cuframespacketsrc`, and beneath them a library that needs no pipeline: [`Publisher`] and
+//! [`Subscriber`].
+
+use gst::glib;
+
+pub mod core;
+pub mod memory;
+
+mod framesrc;
+mod log;
+mod packetsrc;
+mod properties;
+mod sink;
+mod source;
+mod time;
+
+pub use core::channel::message::{Code, Mode};
+pub use core::layout::{Crop, FrameInfo, PacketId, Plane, Planes};
+pub use core::packets::PacketInfo;
+pub use core::publisher::{
+    Event, Loan, Policy, Publisher, PublisherConfig, PublisherStats, SubscriberInfo, Track,
+    TrackConfig,
+};
+pub use core::subscriber::{
+    Frame, Next, Packet, PacketReader, Start, Subscriber, SubscriberConfig, Wait,
+};
+pub use core::wake::Interrupt;
+pub use core::{Error, Result};
+
+fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    log::init();
+    sink::register(plugin)?;
+    framesrc::register(plugin)?;
+    packetsrc::register(plugin)
+}
+
+gst::plugin_define!(
+    cuframes,
+    env!("CARGO_PKG_DESCRIPTION"),
+    plugin_init,
+    concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+    // GStreamer knows licences by these names only.
+    "LGPL",
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_NAME"),
+    "https://github.com/cuframes/gst-plugin-cuframes",
+    env!("BUILD_REL_DATE")
+);

@@ -1,0 +1,380 @@
+/**
+ * SECTION:element-cuframespacketsrc
+ * @title: cuframespacketsrc
+ * @short_description: the encoded packets of a cuframessink in another process
+ *
+ * Emits the packets of one track that a `cuframessink` with the same key publishes: byte for byte what
+ * its parser produced, with caps, codec data, timestamps and flags. The first packet is a keyframe. A
+ * reader that falls too far behind goes on at the newest keyframe, with DISCONT set and the loss counted
+ * in `stats`; a packet is never torn.
+ *
+ * The source waits for a publisher that is not there yet, and for the next when it goes away. It posts
+ * the messages `cuframes-lost` and `cuframes-reconnected`, with the key and the reason.
+ *
+ * ## Example
+ *
+ * Records a camera without decoding it:
+ *
+ * |[
+ * gst-launch-1.0 -e cuframespacketsrc key=cam1 ! h264parse ! mp4mux ! filesink location=cam1.mp4
+ * ]|
+ */
+use std::str::FromStr;
+use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
+
+use gst::glib;
+use gst_base::prelude::*;
+use gst_base::subclass::prelude::*;
+
+use super::Start;
+use crate::core::wake::now_ns;
+use crate::log::CAT;
+use crate::properties::post_error;
+use crate::sink::lock;
+use crate::source::{self, Latency, Life};
+use crate::time::{self, Origin};
+use crate::{Code, Error, Interrupt, Mode, Next, Packet, PacketReader, Subscriber};
+
+const DEFAULT_TRACK: u32 = 0;
+const DEFAULT_START: Start = Start::LatestKeyframe;
+
+#[derive(Debug, Clone)]
+struct Settings {
+    source: source::Settings,
+    track: u32,
+    start: Start,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { source: Default::default(), track: DEFAULT_TRACK, start: DEFAULT_START }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Stats {
+    received: u64,
+    lost: u64,
+    bytes: u64,
+    reconnects: u64,
+    latency: Latency,
+}
+
+#[derive(Default)]
+struct State {
+    /// Kept for the reader, which is the one that is used.
+    reader: Option<(Subscriber, PacketReader)>,
+    life: Life,
+    generation: Option<u32>,
+    origin: Origin,
+    /// What fits the publisher's timestamps to real time; `None` until its first packet.
+    shift: Option<i64>,
+    /// How much later than real time everything is, because the first packet was older than this
+    /// pipeline: kept for good, so that nothing overlaps after a reconnect.
+    delay: i64,
+    discont: bool,
+}
+
+/// Lock order: as in `cuframessrc`.
+pub struct CuframesPacketSrc {
+    settings: Mutex<Settings>,
+    state: Mutex<State>,
+    stats: Mutex<Stats>,
+    /// The caps that go out, for queries.
+    caps: Mutex<Option<gst::Caps>>,
+    latency: Mutex<Duration>,
+    interrupt: Interrupt,
+}
+
+impl CuframesPacketSrc {
+    /// The next packet of the track and its publisher's, however long that takes.
+    fn next_packet(
+        &self,
+        state: &mut State,
+        settings: &Settings,
+    ) -> Result<Packet, gst::FlowError> {
+        loop {
+            let (_, reader) = match &mut state.reader {
+                Some(reader) => reader,
+                none => {
+                    let asked = (Mode::Newest, 0);
+                    let joined = state.life.join(self, &settings.source, asked, &self.interrupt)?;
+                    lock(&self.stats).reconnects = state.life.reconnects();
+                    *lock(&self.latency) = joined.latency();
+                    let start = match settings.start {
+                        Start::LatestKeyframe => crate::Start::LatestKeyframe,
+                        Start::NextKeyframe => crate::Start::NextKeyframe,
+                        Start::OldestKeyframe => crate::Start::OldestKeyframe,
+                    };
+                    let reader = joined.packets(settings.track, start);
+                    state.shift = None;
+                    state.generation = None;
+                    state.discont = true;
+                    none.insert((joined, reader))
+                }
+            };
+            let wait = source::wait(&self.interrupt, &settings.source, Duration::ZERO);
+            let (code, text) = match reader.next(&wait) {
+                Ok(Next::Item(packet)) => return Ok(packet),
+                Ok(Next::Eos) => return Err(gst::FlowError::Eos),
+                Ok(Next::Interrupted | Next::TimedOut) => return Err(gst::FlowError::Flushing),
+                Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
+                    (code, text)
+                }
+                Err(e) => (Code::Malformed, e.to_string()),
+            };
+            state.reader = None;
+            state.life.lost(self, &settings.source, code, &text, &self.interrupt)?;
+        }
+    }
+
+    fn set_format(&self, state: &mut State, packet: &Packet) -> Result<(), gst::FlowError> {
+        if state.generation == Some(packet.generation) {
+            return Ok(());
+        }
+        let Ok(caps) = gst::Caps::from_str(&packet.caps) else {
+            let key = lock(&self.settings).source.key.clone().unwrap_or_default();
+            post_error(self, &Error::Protocol { key, problem: "its caps are no caps".into() });
+            return Err(gst::FlowError::Error);
+        };
+        if lock(&self.caps).as_ref() != Some(&caps) {
+            *lock(&self.caps) = Some(caps.clone());
+            if self.obj().set_caps(&caps).is_err() {
+                gst::element_imp_error!(
+                    self,
+                    gst::StreamError::Format,
+                    ("Downstream does not take what is published: {caps}")
+                );
+                return Err(gst::FlowError::NotNegotiated);
+            }
+        }
+        state.generation = Some(packet.generation);
+        Ok(())
+    }
+
+    /// What has to be added to the publisher's times to get running times.
+    fn to_running_time(&self, state: &mut State, packet: &Packet) -> Option<i64> {
+        let first = packet.info.dts.or(packet.info.pts).unwrap_or(packet.published);
+        let latency = lock(&self.latency).as_nanos() as i64;
+        let shift =
+            *state.shift.get_or_insert_with(|| time::shift(packet.published, first, latency));
+        let distance = shift - state.origin.get(&*self.obj())?;
+        state.delay = state.delay.max(-(first + distance));
+        Some(distance + state.delay)
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for CuframesPacketSrc {
+    const NAME: &'static str = "GstCuframesPacketSrc";
+    type Type = super::CuframesPacketSrc;
+    type ParentType = gst_base::PushSrc;
+
+    fn new() -> Self {
+        Self {
+            settings: Mutex::default(),
+            state: Mutex::default(),
+            stats: Mutex::default(),
+            caps: Mutex::default(),
+            latency: Mutex::default(),
+            interrupt: Interrupt::new().expect("the process has a file descriptor left"),
+        }
+    }
+}
+
+impl ObjectImpl for CuframesPacketSrc {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let mut properties = source::Settings::properties();
+            properties.extend([
+                glib::ParamSpecUInt::builder("track")
+                    .nick("Track")
+                    .blurb("Number of the publisher's packets_%u pad")
+                    .default_value(DEFAULT_TRACK)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecEnum::builder_with_default("start", DEFAULT_START)
+                    .nick("Start")
+                    .blurb("Which keyframe to begin at")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+                    .nick("Statistics")
+                    .blurb("received, lost, bytes, reconnects; latency-p50 and latency-p99 from publishing to here over the last 512 packets (ns)")
+                    .read_only()
+                    .build(),
+            ]);
+            properties
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = lock(&self.settings);
+        match pspec.name() {
+            // GObject has checked type and range.
+            "track" => settings.track = value.get().unwrap(),
+            "start" => settings.start = value.get().unwrap(),
+            name => assert!(settings.source.set(name, value)),
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let settings = lock(&self.settings).clone();
+        match pspec.name() {
+            "track" => settings.track.to_value(),
+            "start" => settings.start.to_value(),
+            "stats" => {
+                let stats = lock(&self.stats);
+                let [p50, p99] = stats.latency.quantiles([0.5, 0.99]);
+                gst::Structure::builder("cuframes-packet-stats")
+                    .field("received", stats.received)
+                    .field("lost", stats.lost)
+                    .field("bytes", stats.bytes)
+                    .field("reconnects", stats.reconnects)
+                    .field("latency-p50", p50)
+                    .field("latency-p99", p99)
+                    .build()
+                    .to_value()
+            }
+            name => settings.source.get(name).expect("a property of this class"),
+        }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        let obj = self.obj();
+        obj.set_live(true);
+        obj.set_format(gst::Format::Time);
+    }
+}
+
+impl GstObjectImpl for CuframesPacketSrc {}
+
+impl ElementImpl for CuframesPacketSrc {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "cuframes packet source",
+                "Source",
+                "Takes the encoded packets that cuframessink publishes in another process",
+                "The cuframes authors",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let (src, always) = (gst::PadDirection::Src, gst::PadPresence::Always);
+            let caps = crate::properties::packet_caps();
+            vec![gst::PadTemplate::new("src", src, always, &caps).expect("a valid template")]
+        });
+        &TEMPLATES
+    }
+
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        if transition == gst::StateChange::NullToReady {
+            let key = lock(&self.settings).source.key.clone().unwrap_or_default();
+            if let Err(e) = crate::core::channel::directory::check_key(&key) {
+                post_error(self, &e);
+                return Err(gst::StateChangeError);
+            }
+        }
+        self.parent_change_state(transition)
+    }
+}
+
+impl BaseSrcImpl for CuframesPacketSrc {
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        *lock(&self.stats) = Stats::default();
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        let state = std::mem::take(&mut *lock(&self.state));
+        drop(state);
+        *lock(&self.caps) = None;
+        Ok(())
+    }
+
+    fn is_seekable(&self) -> bool {
+        false
+    }
+
+    fn unlock(&self) -> Result<(), gst::ErrorMessage> {
+        self.interrupt.set();
+        Ok(())
+    }
+
+    fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
+        self.interrupt.clear();
+        Ok(())
+    }
+
+    fn caps(&self, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
+        let caps = lock(&self.caps).clone();
+        let caps = caps.unwrap_or_else(|| self.obj().src_pad().pad_template_caps());
+        Some(match filter {
+            Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
+            None => caps,
+        })
+    }
+
+    fn negotiate(&self) -> Result<(), gst::LoggableError> {
+        // The publisher decides, so there is nothing to negotiate before its first packet.
+        Ok(())
+    }
+
+    fn query(&self, query: &mut gst::QueryRef) -> bool {
+        if let gst::QueryViewMut::Latency(query) = query.view_mut() {
+            return source::answer_latency(query, *lock(&self.latency));
+        }
+        BaseSrcImplExt::parent_query(self, query)
+    }
+}
+
+impl PushSrcImpl for CuframesPacketSrc {
+    fn create(
+        &self,
+        _buffer: Option<&mut gst::BufferRef>,
+    ) -> Result<gst_base::subclass::base_src::CreateSuccess, gst::FlowError> {
+        let settings = lock(&self.settings).clone();
+        let mut state = lock(&self.state);
+        let packet = self.next_packet(&mut state, &settings)?;
+        self.set_format(&mut state, &packet)?;
+        let distance = self.to_running_time(&mut state, &packet);
+        let time = |t: Option<i64>| {
+            let ns = u64::try_from(t? + distance?).ok()?;
+            Some(gst::ClockTime::from_nseconds(ns))
+        };
+        let mut flags = gst::BufferFlags::from_bits_truncate(packet.info.flags);
+        flags.set(gst::BufferFlags::DELTA_UNIT, !packet.info.keyframe);
+        if std::mem::take(&mut state.discont) || packet.lost > 0 {
+            flags |= gst::BufferFlags::DISCONT;
+            gst::debug!(CAT, imp = self, "{} packets lost before {}", packet.lost, packet.seq);
+        }
+        {
+            let mut stats = lock(&self.stats);
+            stats.received += 1;
+            stats.lost += packet.lost;
+            stats.bytes += packet.data.len() as u64;
+            stats.latency.add(now_ns() - packet.published);
+        }
+        let mut buffer = gst::Buffer::from_mut_slice(packet.data);
+        {
+            let buffer = buffer.make_mut();
+            buffer.set_flags(flags);
+            buffer.set_pts(time(packet.info.pts));
+            buffer.set_dts(time(packet.info.dts));
+            buffer.set_duration(packet.info.duration.map(gst::ClockTime::from_nseconds));
+            buffer.set_offset(packet.seq);
+            buffer.set_offset_end(packet.seq + 1);
+        }
+        Ok(gst_base::subclass::base_src::CreateSuccess::NewBuffer(buffer))
+    }
+}

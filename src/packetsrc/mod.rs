@@ -1,0 +1,35 @@
+//! `cuframespacketsrc`: the packets of a publisher.
+
+use gst::glib;
+use gst::prelude::*;
+
+mod imp;
+
+/// Where a source begins in the packets that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstCuframesStart")]
+pub enum Start {
+    #[default]
+    #[enum_value(name = "The newest keyframe that is there", nick = "latest-keyframe")]
+    LatestKeyframe,
+    #[enum_value(name = "The next keyframe that is published", nick = "next-keyframe")]
+    NextKeyframe,
+    #[enum_value(name = "The oldest keyframe that is still there", nick = "oldest-keyframe")]
+    OldestKeyframe,
+}
+
+glib::wrapper! {
+    pub struct CuframesPacketSrc(ObjectSubclass<imp::CuframesPacketSrc>)
+        @extends gst_base::PushSrc, gst_base::BaseSrc, gst::Element, gst::Object;
+}
+
+pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    #[cfg(feature = "doc")]
+    Start::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    gst::Element::register(
+        Some(plugin),
+        "cuframespacketsrc",
+        gst::Rank::NONE,
+        CuframesPacketSrc::static_type(),
+    )
+}

@@ -1,0 +1,258 @@
+//! The sink for frames inside `cuframessink`.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+
+use gst::glib;
+use gst_base::prelude::*;
+use gst_base::subclass::prelude::*;
+use gst_video::video_frame::VideoBufferExt;
+
+use super::imp::{Published, lock};
+use super::pool::slot_buffer;
+use crate::core::Publisher;
+use crate::core::wake::now_ns;
+use crate::log::CAT;
+use crate::properties::post_error;
+use crate::time::{self, Origin};
+use crate::{FrameInfo, Plane};
+
+#[derive(Default)]
+struct State {
+    info: Option<gst_video::VideoInfo>,
+    origin: Origin,
+    latency: gst::ClockTime,
+}
+
+#[derive(Default)]
+pub struct FrameSink {
+    published: OnceLock<Arc<Published>>,
+    state: Mutex<State>,
+}
+
+impl super::FrameSink {
+    pub fn new(published: Arc<Published>) -> Self {
+        let sink: Self = glib::Object::builder().property("name", "frames").build();
+        let _ = sink.imp().published.set(published);
+        sink
+    }
+}
+
+impl FrameSink {
+    fn published(&self) -> &Published {
+        self.published.get().expect("set by new")
+    }
+
+    fn publisher(&self) -> Option<Arc<Publisher>> {
+        self.published().get()
+    }
+
+    /// Publishes a buffer that may be on a slot. False if it is not, or was published before.
+    fn publish_in_place(
+        &self,
+        publisher: &Publisher,
+        buffer: &gst::BufferRef,
+        info: &FrameInfo,
+    ) -> bool {
+        // A frame in several memories is in several allocations.
+        if buffer.n_memory() != 1 {
+            return false;
+        }
+        let Ok(map) = buffer.peek_memory(0).map_readable() else { return false };
+        let published = publisher.publish_at(map.as_ptr() as u64, |start| {
+            let at = |p: &Plane| Plane { offset: p.offset + start as u32, stride: p.stride };
+            FrameInfo {
+                planes: info.planes.iter().map(at).collect(),
+                size: info.size + start as usize,
+                ..info.clone()
+            }
+        });
+        published.is_some()
+    }
+
+    /// A copy of the frame on a slot, `None` where all are in use.
+    fn copy(
+        &self,
+        publisher: &Publisher,
+        buffer: &gst::BufferRef,
+        info: &gst_video::VideoInfo,
+    ) -> Result<Option<gst::Buffer>, gst::FlowError> {
+        let slot = slot_buffer(publisher, info.size()).map_err(|e| {
+            post_error(self, &e);
+            gst::FlowError::Error
+        })?;
+        let Some(slot) = slot else { return Ok(None) };
+        let from = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, info);
+        let to = gst_video::VideoFrame::from_buffer_writable(slot, info);
+        let (Ok(from), Ok(mut to)) = (from, to) else {
+            gst::element_imp_error!(self, gst::StreamError::Format, ["Can't read the frame"]);
+            return Err(gst::FlowError::Error);
+        };
+        from.copy(&mut to.as_mut_video_frame_ref()).map_err(|_| gst::FlowError::Error)?;
+        Ok(Some(to.into_buffer()))
+    }
+}
+
+/// Where the planes of a buffer begin, and how long their rows are.
+fn planes(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> crate::Planes {
+    let plane =
+        |(offset, stride): (&usize, &i32)| Plane { offset: *offset as u32, stride: *stride };
+    match buffer.meta::<gst_video::VideoMeta>() {
+        Some(meta) => meta.offset().iter().zip(meta.stride()).map(plane).collect(),
+        None => info.offset().iter().zip(info.stride()).map(plane).collect(),
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for FrameSink {
+    const NAME: &'static str = "GstCuframesFrameSink";
+    type Type = super::FrameSink;
+    type ParentType = gst_base::BaseSink;
+}
+
+impl ObjectImpl for FrameSink {
+    fn constructed(&self) {
+        self.parent_constructed();
+        // It would keep a slot for nothing.
+        self.obj().set_enable_last_sample(false);
+    }
+}
+
+impl GstObjectImpl for FrameSink {}
+
+impl ElementImpl for FrameSink {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "cuframes frame sink",
+                "Sink/Video",
+                "Publishes frames; part of cuframessink",
+                "The cuframes authors",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let (sink, always) = (gst::PadDirection::Sink, gst::PadPresence::Always);
+            let caps = crate::properties::frame_caps();
+            vec![gst::PadTemplate::new("sink", sink, always, &caps).expect("a valid template")]
+        });
+        &TEMPLATES
+    }
+}
+
+impl BaseSinkImpl for FrameSink {
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        *lock(&self.state) = State::default();
+        Ok(())
+    }
+
+    fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        let info = gst_video::VideoInfo::from_caps(caps)
+            .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format: {caps}"))?;
+        let publisher = self.publisher().ok_or_else(|| gst::loggable_error!(CAT, "Not started"))?;
+        if let Err(e) = publisher.set_format(&caps.to_string(), info.size()) {
+            post_error(self, &e);
+            return Err(gst::loggable_error!(CAT, "{e}"));
+        }
+        lock(&self.state).info = Some(info);
+        Ok(())
+    }
+
+    fn propose_allocation(
+        &self,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        let (caps, need_pool) = query.get_owned();
+        query.add_allocation_meta::<gst_video::VideoMeta>(None);
+        let (Some(caps), Some(publisher), true) = (caps, self.publisher(), need_pool) else {
+            return Ok(());
+        };
+        let info = gst_video::VideoInfo::from_caps(&caps)
+            .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format: {caps}"))?;
+        let pool = super::SlotPool::new(Arc::downgrade(&publisher));
+        let size = info.size() as u32;
+        let mut config = pool.config();
+        config.set_params(Some(&caps), size, 0, 0);
+        config.add_option("GstBufferPoolOptionVideoMeta");
+        pool.set_config(config).map_err(|e| gst::loggable_error!(CAT, "{e}"))?;
+        query.add_allocation_pool(Some(&pool), size, 0, 0);
+        Ok(())
+    }
+
+    fn render(&self, buffer: &gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let captured = now_ns();
+        let publisher = self.publisher().ok_or(gst::FlowError::Flushing)?;
+        let obj = self.obj();
+        let segment = obj.segment();
+        let latency = obj.latency();
+        let mut state = lock(&self.state);
+        let video = state.info.clone().ok_or(gst::FlowError::NotNegotiated)?;
+        let origin = state.origin.get(&*obj);
+        if latency != state.latency {
+            state.latency = latency;
+            publisher.set_latency(latency.into());
+        }
+        drop(state);
+
+        // Without a timestamp, the time of arrival is the best that is known.
+        let timestamp = segment
+            .downcast_ref::<gst::ClockTime>()
+            .zip(origin.zip(buffer.pts()))
+            .and_then(|(segment, (origin, pts))| time::publish(segment, origin, pts));
+        let info = FrameInfo {
+            pts: Some(timestamp.unwrap_or(captured)),
+            dts: None,
+            duration: buffer.duration().map(|d| d.nseconds()),
+            captured,
+            flags: time::portable_flags(buffer.flags()) | buffer.video_flags().bits(),
+            size: buffer.size(),
+            planes: planes(buffer, &video),
+            crop: buffer.meta::<gst_video::VideoCropMeta>().map(|crop| {
+                let (x, y, width, height) = crop.rect();
+                crate::Crop { x, y, width, height }
+            }),
+            packet: None,
+        };
+        if self.publish_in_place(&publisher, buffer, &info) {
+            return Ok(gst::FlowSuccess::Ok);
+        }
+        match self.copy(&publisher, buffer, &video)? {
+            Some(copy) => {
+                let info = FrameInfo { size: copy.size(), planes: planes(&copy, &video), ..info };
+                self.publish_in_place(&publisher, &copy, &info);
+                self.published().copied.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {
+                gst::debug!(CAT, imp = self, "No slot is free: a frame is dropped");
+                publisher.count_dropped();
+            }
+        }
+        Ok(gst::FlowSuccess::Ok)
+    }
+
+    fn event(&self, event: gst::Event) -> bool {
+        if event.type_() == gst::EventType::Eos
+            && let Some(publisher) = self.publisher()
+        {
+            publisher.end_of_frames();
+        }
+        self.parent_event(event)
+    }
+
+    fn unlock(&self) -> Result<(), gst::ErrorMessage> {
+        if let Some(publisher) = self.publisher() {
+            publisher.set_flushing(true);
+        }
+        Ok(())
+    }
+
+    fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
+        if let Some(publisher) = self.publisher() {
+            publisher.set_flushing(false);
+        }
+        Ok(())
+    }
+}

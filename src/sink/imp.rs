@@ -1,0 +1,481 @@
+/**
+ * SECTION:element-cuframessink
+ * @title: cuframessink
+ * @short_description: publishes frames and packets to other processes
+ *
+ * Publishes raw video frames, and the encoded packets that they were decoded from, under a key. Any
+ * number of `cuframessrc` and `cuframespacketsrc` on the same host get them, without a copy of the
+ * frames and without being able to disturb the publisher or each other.
+ *
+ * The `sink` pad takes frames, each `packets_%u` pad takes a track of packets. Either kind alone is
+ * fine. Upstream is offered the shared memory itself as a buffer pool; elements that use it publish
+ * without any copy. Frames that come in other memory are copied once and counted in `stats`.
+ *
+ * The element posts the messages `cuframes-subscriber-added`, `cuframes-subscriber-removed` and
+ * `cuframes-subscriber-stalled`, with the same fields as the subscribers in `stats`.
+ *
+ * ## Example
+ *
+ * |[
+ * gst-launch-1.0 videotestsrc is-live=true ! video/x-raw,format=NV12,width=1280,height=720 ! cuframessink key=cam1
+ * ]|
+ *
+ * A camera, with its frames and its packets:
+ *
+ * |[
+ * gst-launch-1.0 cuframessink name=pub key=cam1 \
+ *     rtspsrc location=rtsp://127.0.0.1:8554/cam ! rtph264depay ! h264parse config-interval=-1 ! tee name=t \
+ *     t. ! queue ! avdec_h264 ! pub.sink   t. ! queue ! pub.packets_0
+ * ]|
+ */
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use gst::glib;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_base::prelude::BaseSinkExt;
+
+use super::{FrameSink, PacketSink, Policy};
+use crate::core::publisher as core;
+use crate::core::{Publisher, PublisherConfig};
+use crate::log::CAT;
+use crate::memory::host::HostBackend;
+use crate::properties::{post_error, runtime_dir};
+use crate::{Event, Mode, SubscriberInfo, TrackConfig};
+
+const DEFAULT_POLICY: Policy = Policy::Drop;
+const DEFAULT_WAIT_TIMEOUT: gst::ClockTime = gst::ClockTime::from_seconds(5);
+const DEFAULT_WINDOW: u32 = 2;
+const DEFAULT_MAX_SUBSCRIBERS: u32 = 32;
+const DEFAULT_MAX_CREDIT: u32 = 8;
+const DEFAULT_STALL_TIMEOUT: gst::ClockTime = gst::ClockTime::ZERO;
+const DEFAULT_PACKET_BUFFER_TIME: gst::ClockTime = gst::ClockTime::from_seconds(10);
+const DEFAULT_PACKET_BUFFER_BYTES: u64 = 16 << 20;
+const DEFAULT_SYNC: bool = false;
+
+#[derive(Debug, Clone)]
+struct Settings {
+    key: Option<String>,
+    runtime_dir: Option<String>,
+    policy: Policy,
+    wait_timeout: gst::ClockTime,
+    window: u32,
+    max_subscribers: u32,
+    max_credit: u32,
+    stall_timeout: gst::ClockTime,
+    packet_buffer_time: gst::ClockTime,
+    packet_buffer_bytes: u64,
+    sync: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            key: None,
+            runtime_dir: None,
+            policy: DEFAULT_POLICY,
+            wait_timeout: DEFAULT_WAIT_TIMEOUT,
+            window: DEFAULT_WINDOW,
+            max_subscribers: DEFAULT_MAX_SUBSCRIBERS,
+            max_credit: DEFAULT_MAX_CREDIT,
+            stall_timeout: DEFAULT_STALL_TIMEOUT,
+            packet_buffer_time: DEFAULT_PACKET_BUFFER_TIME,
+            packet_buffer_bytes: DEFAULT_PACKET_BUFFER_BYTES,
+            sync: DEFAULT_SYNC,
+        }
+    }
+}
+
+/// What the bin and the sinks in it share: the publisher, between READY and PAUSED.
+#[derive(Default)]
+pub struct Published {
+    publisher: Mutex<Option<Arc<Publisher>>>,
+    /// Frames that did not come in a slot.
+    pub copied: std::sync::atomic::AtomicU64,
+}
+
+impl Published {
+    pub fn get(&self) -> Option<Arc<Publisher>> {
+        lock(&self.publisher).clone()
+    }
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lock order: none is held while another is taken, nor while anything is posted or pushed.
+#[derive(Default)]
+pub struct CuframesSink {
+    settings: Mutex<Settings>,
+    published: Arc<Published>,
+}
+
+impl CuframesSink {
+    fn open(&self) -> Result<(), crate::Error> {
+        let settings = lock(&self.settings).clone();
+        let obj = self.obj();
+        let config = PublisherConfig {
+            runtime_dir: runtime_dir(settings.runtime_dir.as_deref()),
+            name: format!("{} of {}", obj.name(), program()),
+            window: settings.window,
+            policy: match settings.policy {
+                Policy::Drop => core::Policy::Drop,
+                Policy::Wait => core::Policy::Wait(settings.wait_timeout.into()),
+            },
+            max_subscribers: settings.max_subscribers,
+            max_credit: settings.max_credit,
+            stall_timeout: Some(settings.stall_timeout.into()).filter(|t| *t > Duration::ZERO),
+            ..PublisherConfig::new(settings.key.unwrap_or_default())
+        };
+        let weak = obj.downgrade();
+        let events = move |event| {
+            if let Some(obj) = weak.upgrade() {
+                obj.imp().announce(event);
+            }
+        };
+        let publisher = Publisher::open(config, Arc::new(HostBackend), events)?;
+        self.published.copied.store(0, std::sync::atomic::Ordering::Relaxed);
+        *lock(&self.published.publisher) = Some(Arc::new(publisher));
+        Ok(())
+    }
+
+    /// Called from the publisher's thread.
+    fn announce(&self, event: Event) {
+        let (name, info, reason) = match event {
+            Event::SubscriberAdded(info) => ("cuframes-subscriber-added", info, None),
+            Event::SubscriberRemoved(info, why) => ("cuframes-subscriber-removed", info, why),
+            Event::SubscriberStalled(info) => ("cuframes-subscriber-stalled", info, None),
+        };
+        gst::info!(CAT, imp = self, "{name}: {} (pid {})", info.name, info.pid);
+        let mut structure = subscriber_structure(name, &info, None);
+        structure.set_if_some("reason", reason);
+        let obj = self.obj();
+        let _ = obj.post_message(gst::message::Element::builder(structure).src(&*obj).build());
+    }
+
+    fn stats(&self) -> gst::Structure {
+        let copied = self.published.copied.load(std::sync::atomic::Ordering::Relaxed);
+        let stats = self.published.get().map(|p| p.stats()).unwrap_or_default();
+        let head = stats.pool.published;
+        let subscribers = stats
+            .subscribers
+            .iter()
+            .map(|s| subscriber_structure("subscriber", s, Some(head)).to_send_value());
+        let tracks = stats.tracks.iter().map(|t| {
+            gst::Structure::builder("track")
+                .field("track", t.track)
+                .field("published", t.published)
+                .field("in-ring", t.in_ring)
+                .field("too-big", t.too_big)
+                .field("bytes", t.bytes)
+                .build()
+                .to_send_value()
+        });
+        gst::Structure::builder("cuframes-publisher-stats")
+            .field("published", stats.pool.published)
+            .field("dropped", stats.pool.dropped)
+            .field("copied", copied)
+            .field("memory", "host")
+            .field("slots", stats.pool.slots)
+            .field("chunks", stats.pool.chunks)
+            .field("bytes", stats.pool.bytes)
+            .field("subscribers", gst::Array::from_values(subscribers))
+            .field("tracks", gst::Array::from_values(tracks))
+            .build()
+    }
+}
+
+/// `head` is the sequence number of the newest frame, where the lag is wanted.
+fn subscriber_structure(name: &str, s: &SubscriberInfo, head: Option<u64>) -> gst::Structure {
+    let mode = match s.mode {
+        Mode::Newest => "newest",
+        Mode::Strict => "strict",
+    };
+    gst::Structure::builder(name)
+        .field("id", s.id)
+        .field("name", &s.name)
+        .field("pid", s.pid)
+        .field("uid", s.uid)
+        .field("gid", s.gid)
+        .field("mode", mode)
+        .field("credit", s.credit)
+        .field("held", s.held)
+        .field("received", s.received)
+        .field("skipped", s.skipped)
+        .field("copied", s.copied)
+        .field_if_some("lag", head.map(|head| head.saturating_sub(s.cursor)))
+        .build()
+}
+
+fn program() -> String {
+    glib::prgname().map_or_else(|| "a program without a name".into(), |name| name.to_string())
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for CuframesSink {
+    const NAME: &'static str = "GstCuframesSink";
+    type Type = super::CuframesSink;
+    type ParentType = gst::Bin;
+}
+
+impl ObjectImpl for CuframesSink {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            vec![
+                glib::ParamSpecString::builder("key")
+                    .nick("Key")
+                    .blurb("What subscribers ask for: 1 to 63 of A-Z a-z 0-9 _ . - and no dot at the start (required)")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecString::builder("runtime-dir")
+                    .nick("Runtime directory")
+                    .blurb("Where the socket is (unset: $CUFRAMES_RUNTIME_DIR, /run/cuframes, $XDG_RUNTIME_DIR/cuframes or /tmp/cuframes-UID)")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecEnum::builder_with_default("policy", DEFAULT_POLICY)
+                    .nick("Policy")
+                    .blurb("What happens to a new frame when subscribers are not done with the old ones")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt64::builder("wait-timeout")
+                    .nick("Wait timeout")
+                    .blurb("With policy=wait, a subscriber that does not take a frame for this long is sent away (ns)")
+                    .default_value(DEFAULT_WAIT_TIMEOUT.nseconds())
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt::builder("window")
+                    .nick("Window")
+                    .blurb("Newest frames that are kept for subscribers that are just waking up")
+                    .minimum(1)
+                    .maximum(256)
+                    .default_value(DEFAULT_WINDOW)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt::builder("max-subscribers")
+                    .nick("Maximum subscribers")
+                    .blurb("Subscribers at a time")
+                    .minimum(1)
+                    .maximum(1024)
+                    .default_value(DEFAULT_MAX_SUBSCRIBERS)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt::builder("max-credit")
+                    .nick("Maximum credit")
+                    .blurb("Frames that one subscriber may hold at a time: its max-held and one in hand")
+                    .minimum(1)
+                    .maximum(64)
+                    .default_value(DEFAULT_MAX_CREDIT)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt64::builder("stall-timeout")
+                    .nick("Stall timeout")
+                    .blurb("A subscriber that holds frames and takes no new one for this long is sent away (ns, 0 = never)")
+                    .default_value(DEFAULT_STALL_TIMEOUT.nseconds())
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt64::builder("packet-buffer-time")
+                    .nick("Packet buffer time")
+                    .blurb("Packets older than this are given up, except those from the newest keyframe on (ns)")
+                    .default_value(DEFAULT_PACKET_BUFFER_TIME.nseconds())
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt64::builder("packet-buffer-bytes")
+                    .nick("Packet buffer bytes")
+                    .blurb("Memory for the packets of each track")
+                    .minimum(64 << 10)
+                    .maximum(1 << 40)
+                    .default_value(DEFAULT_PACKET_BUFFER_BYTES)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecBoolean::builder("sync")
+                    .nick("Sync")
+                    .blurb("Publish at the time of the timestamps instead of at once: for files")
+                    .default_value(DEFAULT_SYNC)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+                    .nick("Statistics")
+                    .blurb("published, dropped, copied (frames), memory, slots, chunks, bytes; subscribers: name, pid, uid, credit, held, lag, skipped …; tracks")
+                    .read_only()
+                    .build(),
+            ]
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = lock(&self.settings);
+        // GObject has checked type and range.
+        let time = || gst::ClockTime::from_nseconds(value.get().unwrap());
+        match pspec.name() {
+            "key" => settings.key = value.get().unwrap(),
+            "runtime-dir" => settings.runtime_dir = value.get().unwrap(),
+            "policy" => settings.policy = value.get().unwrap(),
+            "wait-timeout" => settings.wait_timeout = time(),
+            "window" => settings.window = value.get().unwrap(),
+            "max-subscribers" => settings.max_subscribers = value.get().unwrap(),
+            "max-credit" => settings.max_credit = value.get().unwrap(),
+            "stall-timeout" => settings.stall_timeout = time(),
+            "packet-buffer-time" => settings.packet_buffer_time = time(),
+            "packet-buffer-bytes" => settings.packet_buffer_bytes = value.get().unwrap(),
+            "sync" => {
+                let sync: bool = value.get().unwrap();
+                settings.sync = sync;
+                drop(settings);
+                for child in self.obj().children() {
+                    child.set_property("sync", sync);
+                }
+            }
+            _ => unimplemented!(),
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        if pspec.name() == "stats" {
+            return self.stats().to_value();
+        }
+        let settings = lock(&self.settings);
+        match pspec.name() {
+            "key" => settings.key.to_value(),
+            "runtime-dir" => settings.runtime_dir.to_value(),
+            "policy" => settings.policy.to_value(),
+            "wait-timeout" => settings.wait_timeout.nseconds().to_value(),
+            "window" => settings.window.to_value(),
+            "max-subscribers" => settings.max_subscribers.to_value(),
+            "max-credit" => settings.max_credit.to_value(),
+            "stall-timeout" => settings.stall_timeout.nseconds().to_value(),
+            "packet-buffer-time" => settings.packet_buffer_time.nseconds().to_value(),
+            "packet-buffer-bytes" => settings.packet_buffer_bytes.to_value(),
+            "sync" => settings.sync.to_value(),
+            _ => unimplemented!(),
+        }
+    }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        let obj = self.obj();
+        obj.set_suppressed_flags(gst::ElementFlags::SOURCE | gst::ElementFlags::SINK);
+        obj.set_element_flags(gst::ElementFlags::SINK);
+    }
+}
+
+impl GstObjectImpl for CuframesSink {}
+
+impl ElementImpl for CuframesSink {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "cuframes sink",
+                "Sink/Video",
+                "Publishes video frames and encoded packets to other processes without copying them",
+                "The cuframes authors",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let template = |name, caps| {
+                let (sink, request) = (gst::PadDirection::Sink, gst::PadPresence::Request);
+                gst::PadTemplate::new(name, sink, request, &caps).expect("a valid template")
+            };
+            vec![
+                template("sink", crate::properties::frame_caps()),
+                template("packets_%u", crate::properties::packet_caps()),
+            ]
+        });
+        &TEMPLATES
+    }
+
+    fn request_new_pad(
+        &self,
+        template: &gst::PadTemplate,
+        name: Option<&str>,
+        _caps: Option<&gst::Caps>,
+    ) -> Option<gst::Pad> {
+        let obj = self.obj();
+        let (sink, name) = if template.name_template() == "sink" {
+            (
+                FrameSink::new(self.published.clone()).upcast::<gst_base::BaseSink>(),
+                "sink".to_owned(),
+            )
+        } else {
+            let track = match name.and_then(|name| name.strip_prefix("packets_")) {
+                Some(number) => number.parse().ok()?,
+                None => (0..).find(|n| obj.static_pad(&format!("packets_{n}")).is_none())?,
+            };
+            let settings = lock(&self.settings);
+            let config = TrackConfig {
+                bytes: settings.packet_buffer_bytes,
+                time: settings.packet_buffer_time.into(),
+            };
+            drop(settings);
+            let sink = PacketSink::new(self.published.clone(), track, config);
+            (sink.upcast(), format!("packets_{track}"))
+        };
+        if obj.static_pad(&name).is_some() {
+            gst::warning!(CAT, imp = self, "There is a pad {name} already");
+            return None;
+        }
+        sink.set_property("sync", lock(&self.settings).sync);
+        // A sink that publishes has nothing to show in advance; PAUSED is reached without a frame.
+        sink.set_async(false);
+        obj.add(&sink).ok()?;
+        let target = sink.static_pad("sink").expect("a base sink has a sink pad");
+        let pad = gst::GhostPad::builder_from_template_with_target(template, &target)
+            .ok()?
+            .name(name)
+            .build();
+        sink.sync_state_with_parent().ok()?;
+        pad.set_active(true).ok()?;
+        obj.add_pad(&pad).ok()?;
+        Some(pad.upcast())
+    }
+
+    fn release_pad(&self, pad: &gst::Pad) {
+        let obj = self.obj();
+        let sink = pad
+            .downcast_ref::<gst::GhostPad>()
+            .and_then(|ghost| ghost.target())
+            .and_then(|target| target.parent_element());
+        let _ = pad.set_active(false);
+        let _ = obj.remove_pad(pad);
+        if let Some(sink) = sink {
+            sink.set_locked_state(true);
+            let _ = sink.set_state(gst::State::Null);
+            let _ = obj.remove(&sink);
+        }
+    }
+
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        let opened = match transition {
+            gst::StateChange::NullToReady => {
+                let key = lock(&self.settings).key.clone().unwrap_or_default();
+                crate::core::channel::directory::check_key(&key)
+            }
+            gst::StateChange::ReadyToPaused => self.open(),
+            _ => Ok(()),
+        };
+        if let Err(e) = opened {
+            post_error(self, &e);
+            return Err(gst::StateChangeError);
+        }
+        let changed = self.parent_change_state(transition);
+        if transition == gst::StateChange::PausedToReady
+            || transition == gst::StateChange::ReadyToPaused && changed.is_err()
+        {
+            // Dropped outside the lock: it waits for the publisher's thread.
+            let publisher = lock(&self.published.publisher).take();
+            drop(publisher);
+        }
+        changed
+    }
+}
+
+impl BinImpl for CuframesSink {}

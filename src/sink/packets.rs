@@ -1,0 +1,150 @@
+//! The sink for one track of packets inside `cuframessink`.
+
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+
+use gst::glib;
+use gst_base::prelude::*;
+use gst_base::subclass::prelude::*;
+
+use super::imp::{Published, lock};
+use crate::log::CAT;
+use crate::properties::post_error;
+use crate::time::{self, Origin};
+use crate::{PacketInfo, Track, TrackConfig};
+
+#[derive(Default)]
+struct State {
+    track: Option<Track>,
+    origin: Origin,
+    /// A packet was refused, so the next one does not follow on the last.
+    gap: bool,
+}
+
+#[derive(Default)]
+pub struct PacketSink {
+    setup: OnceLock<(Arc<Published>, u32, TrackConfig)>,
+    state: Mutex<State>,
+}
+
+impl super::PacketSink {
+    pub fn new(published: Arc<Published>, track: u32, config: TrackConfig) -> Self {
+        let name = format!("packets{track}");
+        let sink: Self = glib::Object::builder().property("name", name).build();
+        let _ = sink.imp().setup.set((published, track, config));
+        sink
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for PacketSink {
+    const NAME: &'static str = "GstCuframesPacketSink";
+    type Type = super::PacketSink;
+    type ParentType = gst_base::BaseSink;
+}
+
+impl ObjectImpl for PacketSink {
+    fn constructed(&self) {
+        self.parent_constructed();
+        self.obj().set_enable_last_sample(false);
+    }
+}
+
+impl GstObjectImpl for PacketSink {}
+
+impl ElementImpl for PacketSink {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "cuframes packet sink",
+                "Sink",
+                "Publishes packets; part of cuframessink",
+                "The cuframes authors",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let (sink, always) = (gst::PadDirection::Sink, gst::PadPresence::Always);
+            let caps = crate::properties::packet_caps();
+            vec![gst::PadTemplate::new("sink", sink, always, &caps).expect("a valid template")]
+        });
+        &TEMPLATES
+    }
+}
+
+impl BaseSinkImpl for PacketSink {
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        *lock(&self.state) = State::default();
+        Ok(())
+    }
+
+    fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        let (published, number, config) = self.setup.get().expect("set by new");
+        let publisher = published.get().ok_or_else(|| gst::loggable_error!(CAT, "Not started"))?;
+        let mut state = lock(&self.state);
+        let caps = caps.to_string();
+        if let Some(track) = &state.track {
+            track.set_caps(&caps);
+            return Ok(());
+        }
+        match publisher.add_track(*number, &caps, *config) {
+            Ok(track) => state.track = Some(track),
+            Err(e) => {
+                drop(state);
+                post_error(self, &e);
+                return Err(gst::loggable_error!(CAT, "{e}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn render(&self, buffer: &gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let obj = self.obj();
+        let segment = obj.segment();
+        let segment = segment.downcast_ref::<gst::ClockTime>();
+        let mut state = lock(&self.state);
+        let origin = state.origin.get(&*obj);
+        let timestamp = |t: Option<gst::ClockTime>| {
+            segment
+                .zip(origin.zip(t))
+                .and_then(|(segment, (origin, t))| time::publish(segment, origin, t))
+        };
+        let mut flags = buffer.flags();
+        flags
+            .set(gst::BufferFlags::DISCONT, flags.contains(gst::BufferFlags::DISCONT) || state.gap);
+        let info = PacketInfo {
+            pts: timestamp(buffer.pts()),
+            dts: timestamp(buffer.dts()),
+            duration: buffer.duration().map(|d| d.nseconds()),
+            keyframe: !flags.contains(gst::BufferFlags::DELTA_UNIT),
+            flags: time::portable_flags(flags),
+        };
+        let data = buffer.map_readable().map_err(|_| gst::FlowError::Error)?;
+        let track = state.track.as_ref().ok_or(gst::FlowError::NotNegotiated)?;
+        let refused = track.push(info, &data).is_err();
+        let said = std::mem::replace(&mut state.gap, refused);
+        drop(state);
+        if refused && !said {
+            gst::element_imp_warning!(
+                self,
+                gst::ResourceError::NoSpaceLeft,
+                (
+                    "A packet of {} bytes does not fit into the packet buffer and is left out: raise packet-buffer-bytes",
+                    data.len()
+                )
+            );
+        }
+        Ok(gst::FlowSuccess::Ok)
+    }
+
+    fn event(&self, event: gst::Event) -> bool {
+        if event.type_() == gst::EventType::Eos
+            && let Some(track) = &lock(&self.state).track
+        {
+            track.end();
+        }
+        self.parent_event(event)
+    }
+}

@@ -1,0 +1,149 @@
+//! The publisher's slots as a buffer pool: what upstream writes is published without a copy.
+
+use std::sync::{Mutex, Weak};
+
+use gst::glib;
+use gst::subclass::prelude::*;
+use gst_video::prelude::*;
+
+use super::imp::lock;
+use crate::core::Publisher;
+use crate::log::CAT;
+use crate::{Error, Loan};
+
+/// The part of a slot that a buffer shows; dropped with the last reference to the memory.
+struct SlotBytes {
+    loan: Loan,
+    size: usize,
+}
+
+impl AsMut<[u8]> for SlotBytes {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.loan.bytes_mut()[..self.size]
+    }
+}
+
+/// A buffer on a slot of its own, `None` where all are in use.
+pub fn slot_buffer(publisher: &Publisher, size: usize) -> Result<Option<gst::Buffer>, Error> {
+    let loan = publisher.loan(size)?;
+    Ok(loan.map(|loan| gst::Buffer::from_mut_slice(SlotBytes { loan, size })))
+}
+
+#[derive(Default)]
+struct State {
+    publisher: Weak<Publisher>,
+    info: Option<gst_video::VideoInfo>,
+    flushing: bool,
+}
+
+#[derive(Default)]
+pub struct SlotPool {
+    state: Mutex<State>,
+}
+
+impl super::SlotPool {
+    pub fn new(publisher: Weak<Publisher>) -> Self {
+        let pool: Self = glib::Object::new();
+        lock(&pool.imp().state).publisher = publisher;
+        pool
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for SlotPool {
+    const NAME: &'static str = "GstCuframesSlotPool";
+    type Type = super::SlotPool;
+    type ParentType = gst::BufferPool;
+}
+
+impl ObjectImpl for SlotPool {}
+impl GstObjectImpl for SlotPool {}
+
+impl BufferPoolImpl for SlotPool {
+    fn options() -> &'static [&'static str] {
+        &["GstBufferPoolOptionVideoMeta", "GstBufferPoolOptionVideoAlignment"]
+    }
+
+    fn set_config(&self, config: &mut gst::BufferPoolConfigRef) -> bool {
+        let Some((Some(caps), size, min, max)) = config.params() else {
+            gst::warning!(CAT, imp = self, "A pool without caps");
+            return false;
+        };
+        let Ok(mut info) = gst_video::VideoInfo::from_caps(&caps) else {
+            gst::warning!(CAT, imp = self, "No video caps: {caps}");
+            return false;
+        };
+        if config.has_option("GstBufferPoolOptionVideoAlignment")
+            && let Some(mut alignment) = config.video_alignment()
+        {
+            if info.align(&mut alignment).is_err() {
+                return false;
+            }
+            config.set_video_alignment(&alignment);
+        }
+        let size = size.max(info.size() as u32);
+        config.set_params(Some(&caps), size, min, max);
+        lock(&self.state).info = Some(info);
+        self.parent_set_config(config)
+    }
+
+    // Slots are the publisher's to keep; there is nothing to be made in advance or kept in a queue.
+    fn start(&self) -> bool {
+        true
+    }
+
+    fn stop(&self) -> bool {
+        true
+    }
+
+    fn acquire_buffer(
+        &self,
+        _params: Option<&gst::BufferPoolAcquireParams>,
+    ) -> Result<gst::Buffer, gst::FlowError> {
+        let state = lock(&self.state);
+        if state.flushing {
+            return Err(gst::FlowError::Flushing);
+        }
+        let (publisher, info) = (state.publisher.upgrade(), state.info.clone());
+        drop(state);
+        let info = info.ok_or(gst::FlowError::NotNegotiated)?;
+        let slot = match publisher.map(|p| slot_buffer(&p, info.size())) {
+            None => return Err(gst::FlowError::Flushing),
+            Some(Ok(slot)) => slot,
+            Some(Err(e)) => {
+                gst::error!(CAT, imp = self, "{e}");
+                return Err(gst::FlowError::Error);
+            }
+        };
+        // Upstream can't be made to skip a frame, so it gets other memory to write to. There may be a
+        // slot to copy it to by then.
+        let mut buffer = match slot {
+            Some(buffer) => buffer,
+            None => gst::Buffer::with_size(info.size()).map_err(|_| gst::FlowError::Error)?,
+        };
+        gst_video::VideoMeta::add_full(
+            buffer.make_mut(),
+            gst_video::VideoFrameFlags::empty(),
+            info.format(),
+            info.width(),
+            info.height(),
+            info.offset(),
+            info.stride(),
+        )
+        .map_err(|_| gst::FlowError::Error)?;
+        Ok(buffer)
+    }
+
+    fn release_buffer(&self, buffer: gst::Buffer) {
+        // The memory gives its slot back when nobody has it any more.
+        drop(buffer);
+    }
+
+    fn flush_start(&self) {
+        lock(&self.state).flushing = true;
+    }
+
+    fn flush_stop(&self) {
+        lock(&self.state).flushing = false;
+    }
+}

@@ -1,0 +1,256 @@
+//! The life of a source: waits for its publisher, joins it, loses it, waits for the next.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use gst::glib;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+
+use crate::core::wake::now;
+use crate::log::CAT;
+use crate::properties::{OnEos, OnLost, post_error, runtime_dir};
+use crate::{Code, Error, Interrupt, Mode, Subscriber, SubscriberConfig, Wait};
+
+pub const DEFAULT_CONNECT_TIMEOUT: gst::ClockTime = gst::ClockTime::ZERO;
+/// A publisher that had no place, or sent us away, is asked again after this long.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// What both sources are told by their properties.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    pub key: Option<String>,
+    pub runtime_dir: Option<String>,
+    pub connect_timeout: gst::ClockTime,
+    pub on_lost: OnLost,
+    pub on_eos: OnEos,
+}
+
+impl Settings {
+    pub fn properties() -> Vec<glib::ParamSpec> {
+        vec![
+            glib::ParamSpecString::builder("key")
+                .nick("Key")
+                .blurb("The key of the publisher (required)")
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecString::builder("runtime-dir")
+                .nick("Runtime directory")
+                .blurb("Where the publisher's socket is (unset: $CUFRAMES_RUNTIME_DIR, /run/cuframes, $XDG_RUNTIME_DIR/cuframes or /tmp/cuframes-UID)")
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecUInt64::builder("connect-timeout")
+                .nick("Connect timeout")
+                .blurb("How long to wait for a publisher before that is an error (ns, 0 = for ever)")
+                .default_value(DEFAULT_CONNECT_TIMEOUT.nseconds())
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecEnum::builder_with_default("on-lost", OnLost::default())
+                .nick("On lost")
+                .blurb("What to do when the publisher goes away")
+                .mutable_playing()
+                .build(),
+            glib::ParamSpecEnum::builder_with_default("on-eos", OnEos::default())
+                .nick("On end of stream")
+                .blurb("What to do when the publisher's stream ends")
+                .mutable_playing()
+                .build(),
+        ]
+    }
+
+    /// False if the property is none of these.
+    pub fn set(&mut self, name: &str, value: &glib::Value) -> bool {
+        // GObject has checked type and range.
+        match name {
+            "key" => self.key = value.get().unwrap(),
+            "runtime-dir" => self.runtime_dir = value.get().unwrap(),
+            "connect-timeout" => {
+                self.connect_timeout = gst::ClockTime::from_nseconds(value.get().unwrap());
+            }
+            "on-lost" => self.on_lost = value.get().unwrap(),
+            "on-eos" => self.on_eos = value.get().unwrap(),
+            _ => return false,
+        }
+        true
+    }
+
+    pub fn get(&self, name: &str) -> Option<glib::Value> {
+        Some(match name {
+            "key" => self.key.to_value(),
+            "runtime-dir" => self.runtime_dir.to_value(),
+            "connect-timeout" => self.connect_timeout.nseconds().to_value(),
+            "on-lost" => self.on_lost.to_value(),
+            "on-eos" => self.on_eos.to_value(),
+            _ => return None,
+        })
+    }
+}
+
+/// Marks what is to be told when a source goes on with another publisher.
+#[derive(Debug, Default)]
+pub struct Life {
+    /// There was a publisher before in this run.
+    joined_before: bool,
+    reconnects: u64,
+    /// Said once for each time that there is no publisher.
+    said_waiting: bool,
+}
+
+impl Life {
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects
+    }
+
+    /// Joins the publisher, however long that takes; posts the error if it is one.
+    pub fn join<T>(
+        &mut self,
+        element: &T,
+        settings: &Settings,
+        (mode, credit): (Mode, u32),
+        interrupt: &Interrupt,
+    ) -> Result<Subscriber, gst::FlowError>
+    where
+        T: ElementImpl,
+        T::Type: IsA<gst::Element>,
+    {
+        let key = settings.key.clone().unwrap_or_default();
+        let timeout = Some(Duration::from(settings.connect_timeout)).filter(|t| !t.is_zero());
+        let deadline = timeout.map(|t| now() + t);
+        loop {
+            let left = deadline.map(|d| d.saturating_sub(now()));
+            let config = SubscriberConfig {
+                runtime_dir: runtime_dir(settings.runtime_dir.as_deref()),
+                name: element.obj().name().to_string(),
+                mode,
+                credit,
+                ..SubscriberConfig::new(key.clone())
+            };
+            let error = match Subscriber::connect(config, left, interrupt) {
+                Ok(subscriber) => {
+                    self.joined(element, &key);
+                    return Ok(subscriber);
+                }
+                Err(Error::Interrupted) => return Err(gst::FlowError::Flushing),
+                Err(error) => error,
+            };
+            let in_time = deadline.is_none_or(|d| now() < d);
+            let passing = matches!(
+                &error,
+                Error::Refused {
+                    code: Code::Full | Code::Closing | Code::NoMemory | Code::Slow | Code::Stalled,
+                    ..
+                }
+            );
+            if !(passing && in_time) {
+                post_error(element, &error);
+                return Err(gst::FlowError::Error);
+            }
+            if !std::mem::replace(&mut self.said_waiting, true) {
+                gst::element_imp_warning!(element, gst::ResourceError::Busy, ("{error}"));
+            }
+            pause(interrupt);
+        }
+    }
+
+    fn joined<T>(&mut self, element: &T, key: &str)
+    where
+        T: ElementImpl,
+        T::Type: IsA<gst::Element>,
+    {
+        self.said_waiting = false;
+        if std::mem::replace(&mut self.joined_before, true) {
+            self.reconnects += 1;
+            tell(element, "cuframes-reconnected", key, "");
+        }
+        gst::info!(CAT, imp = element, "Joined the publisher of '{key}'");
+        // The latency is the publisher's.
+        let obj = element.obj();
+        let _ = obj.post_message(gst::message::Latency::builder().src(&*obj).build());
+    }
+
+    /// What follows from a publisher that is gone: `Ok` to wait for the next.
+    pub fn lost<T>(
+        &mut self,
+        element: &T,
+        settings: &Settings,
+        code: Code,
+        text: &str,
+        interrupt: &Interrupt,
+    ) -> Result<(), gst::FlowError>
+    where
+        T: ElementImpl,
+        T::Type: IsA<gst::Element>,
+    {
+        let key = settings.key.as_deref().unwrap_or_default();
+        gst::info!(CAT, imp = element, "Lost the publisher of '{key}': {text}");
+        match settings.on_lost {
+            OnLost::Reconnect => {
+                tell(element, "cuframes-lost", key, text);
+                if code != Code::Closing {
+                    pause(interrupt);
+                }
+                Ok(())
+            }
+            OnLost::Eos => Err(gst::FlowError::Eos),
+            OnLost::Error => {
+                gst::element_imp_error!(
+                    element,
+                    gst::ResourceError::Read,
+                    ("The publisher of '{key}' is lost ({text}): start it again, or set on-lost=reconnect to wait for it")
+                );
+                Err(gst::FlowError::Error)
+            }
+        }
+    }
+}
+
+/// An element message about the publisher.
+fn tell<T>(element: &T, name: &str, key: &str, reason: &str)
+where
+    T: ElementImpl,
+    T::Type: IsA<gst::Element>,
+{
+    let structure = gst::Structure::builder(name).field("key", key).field("reason", reason).build();
+    let obj = element.obj();
+    let _ = obj.post_message(gst::message::Element::builder(structure).src(&*obj).build());
+}
+
+/// Not to ask again at once. Ends early when interrupted.
+fn pause(interrupt: &Interrupt) {
+    interrupt.sleep(RETRY);
+}
+
+/// How to wait for the next frame or packet.
+pub fn wait<'a>(interrupt: &'a Interrupt, settings: &Settings, spin: Duration) -> Wait<'a> {
+    Wait { spin, past_eos: settings.on_eos == OnEos::Wait, ..Wait::forever(interrupt) }
+}
+
+/// Samples of a latency, the newest few.
+#[derive(Debug, Default)]
+pub struct Latency(VecDeque<u64>);
+
+impl Latency {
+    const SAMPLES: usize = 512;
+
+    pub fn add(&mut self, ns: i64) {
+        if self.0.len() == Self::SAMPLES {
+            self.0.pop_front();
+        }
+        self.0.push_back(ns.max(0) as u64);
+    }
+
+    /// The quantiles, in ns; 0 before the first sample.
+    pub fn quantiles<const N: usize>(&self, of: [f64; N]) -> [u64; N] {
+        let mut sorted: Vec<_> = self.0.iter().copied().collect();
+        sorted.sort_unstable();
+        let last = sorted.len().saturating_sub(1);
+        of.map(|q| sorted.get((last as f64 * q).round() as usize).copied().unwrap_or(0))
+    }
+}
+
+/// Answers a LATENCY query: a live source that is as late as its publisher.
+pub fn answer_latency(query: &mut gst::query::Latency, latency: Duration) -> bool {
+    let min = gst::ClockTime::try_from(latency).unwrap_or(gst::ClockTime::ZERO);
+    query.set(true, min, gst::ClockTime::NONE);
+    true
+}

@@ -1,0 +1,93 @@
+//! Time across processes: everything that is published carries CLOCK_MONOTONIC.
+
+use gst::glib;
+use gst::prelude::*;
+
+use crate::core::wake::now_ns;
+
+/// A clock that runs apart from the monotonic one by more than this is measured anew.
+const DRIFT_NS: i64 = 2_000_000;
+
+/// What has to be added to a pipeline's running time to get CLOCK_MONOTONIC, in ns.
+///
+/// The usual pipeline clock is CLOCK_MONOTONIC itself, and nothing is measured. The distance to
+/// another one is measured and kept, so that timestamps stay as evenly spaced as they were.
+#[derive(Debug, Default)]
+pub struct Origin {
+    measured: Option<(glib::WeakRef<gst::Clock>, i64)>,
+}
+
+impl Origin {
+    /// `None` while the element has no clock or base time.
+    pub fn get(&mut self, element: &impl IsA<gst::Element>) -> Option<i64> {
+        let clock = element.clock()?;
+        let base = element.base_time()?.nseconds() as i64;
+        if is_monotonic(&clock) {
+            return Some(base);
+        }
+        let before = now_ns();
+        let theirs = clock.time().nseconds() as i64;
+        let distance = before.midpoint(now_ns()) - theirs;
+        let kept = self.measured.as_ref().filter(|(of, kept)| {
+            of.upgrade().as_ref() == Some(&clock) && (kept - distance).abs() < DRIFT_NS
+        });
+        let distance = match kept {
+            Some((_, kept)) => *kept,
+            None => {
+                self.measured = Some((clock.downgrade(), distance));
+                distance
+            }
+        };
+        Some(base + distance)
+    }
+}
+
+fn is_monotonic(clock: &gst::Clock) -> bool {
+    clock.is::<gst::SystemClock>()
+        && clock.property::<gst::ClockType>("clock-type") == gst::ClockType::Monotonic
+}
+
+/// The published time of a timestamp in `segment`.
+pub fn publish(
+    segment: &gst::FormattedSegment<gst::ClockTime>,
+    origin: i64,
+    t: gst::ClockTime,
+) -> Option<i64> {
+    let running = segment.to_running_time_full(t)?;
+    Some(origin + signed(running))
+}
+
+fn signed(t: gst::Signed<gst::ClockTime>) -> i64 {
+    match t {
+        gst::Signed::Positive(t) => t.nseconds() as i64,
+        gst::Signed::Negative(t) => -(t.nseconds() as i64),
+    }
+}
+
+/// Published within this much of its timestamp, a stream is taken to run in real time.
+const LIVE_NS: i64 = 1_000_000_000;
+
+/// What has to be added to a stream's timestamps so that they fit real time: nothing, if they are
+/// those of a live stream that is `latency` behind at most. A file that is published faster or slower
+/// than real time is moved as a whole, to begin when it was published.
+pub fn shift(published: i64, timestamp: i64, latency: i64) -> i64 {
+    let behind = published - timestamp;
+    if (-LIVE_NS..=latency.saturating_add(LIVE_NS)).contains(&behind) { 0 } else { behind }
+}
+
+/// The flags of a buffer that mean something in another process: not those about its memory. Those of
+/// a media type, such as interlacing, are the caller's to add.
+pub fn portable_flags(flags: gst::BufferFlags) -> u32 {
+    use gst::BufferFlags as F;
+    let portable = F::DISCONT
+        | F::RESYNC
+        | F::CORRUPTED
+        | F::MARKER
+        | F::HEADER
+        | F::GAP
+        | F::DROPPABLE
+        | F::DELTA_UNIT
+        | F::DECODE_ONLY
+        | F::NON_DROPPABLE;
+    flags.intersection(portable).bits()
+}
