@@ -126,7 +126,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Takes the key. `events` is called from the publisher's own thread and must not drop it.
+    /// Takes the key. `events` is called from the publisher's own thread.
     ///
     /// Errors: the key is bad ([`Error::Key`]) or taken ([`Error::Busy`]), the runtime directory can't
     /// be used, a number is out of range, the system has no memory or fds left.
@@ -181,7 +181,12 @@ impl Publisher {
     /// A slot for a frame of `size` bytes; `None` where all are in use. Under [`Policy::Wait`] this is
     /// where the publisher waits.
     pub fn loan(&self, size: usize) -> Result<Option<Loan>> {
-        self.frames.loan(size)
+        self.frames.loan(size, &|| false)
+    }
+
+    /// As [`Publisher::loan`], but gives up waiting soon after `cancelled` says so.
+    pub fn loan_unless(&self, size: usize, cancelled: &dyn Fn() -> bool) -> Result<Option<Loan>> {
+        self.frames.loan(size, cancelled)
     }
 
     /// Publishes what was written to a slot, and gives its sequence number, which starts at 1.
@@ -203,11 +208,6 @@ impl Publisher {
     /// Counts a frame that could not be published.
     pub fn count_dropped(&self) {
         self.frames.count_dropped();
-    }
-
-    /// Ends waits in [`Publisher::loan`], and makes new ones end at once, while it is on.
-    pub fn set_flushing(&self, on: bool) {
-        self.frames.set_flushing(on);
     }
 
     /// How far behind its timestamps frames are published at most.
@@ -242,10 +242,12 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        self.frames.set_flushing(true);
+        self.frames.close();
         self.stop.store(true, Ordering::Release);
         self.board.wake_server();
-        if let Some(server) = self.server.take() {
+        // The last owner may be an event's receiver, on the server thread itself.
+        let server = self.server.take();
+        if let Some(server) = server.filter(|s| s.thread().id() != std::thread::current().id()) {
             let _ = server.join();
         }
     }

@@ -97,7 +97,7 @@ impl Mapping {
 
     /// `count` words from byte `offset` on.
     fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
-        assert!(offset % 8 == 0 && offset + count * 8 <= self.len);
+        assert!(offset.is_multiple_of(8) && offset + count * 8 <= self.len);
         // SAFETY: aligned and within the mapping by the assertion; atomics as in `header`.
         unsafe { std::slice::from_raw_parts(self.ptr.add(offset).cast().as_ptr(), count) }
     }
@@ -213,7 +213,7 @@ impl TrackSegment {
 
     /// Bytes of a segment, or `None` where that overflows. `bytes` has to be a multiple of 8.
     pub fn size(entries: u32, bytes: u64) -> Option<usize> {
-        let bytes = usize::try_from(bytes).ok().filter(|b| *b > 0 && b % 8 == 0)?;
+        let bytes = usize::try_from(bytes).ok().filter(|b| *b > 0 && b.is_multiple_of(8))?;
         (entries > 0).then_some(())?;
         Self::bytes_at(entries as usize).checked_add(bytes).filter(|b| *b <= isize::MAX as usize)
     }

@@ -6,6 +6,7 @@ use gst::prelude::*;
 mod imp;
 
 /// Where a source begins in the packets that are there.
+#[allow(clippy::enum_variant_names, reason = "the nicks are what users write")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstCuframesStart")]
 pub enum Start {

@@ -1,6 +1,6 @@
 //! The sink for frames inside `cuframessink`.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
 use gst::glib;
@@ -28,6 +28,8 @@ struct State {
 pub struct FrameSink {
     published: OnceLock<Arc<Published>>,
     state: Mutex<State>,
+    /// Render is to return.
+    unlocked: AtomicBool,
 }
 
 impl super::FrameSink {
@@ -77,7 +79,8 @@ impl FrameSink {
         buffer: &gst::BufferRef,
         info: &gst_video::VideoInfo,
     ) -> Result<Option<gst::Buffer>, gst::FlowError> {
-        let slot = slot_buffer(publisher, info.size()).map_err(|e| {
+        let unlocked = || self.unlocked.load(Ordering::Acquire);
+        let slot = slot_buffer(publisher, info.size(), &unlocked).map_err(|e| {
             post_error(self, &e);
             gst::FlowError::Error
         })?;
@@ -166,7 +169,10 @@ impl BaseSinkImpl for FrameSink {
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
         let (caps, need_pool) = query.get_owned();
-        query.add_allocation_meta::<gst_video::VideoMeta>(None);
+        // GstVideoMeta is understood but not asked for. A decoder of libav that is free to choose its
+        // strides hands out its own pictures, which GStreamer copies because the decoder goes on reading
+        // them, and which we would have to copy again. Without it the decoder puts the finished
+        // picture into the slot: one copy instead of two.
         let (Some(caps), Some(publisher), true) = (caps, self.publisher(), need_pool) else {
             return Ok(());
         };
@@ -176,7 +182,6 @@ impl BaseSinkImpl for FrameSink {
         let size = info.size() as u32;
         let mut config = pool.config();
         config.set_params(Some(&caps), size, 0, 0);
-        config.add_option("GstBufferPoolOptionVideoMeta");
         pool.set_config(config).map_err(|e| gst::loggable_error!(CAT, "{e}"))?;
         query.add_allocation_pool(Some(&pool), size, 0, 0);
         Ok(())
@@ -225,6 +230,7 @@ impl BaseSinkImpl for FrameSink {
                 self.publish_in_place(&publisher, &copy, &info);
                 self.published().copied.fetch_add(1, Ordering::Relaxed);
             }
+            None if self.unlocked.load(Ordering::Acquire) => return Err(gst::FlowError::Flushing),
             None => {
                 gst::debug!(CAT, imp = self, "No slot is free: a frame is dropped");
                 publisher.count_dropped();
@@ -235,6 +241,7 @@ impl BaseSinkImpl for FrameSink {
 
     fn event(&self, event: gst::Event) -> bool {
         if event.type_() == gst::EventType::Eos
+            && self.published().forwards_eos()
             && let Some(publisher) = self.publisher()
         {
             publisher.end_of_frames();
@@ -243,16 +250,12 @@ impl BaseSinkImpl for FrameSink {
     }
 
     fn unlock(&self) -> Result<(), gst::ErrorMessage> {
-        if let Some(publisher) = self.publisher() {
-            publisher.set_flushing(true);
-        }
+        self.unlocked.store(true, Ordering::Release);
         Ok(())
     }
 
     fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
-        if let Some(publisher) = self.publisher() {
-            publisher.set_flushing(false);
-        }
+        self.unlocked.store(false, Ordering::Release);
         Ok(())
     }
 }

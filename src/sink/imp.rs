@@ -28,6 +28,7 @@
  *     t. ! queue ! avdec_h264 ! pub.sink   t. ! queue ! pub.packets_0
  * ]|
  */
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ const DEFAULT_STALL_TIMEOUT: gst::ClockTime = gst::ClockTime::ZERO;
 const DEFAULT_PACKET_BUFFER_TIME: gst::ClockTime = gst::ClockTime::from_seconds(10);
 const DEFAULT_PACKET_BUFFER_BYTES: u64 = 16 << 20;
 const DEFAULT_SYNC: bool = false;
+const DEFAULT_FORWARD_EOS: bool = true;
 
 #[derive(Debug, Clone)]
 struct Settings {
@@ -92,12 +94,18 @@ impl Default for Settings {
 pub struct Published {
     publisher: Mutex<Option<Arc<Publisher>>>,
     /// Frames that did not come in a slot.
-    pub copied: std::sync::atomic::AtomicU64,
+    pub copied: AtomicU64,
+    no_eos: AtomicBool,
 }
 
 impl Published {
     pub fn get(&self) -> Option<Arc<Publisher>> {
         lock(&self.publisher).clone()
+    }
+
+    /// Whether subscribers are to be told of the end of a stream.
+    pub fn forwards_eos(&self) -> bool {
+        !self.no_eos.load(Ordering::Relaxed)
     }
 }
 
@@ -136,7 +144,7 @@ impl CuframesSink {
             }
         };
         let publisher = Publisher::open(config, Arc::new(HostBackend), events)?;
-        self.published.copied.store(0, std::sync::atomic::Ordering::Relaxed);
+        self.published.copied.store(0, Ordering::Relaxed);
         *lock(&self.published.publisher) = Some(Arc::new(publisher));
         Ok(())
     }
@@ -156,7 +164,7 @@ impl CuframesSink {
     }
 
     fn stats(&self) -> gst::Structure {
-        let copied = self.published.copied.load(std::sync::atomic::Ordering::Relaxed);
+        let copied = self.published.copied.load(Ordering::Relaxed);
         let stats = self.published.get().map(|p| p.stats()).unwrap_or_default();
         let head = stats.pool.published;
         let subscribers = stats
@@ -295,6 +303,12 @@ impl ObjectImpl for CuframesSink {
                     .default_value(DEFAULT_SYNC)
                     .mutable_playing()
                     .build(),
+                glib::ParamSpecBoolean::builder("forward-eos")
+                    .nick("Forward EOS")
+                    .blurb("Tell subscribers of the end of the stream; without, they wait for the next publisher: for cameras, which do not end but drop")
+                    .default_value(DEFAULT_FORWARD_EOS)
+                    .mutable_playing()
+                    .build(),
                 glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                     .nick("Statistics")
                     .blurb("published, dropped, copied (frames), memory, slots, chunks, bytes; subscribers: name, pid, uid, credit, held, lag, skipped …; tracks")
@@ -320,6 +334,9 @@ impl ObjectImpl for CuframesSink {
             "stall-timeout" => settings.stall_timeout = time(),
             "packet-buffer-time" => settings.packet_buffer_time = time(),
             "packet-buffer-bytes" => settings.packet_buffer_bytes = value.get().unwrap(),
+            "forward-eos" => {
+                self.published.no_eos.store(!value.get::<bool>().unwrap(), Ordering::Relaxed);
+            }
             "sync" => {
                 let sync: bool = value.get().unwrap();
                 settings.sync = sync;
@@ -349,6 +366,7 @@ impl ObjectImpl for CuframesSink {
             "packet-buffer-time" => settings.packet_buffer_time.nseconds().to_value(),
             "packet-buffer-bytes" => settings.packet_buffer_bytes.to_value(),
             "sync" => settings.sync.to_value(),
+            "forward-eos" => self.published.forwards_eos().to_value(),
             _ => unimplemented!(),
         }
     }

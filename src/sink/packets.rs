@@ -140,7 +140,9 @@ impl BaseSinkImpl for PacketSink {
     }
 
     fn event(&self, event: gst::Event) -> bool {
+        let (published, ..) = self.setup.get().expect("set by new");
         if event.type_() == gst::EventType::Eos
+            && published.forwards_eos()
             && let Some(track) = &lock(&self.state).track
         {
             track.end();

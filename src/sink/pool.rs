@@ -4,7 +4,6 @@ use std::sync::{Mutex, Weak};
 
 use gst::glib;
 use gst::subclass::prelude::*;
-use gst_video::prelude::*;
 
 use super::imp::lock;
 use crate::core::Publisher;
@@ -23,16 +22,20 @@ impl AsMut<[u8]> for SlotBytes {
     }
 }
 
-/// A buffer on a slot of its own, `None` where all are in use.
-pub fn slot_buffer(publisher: &Publisher, size: usize) -> Result<Option<gst::Buffer>, Error> {
-    let loan = publisher.loan(size)?;
+/// A buffer on a slot of its own, `None` where all are in use or the wait for one was cancelled.
+pub fn slot_buffer(
+    publisher: &Publisher,
+    size: usize,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<gst::Buffer>, Error> {
+    let loan = publisher.loan_unless(size, cancelled)?;
     Ok(loan.map(|loan| gst::Buffer::from_mut_slice(SlotBytes { loan, size })))
 }
 
 #[derive(Default)]
 struct State {
     publisher: Weak<Publisher>,
-    info: Option<gst_video::VideoInfo>,
+    size: Option<usize>,
     flushing: bool,
 }
 
@@ -60,30 +63,18 @@ impl ObjectImpl for SlotPool {}
 impl GstObjectImpl for SlotPool {}
 
 impl BufferPoolImpl for SlotPool {
-    fn options() -> &'static [&'static str] {
-        &["GstBufferPoolOptionVideoMeta", "GstBufferPoolOptionVideoAlignment"]
-    }
-
     fn set_config(&self, config: &mut gst::BufferPoolConfigRef) -> bool {
         let Some((Some(caps), size, min, max)) = config.params() else {
             gst::warning!(CAT, imp = self, "A pool without caps");
             return false;
         };
-        let Ok(mut info) = gst_video::VideoInfo::from_caps(&caps) else {
+        let Ok(info) = gst_video::VideoInfo::from_caps(&caps) else {
             gst::warning!(CAT, imp = self, "No video caps: {caps}");
             return false;
         };
-        if config.has_option("GstBufferPoolOptionVideoAlignment")
-            && let Some(mut alignment) = config.video_alignment()
-        {
-            if info.align(&mut alignment).is_err() {
-                return false;
-            }
-            config.set_video_alignment(&alignment);
-        }
         let size = size.max(info.size() as u32);
         config.set_params(Some(&caps), size, min, max);
-        lock(&self.state).info = Some(info);
+        lock(&self.state).size = Some(size as usize);
         self.parent_set_config(config)
     }
 
@@ -104,10 +95,11 @@ impl BufferPoolImpl for SlotPool {
         if state.flushing {
             return Err(gst::FlowError::Flushing);
         }
-        let (publisher, info) = (state.publisher.upgrade(), state.info.clone());
+        let (publisher, size) = (state.publisher.upgrade(), state.size);
         drop(state);
-        let info = info.ok_or(gst::FlowError::NotNegotiated)?;
-        let slot = match publisher.map(|p| slot_buffer(&p, info.size())) {
+        let size = size.ok_or(gst::FlowError::NotNegotiated)?;
+        let flushing = || lock(&self.state).flushing;
+        let slot = match publisher.map(|p| slot_buffer(&p, size, &flushing)) {
             None => return Err(gst::FlowError::Flushing),
             Some(Ok(slot)) => slot,
             Some(Err(e)) => {
@@ -115,23 +107,12 @@ impl BufferPoolImpl for SlotPool {
                 return Err(gst::FlowError::Error);
             }
         };
+        if slot.is_none() && flushing() {
+            return Err(gst::FlowError::Flushing);
+        }
         // Upstream can't be made to skip a frame, so it gets other memory to write to. There may be a
         // slot to copy it to by then.
-        let mut buffer = match slot {
-            Some(buffer) => buffer,
-            None => gst::Buffer::with_size(info.size()).map_err(|_| gst::FlowError::Error)?,
-        };
-        gst_video::VideoMeta::add_full(
-            buffer.make_mut(),
-            gst_video::VideoFrameFlags::empty(),
-            info.format(),
-            info.width(),
-            info.height(),
-            info.offset(),
-            info.stride(),
-        )
-        .map_err(|_| gst::FlowError::Error)?;
-        Ok(buffer)
+        slot.map_or_else(|| gst::Buffer::with_size(size), Ok).map_err(|_| gst::FlowError::Error)
     }
 
     fn release_buffer(&self, buffer: gst::Buffer) {

@@ -230,8 +230,8 @@ impl Watch {
         let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
         let inotify = Inotify::init(flags).ok();
         let complete = inotify.as_ref().is_some_and(|i| {
-            let added = dirs.iter().map(|d| i.add_watch(d, AddWatchFlags::IN_MOVED_TO).is_ok());
-            added.fold(true, |all, one| all && one)
+            let watched = |d: &&PathBuf| i.add_watch(*d, AddWatchFlags::IN_MOVED_TO).is_ok();
+            dirs.iter().filter(watched).count() == dirs.len()
         });
         Self { inotify, complete }
     }

@@ -94,8 +94,8 @@ pub(crate) struct Frames {
     board: Arc<Board>,
     window: u32,
     policy: Policy,
-    /// Ends the waits of policy wait.
-    flushing: AtomicBool,
+    /// The publisher is gone; only loans are left.
+    closed: AtomicBool,
     pool: Mutex<Pool>,
 }
 
@@ -139,7 +139,7 @@ impl Frames {
             board,
             window,
             policy,
-            flushing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             pool: Mutex::new(pool),
         })
     }
@@ -179,9 +179,13 @@ impl Frames {
         }
     }
 
-    /// A slot for a frame of `size` bytes, which is the caller's until it drops the loan.
-    /// `None` if all are in use.
-    pub fn loan(self: &Arc<Self>, size: usize) -> Result<Option<Loan>> {
+    /// A slot for a frame of `size` bytes, which is the caller's until it drops the loan. `None` if all
+    /// are in use, or if it would have to be waited for and `cancelled` says not to.
+    pub fn loan(
+        self: &Arc<Self>,
+        size: usize,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Loan>> {
         let deadline = match self.policy {
             Policy::Drop => None,
             Policy::Wait(timeout) => Some(wake::now() + timeout),
@@ -201,7 +205,7 @@ impl Frames {
                 let text = "it did not take a frame within the time that the publisher waits";
                 self.board.kick(&peer, Code::Stalled, text.into());
             }
-            let wait = in_time && !self.flushing.load(Ordering::Acquire);
+            let wait = in_time && !self.closed.load(Ordering::Acquire) && !cancelled();
             match self.take(&mut pool, wait) {
                 Taken::Slot(slot) => break Some(self.lend(&mut pool, slot)),
                 _ if pool.loans >= pool.loan_reserve.max(1) && pool.loans < MAX_LOANS => {
@@ -217,7 +221,8 @@ impl Frames {
                     let futex = &peer.page.header().futex;
                     match awaited.take() {
                         Some((before, seen)) if Arc::ptr_eq(&before, &peer) => {
-                            // A subscriber that dies wakes nobody, so look again now and then.
+                            // A subscriber that dies wakes nobody, and neither does `cancelled`, so
+                            // look again now and then.
                             let left = deadline.unwrap_or_default().saturating_sub(wake::now());
                             wake::wait(futex, seen, Some(left.min(Duration::from_millis(20))));
                         }
@@ -244,15 +249,9 @@ impl Frames {
         self.control.header().status.dropped.store(pool.dropped, Ordering::Relaxed);
     }
 
-    /// Ends waits in [`Frames::loan`] while it is on.
-    pub fn set_flushing(&self, on: bool) {
-        self.flushing.store(on, Ordering::Release);
-        if on {
-            for peer in self.board.peers().1 {
-                peer.page.header().futex.fetch_add(1, Ordering::Release);
-                wake::wake_all(&peer.page.header().futex);
-            }
-        }
+    /// The publisher is gone: nobody waits for subscribers any more.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
     /// No frame comes any more, until one does.

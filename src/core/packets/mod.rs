@@ -36,7 +36,7 @@ impl Meta {
     pub fn to_words(&self) -> [u64; META_WORDS] {
         let i = &self.info;
         let mut words = [0; META_WORDS];
-        words[0] = u64::from(self.generation) << 32 | u64::from(i.keyframe) * KEYFRAME;
+        words[0] = (u64::from(self.generation) << 32) | if i.keyframe { KEYFRAME } else { 0 };
         words[1] = i.flags.into();
         words[2] = time_to_word(i.pts);
         words[3] = time_to_word(i.dts);

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Publishes the frames and packets of a file (H.264 or H.265 in any container)
+# under KEY, in real time.
+#
+#   publish-file.sh [--loop] FILE KEY
+#
+# With --loop the file starts over when it ends: a new life of the publisher,
+# which subscribers survive.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+
+arguments 2 "$@"
+loop=''
+if [[ $1 == --loop ]]; then loop=yes && shift; fi
+(($# == 2)) || { usage >&2; exit 2; }
+file=$1 key=$2
+[[ -r $file ]] || fail "$file cannot be read"
+codec=$(codec filesrc location="$file" ! parsebin) || fail "$file has no H.264 or H.265 video"
+decoder=$(decoder "$codec")
+
+pipeline=(
+    filesrc location="$file" ! parsebin ! "video/x-$codec" ! "${codec}parse" config-interval=-1
+    ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=file
+    file. ! queue ! "$decoder" ! cuframessink name=publisher key="$key" sync=true
+    file. ! queue ! publisher.packets_0
+)
+[[ $loop ]] || exec gst-launch-1.0 -q "${pipeline[@]}"
+trap 'kill -INT $! 2>/dev/null; wait; exit 130' INT TERM
+while gst-launch-1.0 -q "${pipeline[@]}" & wait $!; do :; done

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Pulls a camera once, decodes it once, and publishes its frames and packets
+# under KEY. Comes back by itself when the camera drops; Ctrl-C ends it.
+#
+#   publish-rtsp.sh [--codec h264|h265] URL KEY   (else H.264, then H.265)
+set -uo pipefail
+. "$(dirname "$0")/common.sh"
+arguments 2 "$@"
+codec=h264 other=h265 left=1
+if [[ $1 == --codec ]]; then codec=$2 left=0 && shift 2; fi
+(($# == 2)) || { usage >&2; exit 2; }
+url=$1 key=$2 pause=1 gst='' nap=''
+log=$(mktemp)
+trap 'kill -INT $gst 2>/dev/null; kill $nap 2>/dev/null; wait; exit 130' INT TERM
+trap 'rm -f "$log"' EXIT
+
+while decoder=$(decoder "$codec") || exit; do
+    SECONDS=0 packed=avc
+    [[ $codec == h264 ]] || packed=hvc1
+    # In avc and hvc1 a packet is what the camera marked as one picture, however many slices it has.
+    # A decoder that is too slow loses pictures (leaky), not packets: recordings stay whole.
+    # The watchdog ends a connection over which nothing has come for 10 s.
+    gst-launch-1.0 -q rtspsrc location="$url" protocols=tcp latency=200 \
+        ! "application/x-rtp,media=video,encoding-name=${codec^^}" ! "rtp${codec}depay" \
+        ! "video/x-$codec,stream-format=$packed,alignment=au" \
+        ! "${codec}parse" config-interval=-1 ! watchdog timeout=10000 \
+        ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=camera \
+        camera. ! queue leaky=downstream ! "$decoder" ! cuframessink name=publisher key="$key" \
+        camera. ! queue ! publisher.packets_0 2>"$log" & gst=$! && wait "$gst"
+    gst=''
+    if grep -q 'reason not-linked' "$log"; then # it speaks another codec
+        ((left--)) || fail "the camera sends neither H.264 nor H.265, or not the one asked for"
+        read -r codec other <<<"$other $codec" && continue
+    fi
+    cat "$log" >&2
+    ((SECONDS < 30)) || pause=1
+    echo "${0##*/}: $key: the camera is gone; trying again in $pause s" >&2
+    sleep "$pause" & nap=$! && wait "$nap"
+    nap='' pause=$((pause < 16 ? pause * 2 : 30))
+done

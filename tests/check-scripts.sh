@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Every script parses, answers --help, complains about missing arguments, and
+# passes shellcheck where that is installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts=(pipelines/*.sh tests/*.sh .ci/run)
+bash -n "${scripts[@]}"
+if command -v shellcheck >/dev/null; then
+    shellcheck --external-sources --source-path=SCRIPTDIR "${scripts[@]}"
+else
+    echo "$0: shellcheck is not installed: left out"
+fi
+
+for script in pipelines/*.sh; do
+    name=${script##*/}
+    case $name in common.sh) continue ;; esac
+    help=$("$script" --help </dev/null) || { echo "$script --help failed"; exit 1; }
+    [[ $help == *"$name"* ]] || { echo "$script --help does not show how it is called"; exit 1; }
+    case $name in demo.sh) continue ;; esac # needs no argument
+    if "$script" </dev/null >/dev/null 2>&1; then
+        echo "$script takes no arguments for an answer"
+        exit 1
+    fi
+done
+echo "${#scripts[@]} scripts checked"
