@@ -52,7 +52,7 @@ pub struct ControlHeader {
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Status {
-    /// The publisher sleeps until a subscriber moves on.
+    /// How many of the publisher's threads sleep until a subscriber moves on.
     pub publisher_waits: AtomicU32,
     /// The stream has ended after `head`.
     pub eos: AtomicU32,

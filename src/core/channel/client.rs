@@ -85,7 +85,7 @@ impl Shared {
         let _ = self.connection.send(&Message::Leave, &[]);
     }
 
-    fn protocol(&self, problem: impl Into<String>) -> Error {
+    pub fn protocol(&self, problem: impl Into<String>) -> Error {
         Error::Protocol { key: self.key.clone(), problem: problem.into() }
     }
 

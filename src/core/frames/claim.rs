@@ -60,7 +60,7 @@ pub fn retire(slot: &AtomicU64, mut held_by_any: impl FnMut() -> bool) -> bool {
     // Pairs with the fence in `claim`: see the head of this file.
     fence(Ordering::SeqCst);
     if held_by_any() {
-        // The content is untouched: the same Release as in `publish`.
+        // The content is untouched, and is found again as after `publish`.
         slot.store(seq, Ordering::Release);
         return false;
     }

@@ -11,12 +11,14 @@ use crate::core::channel::message::{Code, Message, Mode};
 use crate::core::error::{Context, Error, Result};
 use crate::core::layout::{FrameInfo, LAYOUT_VERSION, MAGIC, MAX_SLOTS, Record, pack_index};
 use crate::core::shm::{Control, Mapping, Sharing};
-use crate::core::sync::{AtomicBool, Ordering, fence};
+use crate::core::sync::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::core::wake;
 use crate::memory::{Backend, Chunk};
 
 /// Slots that upstream may have at a time: a decoder's reference pictures and those in its threads.
 const MAX_LOANS: u32 = 64;
+/// A publisher that waits looks this often for what wakes nobody.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Slots are added for upstream by this many, so that a decoder that starts does not make a chunk each.
 const LOAN_STEP: u32 = 4;
 
@@ -99,6 +101,22 @@ pub(crate) struct Frames {
     pool: Mutex<Pool>,
 }
 
+/// Says to subscribers, while it lives, that a thread of the publisher may sleep.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 enum Taken {
     Slot(u32),
     /// Policy wait: this subscriber has to move on first.
@@ -147,6 +165,7 @@ impl Frames {
     /// Frames from now on have these caps and need slots of this many bytes.
     pub fn set_format(&self, caps: &str, slot_size: usize) -> Result<()> {
         let mut pool = lock(&self.pool);
+        pool.look_at_peers(&self.board);
         pool.generation += 1;
         self.board.format(pool.generation, caps);
         if slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
@@ -192,54 +211,59 @@ impl Frames {
         };
         // The subscriber that we are about to sleep for, and its futex as it was before the last look.
         let mut awaited: Option<(Arc<Peer>, u32)> = None;
-        let waits = &self.control.header().status.publisher_waits;
-        let loan = loop {
+        let mut waiting = None;
+        loop {
             let mut pool = lock(&self.pool);
             pool.look_at_peers(&self.board);
             if size > pool.slot_size {
                 self.resize(&mut pool, size)?;
             }
-            self.trim(&mut pool);
-            let in_time = deadline.is_some_and(|d| wake::now() < d);
-            if let (false, Some((peer, _))) = (in_time, awaited.take_if(|_| !in_time)) {
-                let text = "it did not take a frame within the time that the publisher waits";
-                self.board.kick(&peer, Code::Stalled, text.into());
+            // Whoever joined before there was a format has no slots for its credit yet.
+            match self.ensure(&mut pool, 0) {
+                Err(e) if pool.capacity() == 0 => return Err(e),
+                Err(e) => tracing::warn!(%e, "the frame pool is too small for its subscribers"),
+                Ok(()) => {}
             }
-            let wait = in_time && !self.closed.load(Ordering::Acquire) && !cancelled();
-            match self.take(&mut pool, wait) {
-                Taken::Slot(slot) => break Some(self.lend(&mut pool, slot)),
+            self.trim(&mut pool);
+            match self.take(&mut pool) {
+                Taken::Slot(slot) => return Ok(Some(self.lend(&mut pool, slot))),
                 _ if pool.loans >= pool.loan_reserve.max(1) && pool.loans < MAX_LOANS => {
                     pool.loan_reserve = (pool.loans + LOAN_STEP).min(MAX_LOANS);
                     self.ensure(&mut pool, 0)?;
                 }
                 Taken::Nothing => {
                     self.blame(&pool);
-                    break None;
+                    return Ok(None);
                 }
                 Taken::WaitFor(peer) => {
                     drop(pool);
-                    let futex = &peer.page.header().futex;
-                    match awaited.take() {
-                        Some((before, seen)) if Arc::ptr_eq(&before, &peer) => {
-                            // A subscriber that dies wakes nobody, and neither does `cancelled`, so
-                            // look again now and then.
-                            let left = deadline.unwrap_or_default().saturating_sub(wake::now());
-                            wake::wait(futex, seen, Some(left.min(Duration::from_millis(20))));
-                        }
-                        _ => {
-                            waits.store(1, Ordering::Relaxed);
-                            // Pairs with the fence in `Shared::moved`: either it sees that we wait and
-                            // changes the futex, or our next look sees that it moved.
-                            fence(Ordering::SeqCst);
-                            let seen = futex.load(Ordering::Acquire);
-                            awaited = Some((peer, seen));
-                        }
+                    if self.closed.load(Ordering::Acquire) || cancelled() {
+                        return Ok(None);
                     }
+                    let left = deadline.unwrap_or_default().saturating_sub(wake::now());
+                    if left.is_zero() {
+                        let text = "it did not take a frame for as long as the publisher waits";
+                        self.board.kick(&peer, Code::Stalled, text.into());
+                        continue;
+                    }
+                    let futex = &peer.page.header().futex;
+                    if let Some((before, seen)) = &awaited
+                        && Arc::ptr_eq(before, &peer)
+                    {
+                        // A subscriber that dies wakes nobody, and neither does `cancelled`, so look
+                        // again now and then.
+                        wake::wait(futex, *seen, Some(left.min(LOOK_AGAIN)));
+                    }
+                    let waits = &self.control.header().status.publisher_waits;
+                    waiting.get_or_insert_with(|| Waiting::new(waits));
+                    // Pairs with the fence in `Shared::moved`: either it sees that we wait and changes
+                    // the futex, or our next look sees that it moved.
+                    fence(Ordering::SeqCst);
+                    let seen = futex.load(Ordering::Acquire);
+                    awaited = Some((peer, seen));
                 }
             }
-        };
-        waits.store(0, Ordering::Relaxed);
-        Ok(loan)
+        }
     }
 
     /// Counts a frame that was not published because there was no slot.
@@ -277,7 +301,7 @@ impl Frames {
     }
 
     /// The oldest slot that nobody needs, out of `order`.
-    fn take(&self, pool: &mut Pool, wait: bool) -> Taken {
+    fn take(&self, pool: &mut Pool) -> Taken {
         let Pool { order, slots, peers, peers_version, head, .. } = pool;
         for at in 0..order.len() {
             let number = order[at];
@@ -288,7 +312,9 @@ impl Frames {
                 if seq + u64::from(self.window) > *head {
                     break;
                 }
-                if wait && let Some(peer) = peers.iter().find(|p| is_behind(p, seq)) {
+                if self.policy != Policy::Drop
+                    && let Some(peer) = peers.iter().find(|p| is_behind(p, seq))
+                {
                     return Taken::WaitFor(peer.clone());
                 }
             }
@@ -301,10 +327,7 @@ impl Frames {
                 return Taken::Slot(number);
             }
         }
-        match peers.iter().find(|p| p.page.count_held() > 0) {
-            Some(peer) if wait => Taken::WaitFor(peer.clone()),
-            _ => Taken::Nothing,
-        }
+        Taken::Nothing
     }
 
     /// No slot is left: subscribers that hold more than they may are sent away.

@@ -115,6 +115,8 @@ impl Reader {
             if wait.interrupt.is_set() {
                 return Ok(Next::Interrupted);
             }
+            // Read before `head`: what was published before the end is still taken.
+            let closed = lock(&shared.state).closed.clone();
             // Pairs with the Release in `Frames::end`: all frames were published before it.
             let eos = h.status.eos.load(Ordering::Acquire) != 0;
             // Pairs with the Release in `Frames::publish`.
@@ -130,11 +132,9 @@ impl Reader {
             if eos && head == self.cursor && !wait.past_eos {
                 return Ok(Next::Eos);
             }
-            if let Some((code, text)) = lock(&shared.state).closed.clone() {
-                // What was published before the end is still there to be taken.
-                if head <= self.cursor || full {
-                    return Ok(Next::Lost { code, text });
-                }
+            // Also when there is a frame that can't be taken, because as many are held as may be.
+            if let Some((code, text)) = closed {
+                return Ok(Next::Lost { code, text });
             }
             let now = wake::now();
             if deadline.is_some_and(|d| now >= d) {
@@ -167,10 +167,7 @@ impl Reader {
         // From here on the claim goes with the lease, on every path.
         self.shared.leases.fetch_add(1, Ordering::Relaxed);
         let lease = Lease { shared: self.shared.clone(), slot };
-        let protocol = |problem: &str| Error::Protocol {
-            key: self.shared.key.clone(),
-            problem: problem.to_owned(),
-        };
+        let protocol = |problem: &str| self.shared.protocol(problem);
         let record = Record::load(self.shared.control.record(slot))
             .filter(|r| r.seq == seq)
             .ok_or_else(|| protocol("a frame's record makes no sense"))?;

@@ -83,6 +83,9 @@ impl PacketReader {
             if wait.interrupt.is_set() {
                 return Ok(Next::Interrupted);
             }
+            let left = deadline.map(|d| d.saturating_sub(wake::now()));
+            // Read before the packets: what was published before the end is still taken.
+            let closed = lock(&shared.state).closed.clone();
             if self.view.is_none() {
                 self.view = lock(&shared.state).tracks.get(&self.track).cloned();
             }
@@ -92,16 +95,16 @@ impl PacketReader {
                 futex = h.futex.load(Ordering::Acquire);
                 // Pairs with the Release in `Track::end`: all packets were published before it.
                 let eos = h.eos.load(Ordering::Acquire) != 0;
-                match self.take(&view)? {
-                    Some(packet) => return Ok(Next::Item(packet)),
-                    None if eos && !wait.past_eos => return Ok(Next::Eos),
-                    None => {}
+                match self.step(&view)? {
+                    Step::Packet(packet) => return Ok(Next::Item(packet)),
+                    Step::Again => continue,
+                    Step::Nothing if eos && !wait.past_eos => return Ok(Next::Eos),
+                    Step::Nothing => {}
                 }
             }
-            if let Some((code, text)) = lock(&shared.state).closed.clone() {
+            if let Some((code, text)) = closed {
                 return Ok(Next::Lost { code, text });
             }
-            let left = deadline.map(|d| d.saturating_sub(wake::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 return Ok(Next::TimedOut);
             }
@@ -114,51 +117,58 @@ impl PacketReader {
         }
     }
 
-    /// The next packet that there is and that can be used.
-    fn take(&mut self, view: &TrackView) -> Result<Option<Packet>> {
+    /// Takes the next packet, or moves one step towards it.
+    fn step(&mut self, view: &TrackView) -> Result<Step> {
         let ring = view.segment.ring();
-        loop {
-            let (head, tail) = (ring.head(), ring.tail());
-            let newest = self.newest_keyframe(view);
-            let Some(next) = self.next.or_else(|| match self.start {
-                Start::LatestKeyframe => newest.filter(|k| *k >= tail),
-                Start::NextKeyframe => Some(head),
-                Start::OldestKeyframe => (head > tail).then_some(tail),
-            }) else {
-                return Ok(None);
-            };
-            self.next = Some(next);
-            if next < tail || next > head {
-                self.resync(next, newest.filter(|k| *k >= tail && *k < head).unwrap_or(head));
-                continue;
-            }
-            if next == head {
-                return Ok(None);
-            }
-            let Ok((entry, meta)) = read_entry(view, next) else { continue };
-            if self.need_keyframe && !meta.info.keyframe {
-                self.pass_over(next, next + 1);
-                continue;
-            }
-            let mut data = vec![0; entry.len];
-            if ring.read_bytes(&entry, &mut data).is_err() {
-                continue;
-            }
-            let missing = "caps of a packet";
-            let caps = self.shared.announced(missing, |_| view.caps(meta.generation))?;
-            self.need_keyframe = false;
-            self.next = Some(next + 1);
-            self.received += 1;
-            return Ok(Some(Packet {
-                seq: next,
-                caps,
-                generation: meta.generation,
-                published: meta.published,
-                lost: std::mem::take(&mut self.lost),
-                info: meta.info,
-                data,
-            }));
+        let (tail, head) = (ring.tail(), ring.head());
+        if tail > head {
+            return Err(self.shared.protocol("a track ends before it begins"));
         }
+        let newest = self.newest_keyframe(view);
+        let Some(next) = self.next.or_else(|| match self.start {
+            Start::LatestKeyframe => newest.filter(|k| *k >= tail),
+            Start::NextKeyframe => Some(head),
+            Start::OldestKeyframe => (head > tail).then_some(tail),
+        }) else {
+            return Ok(Step::Nothing);
+        };
+        self.next = Some(next);
+        if next < tail || next > head {
+            self.resync(next, newest.filter(|k| *k >= tail && *k < head).unwrap_or(head));
+            return Ok(Step::Again);
+        }
+        if next == head {
+            return Ok(Step::Nothing);
+        }
+        let Ok((entry, meta)) = read_entry(view, next) else {
+            // Overwritten meanwhile, or a lie.
+            return match ring.tail() > next {
+                true => Ok(Step::Again),
+                false => Err(self.shared.protocol("an entry of a track is impossible")),
+            };
+        };
+        if self.need_keyframe && !meta.info.keyframe {
+            self.pass_over(next, next + 1);
+            return Ok(Step::Again);
+        }
+        let mut data = vec![0; entry.len];
+        if ring.read_bytes(&entry, &mut data).is_err() {
+            return Ok(Step::Again);
+        }
+        let missing = "caps of a packet";
+        let caps = self.shared.announced(missing, |_| view.caps(meta.generation))?;
+        self.need_keyframe = false;
+        self.next = Some(next + 1);
+        self.received += 1;
+        Ok(Step::Packet(Packet {
+            seq: next,
+            caps,
+            generation: meta.generation,
+            published: meta.published,
+            lost: std::mem::take(&mut self.lost),
+            info: meta.info,
+            data,
+        }))
     }
 
     fn newest_keyframe(&self, view: &TrackView) -> Option<u64> {
@@ -181,6 +191,14 @@ impl PacketReader {
             self.skipped += to - from;
         }
     }
+}
+
+enum Step {
+    Packet(Packet),
+    /// Not yet; the next step may find it.
+    Again,
+    /// There is none.
+    Nothing,
 }
 
 fn read_entry(view: &TrackView, seq: u64) -> Result<(Entry, Meta), Overwritten> {
