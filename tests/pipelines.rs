@@ -1,0 +1,432 @@
+//! Real processes: gst-launch, the scripts that are the manual, and a camera over RTSP.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use gst::prelude::*;
+use gst_video::prelude::*;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+#[path = "../examples/support/stamp.rs"]
+#[allow(dead_code, reason = "writing is the camera's part")]
+mod stamp;
+
+/// A place for one test: a runtime directory, the plugin that was just built, a watchdog.
+struct Site {
+    dir: PathBuf,
+    /// Tells the watchdog that the test is over.
+    _alive: std::sync::mpsc::Sender<()>,
+}
+
+impl Site {
+    fn new(name: &'static str) -> Self {
+        gst::init().unwrap();
+        gstcuframes::plugin_register_static().unwrap();
+        let dir = std::env::temp_dir().join(format!("cuframes-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (alive, over) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            use std::sync::mpsc::RecvTimeoutError::Timeout;
+            if over.recv_timeout(Duration::from_secs(120)) == Err(Timeout) {
+                eprintln!("{name} hangs");
+                // The children get SIGTERM through PR_SET_PDEATHSIG.
+                std::process::abort();
+            }
+        });
+        Self { dir, _alive: alive }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A program with this site's environment, in a process group that ends with the test.
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        // Beside the test programs' folder, where cargo leaves the plugin and the examples.
+        let built = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
+        command
+            .env("CUFRAMES_RUNTIME_DIR", &self.dir)
+            .env("GST_PLUGIN_PATH", &built)
+            .env("GST_REGISTRY", std::env::temp_dir().join("cuframes-test-registry.bin"))
+            .process_group(0)
+            .stdin(Stdio::null());
+        // SAFETY: prctl is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into)
+            })
+        };
+        command
+    }
+
+    fn launch(&self, pipeline: &str) -> Command {
+        let mut command = self.command("gst-launch-1.0");
+        command.arg("-q").args(pipeline.split_whitespace());
+        command
+    }
+
+    fn script(&self, name: &str) -> Command {
+        self.command(Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines").join(name))
+    }
+
+    /// A camera on a port of its own, and its URL.
+    fn camera(&self, options: &str) -> (Running, String) {
+        let built = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/camera");
+        let mut command = self.command(built);
+        command.args("--port 0".split(' ')).args(options.split_whitespace());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().expect("the camera says that it is ready").unwrap();
+        let url = first.strip_prefix("ready ").expect(&first).to_owned();
+        // Read on, so that it never blocks.
+        std::thread::spawn(move || lines.for_each(drop));
+        (Running(child), url)
+    }
+
+    /// A source of this process on the site's directory: the numbers in its frames.
+    fn watch(&self, key: &str, mode: &str) -> Watched {
+        let description =
+            format!("cuframessrc name=src key={key} mode={mode} on-eos=wait ! fakesink name=out sync=false");
+        let pipeline = gst::parse::launch(&description).unwrap();
+        let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
+        let source = pipeline.by_name("src").unwrap();
+        source.set_property("runtime-dir", self.dir.to_str().unwrap());
+        let numbers = Arc::new(Mutex::new(Vec::new()));
+        let into = numbers.clone();
+        let pad = pipeline.by_name("out").unwrap().static_pad("sink").unwrap();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            let info = (info.buffer().unwrap(), pad.current_caps().unwrap());
+            into.lock().unwrap().push(number(info.0, &info.1));
+            gst::PadProbeReturn::Ok
+        });
+        pipeline.set_state(gst::State::Playing).unwrap();
+        Watched { pipeline, numbers }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The number that is stamped into a frame, the same at its top and its bottom.
+fn number(buffer: &gst::Buffer, caps: &gst::Caps) -> Option<u32> {
+    let info = gst_video::VideoInfo::from_caps(caps).unwrap();
+    let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).unwrap();
+    let stride = frame.plane_stride()[0] as usize;
+    let luma = frame.plane_data(0).unwrap();
+    stamp::read(luma, stride, info.width() as usize, info.height() as usize)
+}
+
+struct Watched {
+    pipeline: gst::Pipeline,
+    numbers: Arc<Mutex<Vec<Option<u32>>>>,
+}
+
+impl Watched {
+    fn count(&self) -> usize {
+        self.numbers.lock().unwrap().len()
+    }
+
+    /// Waits for more frames.
+    fn more(&self, frames: usize) {
+        let before = self.count();
+        until(|| self.count() >= before + frames);
+    }
+
+    /// Every frame so far was whole, and none came twice or out of order.
+    fn check(&self) -> Vec<u32> {
+        let numbers = self.numbers.lock().unwrap();
+        let numbers: Vec<u32> = numbers.iter().map(|n| n.expect("a whole frame")).collect();
+        assert!(numbers.windows(2).all(|pair| pair[1] > pair[0]), "{numbers:?}");
+        numbers
+    }
+
+    fn stat(&self, field: &str) -> u64 {
+        let source = self.pipeline.by_name("src").unwrap();
+        source.property::<gst::Structure>("stats").get(field).unwrap()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.pipeline.set_state(gst::State::Null).unwrap();
+    }
+}
+
+/// A process group that ends with its scope.
+struct Running(Child);
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        killpg(Pid::from_raw(self.0.id() as i32), signal).unwrap();
+    }
+
+    fn success(mut self) {
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let group = Pid::from_raw(self.0.id() as i32);
+        let _ = killpg(group, Signal::SIGTERM);
+        let _ = killpg(group, Signal::SIGCONT);
+        let _ = self.0.wait();
+        // What the leader left behind.
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+}
+
+fn start(command: &mut Command) -> Running {
+    Running(command.spawn().unwrap())
+}
+
+fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The numbers in the frames of a recording, all of which have to decode.
+fn decode(file: &Path) -> Vec<Option<u32>> {
+    let description = format!(
+        "filesrc location={} ! parsebin ! decodebin ! videoconvert ! video/x-raw,format=NV12 ! fakesink name=out sync=false",
+        file.display()
+    );
+    let pipeline = gst::parse::launch(&description).unwrap().downcast::<gst::Pipeline>().unwrap();
+    let numbers = Arc::new(Mutex::new(Vec::new()));
+    let into = numbers.clone();
+    let pad = pipeline.by_name("out").unwrap().static_pad("sink").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let found = number(info.buffer().unwrap(), &pad.current_caps().unwrap());
+        into.lock().unwrap().push(found);
+        gst::PadProbeReturn::Ok
+    });
+    pipeline.set_state(gst::State::Playing).unwrap();
+    for message in pipeline.bus().unwrap().iter_timed(gst::ClockTime::NONE) {
+        match message.view() {
+            gst::MessageView::Eos(_) => break,
+            gst::MessageView::Error(e) => panic!("{}: {:?}", e.error(), e.debug()),
+            _ => {}
+        }
+    }
+    pipeline.set_state(gst::State::Null).unwrap();
+    std::mem::take(&mut numbers.lock().unwrap())
+}
+
+/// The main job: a camera over RTSP, one publisher, frames and packets in other processes.
+fn a_camera_reaches_everybody(name: &'static str, codec: &str) {
+    let site = Site::new(name);
+    let options = format!("--codec {codec} --size 640x360 --fps 30 --gop 15");
+    let (_camera, url) = site.camera(&options);
+    let watched: Vec<_> = (0..2).map(|_| site.watch("cam1", "strict")).collect();
+    let _publisher = start(site.script("publish-rtsp.sh").args(["--codec", codec, &url, "cam1"]));
+    watched[0].more(20);
+    let recording = site.path("late.mp4");
+    let recorder = start(site.script("record.sh").args(["cam1", recording.to_str().unwrap(), "2"]));
+    let picture = site.path("now.jpg");
+    start(site.script("snapshot.sh").args(["cam1", picture.to_str().unwrap()])).success();
+    recorder.success();
+
+    for one in &watched {
+        let numbers = one.check();
+        // A queue in front of the decoder drops pictures rather than wait; none is lost behind it.
+        let span = (numbers.last().unwrap() - numbers[0] + 1) as usize;
+        assert!(numbers.len() * 10 >= span * 9, "{} of {span}", numbers.len());
+        assert_eq!(one.stat("duplicates"), 0);
+    }
+    assert_eq!(&std::fs::read(&picture).unwrap()[..2], b"\xff\xd8", "a JPEG");
+
+    let numbers = decode(&recording);
+    assert!(numbers.len() >= 30, "{} frames in 2 s", numbers.len());
+    let numbers: Vec<u32> = numbers.into_iter().map(|n| n.expect("a whole frame")).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+}
+
+#[test]
+fn an_h264_camera_reaches_everybody() {
+    a_camera_reaches_everybody("h264", "h264");
+}
+
+#[test]
+fn an_h265_camera_reaches_everybody() {
+    a_camera_reaches_everybody("h265", "h265");
+}
+
+#[test]
+fn a_camera_that_drops_comes_back() {
+    let site = Site::new("drop");
+    let (camera, url) = site.camera("--size 320x240 --fps 30 --gop 15");
+    let watched = site.watch("cam1", "newest");
+    let _publisher = start(site.script("publish-rtsp.sh").args(["--codec", "h264", &url, "cam1"]));
+    watched.more(10);
+    kill(Pid::from_raw(camera.0.id() as i32), Signal::SIGUSR1).unwrap();
+    until(|| watched.stat("reconnects") == 1);
+    watched.more(10);
+    watched.check();
+}
+
+/// 2,000 frames at full speed to four processes that want every one of them.
+#[test]
+fn four_processes_get_every_frame() {
+    const FRAMES: u32 = 2_000;
+    const SIZE: (usize, usize) = (160, 120);
+    let site = Site::new("four");
+    let files: Vec<_> = (0..4).map(|n| site.path(&format!("{n}.raw"))).collect();
+    let subscribers: Vec<_> = files
+        .iter()
+        .map(|file| {
+            let sink = format!("cuframessrc key=a mode=strict ! filesink location={}", file.display());
+            start(&mut site.launch(&sink))
+        })
+        .collect();
+    let publisher = gst::parse::launch(&format!(
+        "videotestsrc name=camera num-buffers={FRAMES} pattern=black \
+         ! video/x-raw,format=GRAY8,width={},height={},framerate=30/1 \
+         ! cuframessink name=pub key=a policy=wait runtime-dir={}",
+        SIZE.0,
+        SIZE.1,
+        site.dir.display()
+    ))
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
+    let next = std::sync::atomic::AtomicU32::new(1);
+    let pad = publisher.by_name("camera").unwrap().static_pad("src").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let mut map = info.buffer_mut().unwrap().make_mut().map_writable().unwrap();
+        let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        stamp::write(&mut map, SIZE.0, SIZE.0, SIZE.1, number);
+        gst::PadProbeReturn::Ok
+    });
+    // Nothing is published before PLAYING, so all can join first.
+    publisher.set_state(gst::State::Paused).unwrap();
+    let bus = publisher.bus().unwrap();
+    let added = |m: &gst::Message| {
+        m.structure().is_some_and(|s| s.name() == "cuframes-subscriber-added")
+    };
+    for _ in bus.iter_timed(gst::ClockTime::NONE).filter(added).take(4) {}
+    publisher.set_state(gst::State::Playing).unwrap();
+    bus.timed_pop_filtered(gst::ClockTime::NONE, &[gst::MessageType::Eos]);
+    subscribers.into_iter().for_each(Running::success);
+    let stats: gst::Structure = publisher.by_name("pub").unwrap().property("stats");
+    publisher.set_state(gst::State::Null).unwrap();
+    assert_eq!(stats.get::<u64>("copied").unwrap(), 0);
+    assert_eq!(stats.get::<u64>("dropped").unwrap(), 0);
+
+    for file in files {
+        let bytes = std::fs::read(file).unwrap();
+        let frames = bytes.chunks(SIZE.0 * SIZE.1);
+        let numbers: Vec<_> = frames.map(|f| stamp::read(f, SIZE.0, SIZE.0, SIZE.1)).collect();
+        let expected: Vec<_> = (1..=FRAMES).map(Some).collect();
+        assert!(numbers == expected, "{} frames, not all in order", numbers.len());
+    }
+}
+
+/// What a recorder gets is, byte for byte, what the parser gave the sink.
+#[test]
+fn an_elementary_stream_crosses_unchanged() {
+    let site = Site::new("bytes");
+    let (sent, got) = (site.path("sent.h264"), site.path("got.h264"));
+    let mut subscriber = site.launch(&format!(
+        "cuframespacketsrc key=a start=oldest-keyframe ! filesink location={}",
+        got.display()
+    ));
+    let subscriber = start(&mut subscriber);
+    let mut publisher = site.launch(&format!(
+        "videotestsrc num-buffers=300 is-live=true ! video/x-raw,width=320,height=240,framerate=100/1 \
+         ! x264enc key-int-max=30 speed-preset=ultrafast ! h264parse \
+         ! video/x-h264,stream-format=byte-stream,alignment=au ! tee name=t \
+         t. ! queue ! filesink location={} t. ! queue ! cuframessink key=a",
+        sent.display()
+    ));
+    start(&mut publisher).success();
+    subscriber.success();
+    let (sent, got) = (std::fs::read(sent).unwrap(), std::fs::read(got).unwrap());
+    assert!(got.len() > 10_000);
+    assert!(sent == got, "{} bytes became {}", sent.len(), got.len());
+}
+
+/// SIGKILL on either side: nothing is left that a person has to remove, the other side goes on.
+#[test]
+fn killed_processes_leave_nothing_behind() {
+    let site = Site::new("kill");
+    let source = "videotestsrc is-live=true ! video/x-raw,format=NV12,width=320,height=240,framerate=60/1";
+    let watched = site.watch("a", "newest");
+    let publish = || start(&mut site.launch(&format!("{source} ! cuframessink key=a")));
+    for round in 0..3 {
+        let publisher = publish();
+        let before = watched.numbers.lock().unwrap().len();
+        until(|| watched.stat("reconnects") == round && watched.count() > before + 5);
+        let subscriber = start(&mut site.launch("cuframessrc key=a ! fakesink"));
+        watched.more(5);
+        subscriber.signal(Signal::SIGKILL);
+        drop(subscriber);
+        watched.more(5);
+        publisher.signal(Signal::SIGKILL);
+    }
+    // The files are still there after SIGKILL, and are replaced; a clean end removes them.
+    let publisher = publish();
+    until(|| watched.stat("reconnects") == 3);
+    publisher.signal(Signal::SIGINT);
+    publisher.success();
+    until(|| std::fs::read_dir(&site.dir).unwrap().count() == 0);
+}
+
+/// GStreamer's leaks tracer says nothing about our elements, or about what went through them.
+#[test]
+fn nothing_leaks() {
+    let site = Site::new("leaks");
+    let traced = |pipeline: &str, log: &str| {
+        let mut command = site.launch(pipeline);
+        command
+            .env("GST_TRACERS", "leaks")
+            .env("GST_DEBUG", "GST_TRACER:7")
+            .env("GST_DEBUG_NO_COLOR", "1")
+            .stderr(std::fs::File::create(site.path(log)).unwrap());
+        start(&mut command)
+    };
+    let publisher = traced(
+        "videotestsrc is-live=true num-buffers=120 ! video/x-raw,width=320,height=240,framerate=60/1 \
+         ! tee name=t t. ! queue ! cuframessink name=pub key=a \
+         t. ! queue ! x264enc tune=zerolatency key-int-max=30 ! h264parse ! pub.packets_0",
+        "publisher",
+    );
+    let frames = traced("cuframessrc key=a ! queue ! fakesink", "frames");
+    let copies = traced("cuframessrc key=a max-held=0 ! queue ! fakesink", "copies");
+    let packets = traced("cuframespacketsrc key=a ! h264parse ! fakesink", "packets");
+    for process in [publisher, frames, copies, packets] {
+        process.success();
+    }
+    for log in ["publisher", "frames", "copies", "packets"] {
+        let log = std::fs::read_to_string(site.path(log)).unwrap();
+        let leaks: Vec<_> = log.lines().filter(|l| l.contains("object-alive, type-name=(string)Gst")).collect();
+        assert!(leaks.is_empty(), "{leaks:#?}");
+    }
+}
+
+/// A recording made while the publisher plays a file.
+#[test]
+fn a_file_is_published_and_recorded() {
+    let site = Site::new("file");
+    let (file, copy) = (site.path("source.mp4"), site.path("copy.mkv"));
+    let make = format!(
+        "videotestsrc num-buffers=90 ! video/x-raw,width=320,height=240,framerate=30/1 \
+         ! x264enc bframes=2 key-int-max=15 ! h264parse ! mp4mux ! filesink location={}",
+        file.display()
+    );
+    start(&mut site.launch(&make)).success();
+    let recorder = start(site.script("record.sh").args(["clip", copy.to_str().unwrap()]));
+    start(site.script("publish-file.sh").args([file.to_str().unwrap(), "clip"])).success();
+    recorder.success();
+    assert!(decode(&copy).len() >= 75, "at most one group of pictures is missed at the start");
+}
