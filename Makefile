@@ -35,7 +35,7 @@ lint: packages
 	tests/check-scripts.sh
 
 docs: packages
-	cargo run --locked --features doc --example document > docs/elements.json
+	cargo run --locked --example document > docs/elements.md
 
 packages:
 	@tests/install-packages.sh

@@ -10,8 +10,8 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 arguments 2 "$@"
-loop=''
-if [[ $1 == --loop ]]; then loop=yes && shift; fi
+loop='' forward=true
+if [[ $1 == --loop ]]; then loop=yes forward=false && shift; fi
 (($# == 2)) || { usage >&2; exit 2; }
 file=$1 key=$2
 [[ -r $file ]] || fail "$file cannot be read"
@@ -21,7 +21,7 @@ decoder=$(decoder "$codec")
 pipeline=(
     filesrc location="$file" ! parsebin ! "video/x-$codec" ! "${codec}parse" config-interval=-1
     ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=file
-    file. ! queue ! "$decoder" ! cuframessink name=publisher key="$key" sync=true
+    file. ! queue ! "$decoder" ! cuframessink name=publisher key="$key" sync=true forward-eos=$forward
     file. ! queue ! publisher.packets_0
 )
 [[ $loop ]] || exec gst-launch-1.0 -q "${pipeline[@]}"

@@ -19,13 +19,13 @@ while decoder=$(decoder "$codec") || exit; do
     [[ $codec == h264 ]] || packed=hvc1
     # In avc and hvc1 a packet is what the camera marked as one picture, however many slices it has.
     # A decoder that is too slow loses pictures (leaky), not packets: recordings stay whole.
-    # The watchdog ends a connection over which nothing has come for 10 s.
+    # The watchdog ends a connection over which nothing has come for 10 s. To subscribers it is a pause.
     gst-launch-1.0 -q rtspsrc location="$url" protocols=tcp latency=200 \
         ! "application/x-rtp,media=video,encoding-name=${codec^^}" ! "rtp${codec}depay" \
         ! "video/x-$codec,stream-format=$packed,alignment=au" \
         ! "${codec}parse" config-interval=-1 ! watchdog timeout=10000 \
         ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=camera \
-        camera. ! queue leaky=downstream ! "$decoder" ! cuframessink name=publisher key="$key" \
+        camera. ! queue leaky=downstream ! "$decoder" ! cuframessink name=publisher key="$key" forward-eos=false \
         camera. ! queue ! publisher.packets_0 2>"$log" & gst=$! && wait "$gst"
     gst=''
     if grep -q 'reason not-linked' "$log"; then # it speaks another codec

@@ -12,7 +12,7 @@ arguments 1 "$@"
 [[ ${DISPLAY-}${WAYLAND_DISPLAY-} ]] || fail "there is no display to show a window on"
 if [[ $1 == --packets ]]; then
     arguments 2 "$@"
-    exec gst-launch-1.0 -q cuframespacketsrc key="$2" on-eos=wait ! decodebin \
+    exec gst-launch-1.0 -q cuframespacketsrc key="$2" ! decodebin \
         ! videoconvert ! autovideosink sync=false
 fi
-exec gst-launch-1.0 -q cuframessrc key="$1" on-eos=wait ! video/x-raw ! videoconvert ! autovideosink sync=false
+exec gst-launch-1.0 -q cuframessrc key="$1" ! video/x-raw ! videoconvert ! autovideosink sync=false

@@ -13,7 +13,6 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 #[path = "../examples/support/stamp.rs"]
-#[allow(dead_code, reason = "writing is the camera's part")]
 mod stamp;
 
 /// A place for one test: a runtime directory, the plugin that was just built, a watchdog.
@@ -58,9 +57,7 @@ impl Site {
             .stdin(Stdio::null());
         // SAFETY: prctl is async-signal-safe.
         unsafe {
-            command.pre_exec(|| {
-                nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into)
-            })
+            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into))
         };
         command
     }
@@ -77,7 +74,8 @@ impl Site {
 
     /// A camera on a port of its own, and its URL.
     fn camera(&self, options: &str) -> (Running, String) {
-        let built = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/camera");
+        let built =
+            std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/camera");
         let mut command = self.command(built);
         command.args("--port 0".split(' ')).args(options.split_whitespace());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -92,7 +90,7 @@ impl Site {
     /// A source of this process on the site's directory: the numbers in its frames.
     fn watch(&self, key: &str, mode: &str) -> Watched {
         let description =
-            format!("cuframessrc name=src key={key} mode={mode} on-eos=wait ! fakesink name=out sync=false");
+            format!("cuframessrc name=src key={key} mode={mode} ! fakesink name=out sync=false");
         let pipeline = gst::parse::launch(&description).unwrap();
         let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
         let source = pipeline.by_name("src").unwrap();
@@ -285,7 +283,8 @@ fn four_processes_get_every_frame() {
     let subscribers: Vec<_> = files
         .iter()
         .map(|file| {
-            let sink = format!("cuframessrc key=a mode=strict ! filesink location={}", file.display());
+            let sink =
+                format!("cuframessrc key=a mode=strict ! filesink location={}", file.display());
             start(&mut site.launch(&sink))
         })
         .collect();
@@ -311,9 +310,8 @@ fn four_processes_get_every_frame() {
     // Nothing is published before PLAYING, so all can join first.
     publisher.set_state(gst::State::Paused).unwrap();
     let bus = publisher.bus().unwrap();
-    let added = |m: &gst::Message| {
-        m.structure().is_some_and(|s| s.name() == "cuframes-subscriber-added")
-    };
+    let added =
+        |m: &gst::Message| m.structure().is_some_and(|s| s.name() == "cuframes-subscriber-added");
     for _ in bus.iter_timed(gst::ClockTime::NONE).filter(added).take(4) {}
     publisher.set_state(gst::State::Playing).unwrap();
     bus.timed_pop_filtered(gst::ClockTime::NONE, &[gst::MessageType::Eos]);
@@ -360,7 +358,8 @@ fn an_elementary_stream_crosses_unchanged() {
 #[test]
 fn killed_processes_leave_nothing_behind() {
     let site = Site::new("kill");
-    let source = "videotestsrc is-live=true ! video/x-raw,format=NV12,width=320,height=240,framerate=60/1";
+    let source =
+        "videotestsrc is-live=true ! video/x-raw,format=NV12,width=320,height=240,framerate=60/1";
     let watched = site.watch("a", "newest");
     let publish = || start(&mut site.launch(&format!("{source} ! cuframessink key=a")));
     for round in 0..3 {
@@ -409,7 +408,8 @@ fn nothing_leaks() {
     }
     for log in ["publisher", "frames", "copies", "packets"] {
         let log = std::fs::read_to_string(site.path(log)).unwrap();
-        let leaks: Vec<_> = log.lines().filter(|l| l.contains("object-alive, type-name=(string)Gst")).collect();
+        let leaks: Vec<_> =
+            log.lines().filter(|l| l.contains("object-alive, type-name=(string)Gst")).collect();
         assert!(leaks.is_empty(), "{leaks:#?}");
     }
 }
