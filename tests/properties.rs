@@ -1,0 +1,453 @@
+//! What has to hold for any input: the messages, the packet ring, the records, the keys.
+//!
+//! `PROPTEST_CASES=10000 cargo test --test properties` looks longer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        // The default place is beside the library's sources, which tests have none of.
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(
+            "proptest-regressions",
+        ))),
+        ..ProptestConfig::default()
+    }
+}
+
+fn words(count: usize) -> Vec<AtomicU64> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+mod messages {
+    use super::*;
+    use gstcuframes::core::channel::message::{Code, Hello, MAX_NAME, Malformed, Message, Mode};
+
+    fn code() -> impl Strategy<Value = Code> {
+        // Those that are known, and some that are not.
+        (0..12u32).prop_map(Code::from)
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        prop_oneof![9 => ".{0,40}", 1 => "[a-z]{1000,2000}"]
+    }
+
+    fn hello() -> impl Strategy<Value = Message> {
+        let mode = prop_oneof![Just(Mode::Newest), Just(Mode::Strict)];
+        // A character has 4 bytes at most.
+        let name = prop_oneof![".{0,63}", Just("n".repeat(MAX_NAME))];
+        (any::<(u16, u16)>(), mode, any::<u32>(), any::<[u8; 16]>(), name).prop_map(
+            |(versions, mode, credit, gpu, name)| {
+                Message::Hello(Hello { versions, mode, credit, gpu, name })
+            },
+        )
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        let format = |(generation, caps)| Message::Format { generation, caps };
+        prop_oneof![
+            hello(),
+            any::<(u16, u64, u32, u32, u32)>().prop_map(|(version, epoch, id, slots, index)| {
+                Message::Welcome { version, epoch, id, slots, index }
+            }),
+            (code(), text()).prop_map(|(code, text)| Message::Refused { code, text }),
+            (any::<u32>(), text()).prop_map(format),
+            any::<(u32, u32, u32, u64, u64)>().prop_map(|(id, kind, slots, stride, size)| {
+                Message::Chunk { id, kind, slots, stride, size }
+            }),
+            any::<u32>().prop_map(|chunk| Message::Retire { chunk }),
+            any::<(u32, u32, u64)>().prop_map(|(track, entries, bytes)| Message::Track {
+                track,
+                entries,
+                bytes
+            }),
+            (any::<(u32, u32)>(), text()).prop_map(|((track, generation), caps)| {
+                Message::TrackFormat { track, generation, caps }
+            }),
+            (code(), text()).prop_map(|(code, text)| Message::Bye { code, text }),
+            Just(Message::Leave),
+        ]
+    }
+
+    /// Decodes what a stranger sent, with any number of fds. What is understood has one form only.
+    fn check_strange(bytes: &[u8]) {
+        for fds in 0..3 {
+            let Ok(message) = Message::decode(bytes, fds) else { continue };
+            assert_eq!(fds, message.fds());
+            let again = message.encode();
+            match message {
+                // Codes of later versions are all the same to this one.
+                Message::Refused { code: Code::Other, .. }
+                | Message::Bye { code: Code::Other, .. } => {
+                    assert_eq!(again[..4], bytes[..4]);
+                    assert_eq!(again[8..], bytes[8..]);
+                }
+                _ => assert_eq!(again, bytes),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        #[test]
+        fn messages_survive_the_way(message in message()) {
+            let bytes = message.encode();
+            prop_assert_eq!(Message::decode(&bytes, message.fds()), Ok(message));
+        }
+
+        #[test]
+        fn fds_have_to_be_as_many_as_the_message_says(message in message(), got in 0..4usize) {
+            let expected = message.fds();
+            prop_assume!(got != expected);
+            let decoded = Message::decode(&message.encode(), got);
+            prop_assert_eq!(decoded, Err(Malformed::Fds { expected, got }));
+        }
+
+        #[test]
+        fn a_part_of_a_message_is_none(message in message(), cut in any::<prop::sample::Index>()) {
+            let bytes = message.encode();
+            let part = &bytes[..cut.index(bytes.len())];
+            prop_assert_eq!(Message::decode(part, message.fds()), Err(Malformed::Short));
+        }
+
+        #[test]
+        fn nothing_may_follow_a_message(message in message(), more in vec(any::<u8>(), 1..9)) {
+            let bytes = [message.encode(), more].concat();
+            prop_assert_eq!(Message::decode(&bytes, message.fds()), Err(Malformed::Long));
+        }
+
+        #[test]
+        fn any_bytes_are_decoded_or_refused(kind in 0..12u32, rest in vec(any::<u8>(), 0..80)) {
+            check_strange(&rest);
+            // Most of those that begin like a message get further.
+            check_strange(&[&kind.to_le_bytes(), rest.as_slice()].concat());
+        }
+
+        #[test]
+        fn changed_messages_are_decoded_or_refused(
+            message in message(),
+            changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut bytes = message.encode();
+            for (at, byte) in changes {
+                // The first 64 bytes have the numbers and lengths.
+                let at = at.index(bytes.len().min(64));
+                bytes[at] = byte;
+            }
+            check_strange(&bytes);
+        }
+    }
+}
+
+mod packets {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use gstcuframes::core::packets::ring::{
+        ENTRY_WORDS, Entry, META_WORDS, Overwritten, Ring, TooBig, Writer,
+    };
+
+    struct Memory {
+        head: AtomicU64,
+        tail: AtomicU64,
+        entries: Vec<AtomicU64>,
+        bytes: Vec<AtomicU64>,
+    }
+
+    impl Memory {
+        fn new(entries: usize, words_of_bytes: usize) -> Self {
+            Self {
+                head: AtomicU64::new(0),
+                tail: AtomicU64::new(0),
+                entries: words(entries * ENTRY_WORDS),
+                bytes: words(words_of_bytes),
+            }
+        }
+
+        fn ring(&self) -> Ring<'_> {
+            let Self { head, tail, entries, bytes } = self;
+            Ring { head, tail, entries, bytes }
+        }
+    }
+
+    /// What a packet of a seed has in it: no run of it occurs in another place or packet.
+    fn content(seed: u64, len: usize) -> (Vec<u8>, [u64; META_WORDS]) {
+        let word = |i: u64| (seed << 32 | i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut data: Vec<u8> =
+            (0..len.div_ceil(8) as u64).flat_map(|i| word(i).to_le_bytes()).collect();
+        data.truncate(len);
+        (data, std::array::from_fn(|i| word(u64::MAX - i as u64)))
+    }
+
+    /// The plain model: the packets that are whole, oldest first, with their lengths.
+    struct Model {
+        max_packets: usize,
+        max_bytes: usize,
+        next: u64,
+        packets: VecDeque<(u64, usize)>,
+    }
+
+    impl Model {
+        fn fits(&self, len: usize) -> bool {
+            let bytes: usize = self.packets.iter().map(|(_, len)| len.next_multiple_of(8)).sum();
+            self.packets.len() < self.max_packets
+                && bytes + len.next_multiple_of(8) <= self.max_bytes
+        }
+
+        fn write(&mut self, len: usize) -> Result<u64, TooBig> {
+            if len.next_multiple_of(8) > self.max_bytes {
+                return Err(TooBig);
+            }
+            while !self.fits(len) {
+                self.packets.pop_front();
+            }
+            let seq = self.next;
+            self.packets.push_back((seq, len));
+            self.next += 1;
+            Ok(seq)
+        }
+
+        fn forget_before(&mut self, seq: u64) {
+            self.packets.retain(|(s, _)| *s >= seq);
+        }
+
+        fn tail(&self) -> u64 {
+            self.packets.front().map_or(self.next, |(seq, _)| *seq)
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write(usize),
+        /// Forgets so many packets; there may be fewer.
+        Forget(u64),
+    }
+
+    fn read(ring: Ring<'_>, seq: u64) -> Result<(Entry, Vec<u8>), Overwritten> {
+        let entry = ring.read_entry(seq)?;
+        // What was there before must not matter.
+        let mut data = vec![0xa5; entry.len];
+        ring.read_bytes(&entry, &mut data)?;
+        Ok((entry, data))
+    }
+
+    /// Does the steps on a ring and on the model and compares the two after each.
+    fn compare(max_packets: usize, words: usize, steps: &[Step]) -> Result<(), TestCaseError> {
+        let memory = Memory::new(max_packets, words);
+        let ring = memory.ring();
+        let mut writer = Writer::default();
+        let max_bytes = words * 8;
+        let mut model = Model { max_packets, max_bytes, next: 0, packets: VecDeque::new() };
+        // As a reader found them when they were whole.
+        let mut entries: Vec<Entry> = Vec::new();
+
+        for step in steps {
+            match *step {
+                Step::Write(len) => {
+                    let (data, meta) = content(model.next, len);
+                    let left = writer.tail_after(ring, len);
+                    let written = model.write(len);
+                    prop_assert_eq!(left, written.map(|_| model.tail()));
+                    prop_assert_eq!(writer.write(ring, &data, &meta), written);
+                    if let Ok(seq) = written {
+                        entries.push(ring.read_entry(seq).expect("the newest packet is whole"));
+                    }
+                }
+                Step::Forget(count) => {
+                    let seq = model.tail() + count;
+                    model.forget_before(seq);
+                    writer.forget_before(ring, seq);
+                }
+            }
+            prop_assert_eq!((writer.tail(), writer.head()), (model.tail(), model.next));
+            prop_assert_eq!((ring.tail(), ring.head()), (model.tail(), model.next));
+
+            for &(seq, len) in &model.packets {
+                let (data, meta) = content(seq, len);
+                let (entry, found) = read(ring, seq).expect("a packet of the model is whole");
+                prop_assert_eq!((entry.seq, entry.len, entry.meta), (seq, len, meta));
+                prop_assert!(found == data, "packet {} of {} bytes is changed", seq, len);
+            }
+            for entry in &entries[..model.tail() as usize] {
+                prop_assert_eq!(ring.read_entry(entry.seq), Err(Overwritten));
+                let mut out = vec![0; entry.len];
+                prop_assert_eq!(ring.read_bytes(entry, &mut out), Err(Overwritten));
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps for a ring of so many bytes, with packets of up to `max` bytes.
+    fn steps(max: usize, count: usize) -> impl Strategy<Value = Vec<Step>> {
+        let len = prop_oneof![1 => 0..=max, 4 => 0..=max / 4, 4 => 0..=max / 16];
+        let step =
+            prop_oneof![6 => len.prop_map(Step::Write), 1 => (0..5u64).prop_map(Step::Forget)];
+        vec(step, 1..=count)
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        #[test]
+        fn the_ring_keeps_what_fits((packets, words, steps) in (1..9usize, 1..65usize)
+            // Some packets are bigger than the ring.
+            .prop_flat_map(|(packets, words)| (Just(packets), Just(words), steps(words * 8 + 9, 40))))
+        {
+            compare(packets, words, &steps)?;
+        }
+    }
+
+    proptest! {
+        // Each case moves some 100 MB.
+        #![proptest_config(ProptestConfig { cases: config().cases.div_ceil(64), ..config() })]
+
+        #[test]
+        fn the_ring_keeps_big_packets(
+            words in (1 << 18)..(1 << 19) + 100usize,
+            steps in steps(4 << 20, 12),
+        ) {
+            compare(6, words, &steps)?;
+        }
+    }
+}
+
+mod records {
+    use super::*;
+    use gstcuframes::core::layout::{
+        Crop, FrameInfo, MAX_PLANES, MAX_SLOTS, PacketId, Plane, RECORD_WORDS, Record, pack_index,
+        unpack_index,
+    };
+
+    fn info() -> impl Strategy<Value = FrameInfo> {
+        // The smallest time and the longest duration mean that there is none.
+        let time = || proptest::option::of(i64::MIN + 1..=i64::MAX);
+        let plane = any::<(u32, i32)>().prop_map(|(offset, stride)| Plane { offset, stride });
+        let crop = any::<(u32, u32, u32, u32)>().prop_map(|(x, y, width, height)| Crop {
+            x,
+            y,
+            width,
+            height,
+        });
+        let packet = any::<(u32, u64)>().prop_map(|(track, seq)| PacketId { track, seq });
+        (
+            (time(), time(), proptest::option::of(0..u64::MAX)),
+            any::<(i64, u32, usize)>(),
+            vec(plane, 0..=MAX_PLANES),
+            proptest::option::of(crop),
+            proptest::option::of(packet),
+        )
+            .prop_map(
+                |((pts, dts, duration), (captured, flags, size), planes, crop, packet)| {
+                    let planes = planes.into_iter().collect();
+                    FrameInfo { pts, dts, duration, captured, flags, size, planes, crop, packet }
+                },
+            )
+    }
+
+    prop_compose! {
+        fn record()(
+            (seq, generation, chunk, slot_in_chunk, published) in any::<(u64, u32, u32, u32, i64)>(),
+            info in info(),
+        ) -> Record {
+            Record { seq, generation, chunk, slot_in_chunk, published, info }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        #[test]
+        fn records_survive_the_way(record in record(), before in record()) {
+            let words = words(RECORD_WORDS);
+            // A slot has the record of an older frame in it.
+            before.store(&words);
+            record.store(&words);
+            prop_assert_eq!(Record::load(&words), Some(record));
+        }
+
+        #[test]
+        fn any_words_are_a_record_or_none(
+            mut all in vec(any::<u64>(), RECORD_WORDS),
+            planes in 0..=2 * MAX_PLANES as u64,
+        ) {
+            // The number of planes is what can be wrong; most numbers of 32 bits are.
+            all[9] = all[9] & !0xffff_ffff | planes;
+            let strange: Vec<_> = all.into_iter().map(AtomicU64::new).collect();
+            let loaded = Record::load(&strange);
+            prop_assert_eq!(loaded.is_some(), planes <= MAX_PLANES as u64);
+            if let Some(record) = loaded {
+                record.store(&strange);
+                prop_assert_eq!(Record::load(&strange), Some(record));
+            }
+            strange[9].fetch_or(0xffff_fff0, Ordering::Relaxed);
+            prop_assert_eq!(Record::load(&strange), None);
+        }
+
+        #[test]
+        fn the_index_gives_the_slot_of_its_frame_only(
+            seq in 0..1u64 << 48,
+            other in 0..1u64 << 48,
+            slot in 0..MAX_SLOTS,
+        ) {
+            let entry = pack_index(seq, slot);
+            prop_assert_eq!(unpack_index(entry, seq), Some(slot));
+            for other in [other, seq + 1, seq.wrapping_sub(1)] {
+                prop_assert_eq!(unpack_index(entry, other), (other == seq).then_some(slot));
+            }
+        }
+
+        #[test]
+        fn the_index_knows_frames_by_their_lower_48_bits(seq: u64, slot in 0..MAX_SLOTS) {
+            prop_assert_eq!(unpack_index(pack_index(seq, slot), seq), Some(slot));
+        }
+    }
+}
+
+mod keys {
+    use super::*;
+    use gstcuframes::core::channel::directory::check_key;
+
+    const KEY: &str = "[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}";
+    const NOT_IN_A_KEY: &str = "[^A-Za-z0-9_.-]";
+
+    proptest! {
+        #![proptest_config(config())]
+
+        #[test]
+        fn keys_are_taken(key in KEY) {
+            prop_assert!(check_key(&key).is_ok());
+        }
+
+        #[test]
+        fn other_characters_are_refused(
+            key in KEY,
+            at in any::<prop::sample::Index>(),
+            other in prop_oneof![NOT_IN_A_KEY, "[/\\x00 é٣]"],
+        ) {
+            let at = at.index(key.len());
+            // In place of another, so that the length is not what is wrong.
+            let bad = [&key[..at], &other, &key[at + 1..]].concat();
+            prop_assert!(check_key(&bad).is_err(), "{:?}", bad);
+        }
+
+        #[test]
+        fn dots_do_not_come_first(rest in "[A-Za-z0-9_.-]{0,62}") {
+            let bad = format!(".{rest}");
+            prop_assert!(check_key(&bad).is_err());
+        }
+
+        #[test]
+        fn long_keys_are_refused(key in "[A-Za-z0-9_-][A-Za-z0-9_.-]{63,200}") {
+            prop_assert!(check_key(&key).is_err());
+        }
+    }
+
+    #[test]
+    fn a_key_has_a_character() {
+        assert!(check_key("").is_err());
+    }
+}
