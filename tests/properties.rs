@@ -55,9 +55,11 @@ mod messages {
             }),
             (code(), text()).prop_map(|(code, text)| Message::Refused { code, text }),
             (any::<u32>(), text()).prop_map(format),
-            any::<(u32, u32, u32, u64, u64)>().prop_map(|(id, kind, slots, stride, size)| {
-                Message::Chunk { id, kind, slots, stride, size }
-            }),
+            any::<(u32, u32, [u8; 16], u32, u64, u64)>().prop_map(
+                |(id, kind, device, slots, stride, size)| {
+                    Message::Chunk { id, kind, device, slots, stride, size }
+                },
+            ),
             any::<u32>().prop_map(|chunk| Message::Retire { chunk }),
             any::<(u32, u32, u64)>().prop_map(|(track, entries, bytes)| Message::Track {
                 track,

@@ -142,7 +142,9 @@ impl CuframesSrc {
             let (code, text) = match subscriber.next_frame(&wait) {
                 Ok(Next::Item(frame)) => return Ok(frame),
                 Ok(Next::Eos) => return Err(gst::FlowError::Eos),
-                Ok(Next::Interrupted | Next::TimedOut) => return Err(gst::FlowError::Flushing),
+                Ok(Next::Interrupted | Next::TimedOut) | Err(Error::Interrupted) => {
+                    return Err(gst::FlowError::Flushing);
+                }
                 Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
                     (code, text)
                 }

@@ -56,6 +56,11 @@ impl Geometry {
 pub trait Backend: Send + Sync {
     fn kind(&self) -> Kind;
 
+    /// The UUID of the GPU that the memory is on; zeros for the host.
+    fn device(&self) -> [u8; 16] {
+        [0; 16]
+    }
+
     /// Allocates a chunk for frames of `size` bytes.
     fn allocate(&self, slots: u32, size: usize) -> io::Result<Arc<dyn Chunk>>;
 }

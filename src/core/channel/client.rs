@@ -159,7 +159,7 @@ impl Shared {
                 state.formats.retain(|g, _| g.wrapping_add(64) > generation);
                 state.formats.insert(generation, caps.into());
             }
-            Message::Chunk { id, kind, slots, stride, size } => {
+            Message::Chunk { id, kind, slots, stride, size, .. } => {
                 let kind = Kind::try_from(kind).map_err(|k| format!("unknown memory kind {k}"))?;
                 let chunk = memory::import(kind, fd(), Geometry { slots, stride, size })
                     .map_err(|e| format!("the frames can't be mapped: {e}"))?;

@@ -93,10 +93,11 @@ pub enum Message {
         generation: u32,
         caps: String,
     },
-    /// One fd: the memory.
+    /// One fd: the memory. `device` is the UUID of the GPU that it is on, zeros for host memory.
     Chunk {
         id: u32,
         kind: u32,
+        device: [u8; 16],
         slots: u32,
         stride: u64,
         size: u64,
@@ -234,8 +235,10 @@ impl Message {
             }
             Self::Refused { code, text } => w(REFUSED).u32(*code as u32).text(text),
             Self::Format { generation, caps } => w(FORMAT).u32(*generation).text(caps),
-            Self::Chunk { id, kind, slots, stride, size } => {
-                w(CHUNK).u32(*id).u32(*kind).u32(*slots).u64(*stride).u64(*size)
+            Self::Chunk { id, kind, device, slots, stride, size } => {
+                let mut w = w(CHUNK).u32(*id).u32(*kind);
+                w.0.extend(device);
+                w.u32(*slots).u64(*stride).u64(*size)
             }
             Self::Retire { chunk } => w(RETIRE).u32(*chunk),
             Self::Track { track, entries, bytes } => w(TRACK).u32(*track).u32(*entries).u64(*bytes),
@@ -280,6 +283,7 @@ impl Message {
             CHUNK => Self::Chunk {
                 id: r.u32()?,
                 kind: r.u32()?,
+                device: r.array()?,
                 slots: r.u32()?,
                 stride: r.u64()?,
                 size: r.u64()?,

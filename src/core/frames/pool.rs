@@ -430,8 +430,9 @@ impl Frames {
         pool.next_chunk += 1;
         let id = pool.next_chunk;
         let g = memory.geometry();
-        let (kind, slots) = (self.backend.kind() as u32, g.slots);
-        let message = Message::Chunk { id, kind, slots, stride: g.stride, size: g.size };
+        let (kind, device) = (self.backend.kind() as u32, self.backend.device());
+        let (slots, stride, size) = (g.slots, g.stride, g.size);
+        let message = Message::Chunk { id, kind, device, slots, stride, size };
         self.board.chunk(id, message, Arc::new(ChunkFd(memory.clone())));
         for (index, &number) in (0..).zip(&free) {
             let (chunk, memory) = (id, memory.clone());

@@ -1,6 +1,7 @@
 //! The subscriber's way to frames: waits, claims, and hands out leases.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::claim;
 use crate::core::board::lock;
@@ -12,6 +13,12 @@ use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
 use crate::core::wake;
 use crate::memory::Imported;
+
+/// A device that has not written a frame by this time after it was published never will.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+/// A device is usually done when the reader has woken up; the copy of a 4K frame takes some 15 µs.
+const READY_SPIN: Duration = Duration::from_micros(50);
+const READY_STEP: Duration = Duration::from_micros(50);
 
 /// The claim on a slot; dropped, the slot is the publisher's again.
 struct Lease {
@@ -124,7 +131,7 @@ impl Reader {
             // Pairs with the Release in `Lease::drop`.
             let full = shared.leases.load(Ordering::Acquire) >= shared.credit;
             if head > self.cursor && !full {
-                match self.take(head)? {
+                match self.take(head, wait)? {
                     Some(frame) => return Ok(Next::Item(frame)),
                     None => continue,
                 }
@@ -155,7 +162,7 @@ impl Reader {
     }
 
     /// Claims the frame that the mode wants. `None` if it was overwritten before that.
-    fn take(&mut self, head: u64) -> Result<Option<Frame>> {
+    fn take(&mut self, head: u64, wait: &Wait<'_>) -> Result<Option<Frame>> {
         let wanted = match self.mode {
             Mode::Newest => head,
             Mode::Strict => self.cursor + 1,
@@ -182,7 +189,7 @@ impl Reader {
         if record.slot_in_chunk >= geometry.slots || info.size as u64 > geometry.size || !inside {
             return Err(protocol("a frame lies outside its memory"));
         }
-        self.wait_until_ready(seq)?;
+        self.wait_until_ready(seq, wait)?;
 
         let skipped = if self.first { 0 } else { seq - self.cursor - 1 };
         self.first = false;
@@ -221,15 +228,29 @@ impl Reader {
     }
 
     /// Waits for the pixels: `ready` reaches `seq` when the device has written them. Host memory is
-    /// ready when it is published.
-    fn wait_until_ready(&self, seq: u64) -> Result<()> {
+    /// ready when it is published. The wait ends with the publisher, which may die in between.
+    fn wait_until_ready(&self, seq: u64, wait: &Wait<'_>) -> Result<()> {
         let ready = &self.shared.control.header().ready;
-        // Pairs with the Release in `Frames::publish`.
-        if ready.load(Ordering::Acquire) >= seq {
-            return Ok(());
+        let begin = wake::now();
+        // Pairs with the Release in `Frames::publish`, or with the device's write, which is ordered
+        // behind those of the pixels.
+        while ready.load(Ordering::Acquire) < seq {
+            let waited = wake::now() - begin;
+            let closed = lock(&self.shared.state).closed.clone();
+            if wait.interrupt.is_set() {
+                return Err(Error::Interrupted);
+            }
+            if closed.is_some() || waited > READY_TIMEOUT {
+                let (code, text) = closed
+                    .unwrap_or((Code::Stalled, "a published frame was never completed".into()));
+                return Err(Error::Refused { key: self.shared.key.clone(), code, text });
+            }
+            if waited < READY_SPIN {
+                std::hint::spin_loop();
+            } else {
+                std::thread::sleep(READY_STEP);
+            }
         }
-        let key = self.shared.key.clone();
-        let text = "a published frame was never completed".to_owned();
-        Err(Error::Refused { key, code: Code::Closing, text })
+        Ok(())
     }
 }
