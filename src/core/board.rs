@@ -75,7 +75,8 @@ struct TrackNotice {
 #[derive(Default)]
 struct State {
     peers: Vec<Arc<Peer>>,
-    format: Option<Message>,
+    /// Generation and caps, that of the newest frame first.
+    formats: Vec<(u32, Message)>,
     chunks: Vec<(u32, Message, FdOwner)>,
     tracks: Vec<TrackNotice>,
 }
@@ -123,7 +124,7 @@ impl Board {
         self.version.fetch_add(1, Ordering::Release);
         let told = (|| {
             peer.connection.send(welcome, fds)?;
-            if let Some(format) = &state.format {
+            for (_, format) in &state.formats {
                 peer.connection.send(format, &[])?;
             }
             for (_, chunk, fd) in &state.chunks {
@@ -179,11 +180,13 @@ impl Board {
         }
     }
 
-    pub fn format(&self, generation: u32, caps: &str) {
+    /// New caps of the frames; no frame of a generation before `oldest` is given to newcomers.
+    pub fn format(&self, generation: u32, caps: &str, oldest: u32) {
         let mut state = lock(&self.state);
         let message = Message::Format { generation, caps: caps.to_owned() };
         self.tell_all(&state, &message, &[]);
-        state.format = Some(message);
+        state.formats.retain(|(g, _)| *g >= oldest);
+        state.formats.push((generation, message));
     }
 
     pub fn chunk(&self, id: u32, message: Message, fd: FdOwner) {

@@ -17,6 +17,8 @@ use crate::memory::{Backend, Chunk};
 
 /// Slots that upstream may have at a time: a decoder's reference pictures and those in its threads.
 const MAX_LOANS: u32 = 64;
+/// How often a free slot is searched for, as long as subscribers move on.
+const SEARCHES: u32 = 64;
 /// A publisher that waits looks this often for what wakes nobody.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Slots are added for upstream by this many, so that a decoder that starts does not make a chunk each.
@@ -69,8 +71,9 @@ struct Pool {
     order: VecDeque<u32>,
     slot_size: usize,
     generation: u32,
-    /// Sequence number of the last published frame.
+    /// Sequence number of the last published frame, and its generation.
     head: u64,
+    head_generation: u32,
     dropped: u64,
     loans: u32,
     loan_reserve: u32,
@@ -167,7 +170,7 @@ impl Frames {
         let mut pool = lock(&self.pool);
         pool.look_at_peers(&self.board);
         pool.generation += 1;
-        self.board.format(pool.generation, caps);
+        self.board.format(pool.generation, caps, pool.head_generation);
         if slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
             self.resize(&mut pool, slot_size)?;
         }
@@ -301,8 +304,23 @@ impl Frames {
     }
 
     /// The oldest slot that nobody needs, out of `order`.
+    ///
+    /// A subscriber that goes from frame to frame during the search can be met in each of them, though
+    /// it never holds more than its credit. Then there is a free slot, and another search finds it.
     fn take(&self, pool: &mut Pool) -> Taken {
-        let Pool { order, slots, peers, peers_version, head, .. } = pool;
+        let mut taken = self.search(pool);
+        for _ in 1..SEARCHES {
+            if !matches!(taken, Taken::Nothing) {
+                break;
+            }
+            std::hint::spin_loop();
+            taken = self.search(pool);
+        }
+        taken
+    }
+
+    fn search(&self, pool: &mut Pool) -> Taken {
+        let Pool { order, slots, chunks, peers, peers_version, head, .. } = pool;
         for at in 0..order.len() {
             let number = order[at];
             let slot_seq = self.control.slot(number);
@@ -319,7 +337,7 @@ impl Frames {
                 }
             }
             let slot = slots[number as usize].as_ref().expect("slots in order exist");
-            if slot.loaned {
+            if slot.loaned || chunks.iter().any(|c| c.retiring && c.id == slot.chunk) {
                 continue;
             }
             if claim::retire(slot_seq, || held_by_any(&self.board, peers, peers_version, number)) {
@@ -368,6 +386,7 @@ impl Frames {
         // Pairs with the Acquire in the reader: record, slot number and index are written.
         h.head.store(seq, Ordering::Release);
         pool.head = seq;
+        pool.head_generation = generation;
         pool.order.push_back(number);
         drop(pool);
         h.futex.fetch_add(1, Ordering::Release);
@@ -448,7 +467,8 @@ impl Frames {
     /// Frees what is not needed any more.
     fn trim(&self, pool: &mut Pool) {
         let spare = pool.capacity().saturating_sub(pool.needed(self.window));
-        let idle = pool.chunks.iter_mut().rev().find(|c| !c.retiring && c.slots <= spare);
+        let fits = |c: &&mut LiveChunk| !c.retiring && c.slots <= spare;
+        let idle = pool.chunks.iter_mut().filter(fits).max_by_key(|c| c.slots);
         if let Some(chunk) = idle {
             chunk.retiring = true;
         }

@@ -1,0 +1,449 @@
+//! Publisher and subscribers in processes of their own, through the crate's API; some of them die.
+//!
+//! The children are this very program: it runs the test [`child`] alone, which plays the part that the
+//! environment names. They talk to their parent in lines.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gstcuframes::memory::host::HostBackend;
+use gstcuframes::{
+    Code, Error, Frame, Loan, Mode, Next, PacketInfo, Policy, Publisher, PublisherConfig, Start,
+    Wait,
+};
+use nix::libc;
+use support::{Site, Viewer, fill, item, number, until, watch};
+
+mod support;
+
+const ROLE: &str = "CUFRAMES_TEST_ROLE";
+const DIR: &str = "CUFRAMES_TEST_DIR";
+const FRAMES: u64 = 2000;
+const PATIENT: Policy = Policy::Wait(Duration::from_secs(60));
+
+fn write(loan: &mut Loan, n: u64) {
+    fill(loan.bytes_mut(), n);
+}
+
+fn read(frame: &Frame) -> Option<u64> {
+    number(frame.bytes())
+}
+
+#[track_caller]
+fn publish(publisher: &Publisher, n: u64) {
+    support::publish(publisher, n, write);
+}
+
+#[track_caller]
+fn intact(frame: &Frame) {
+    assert_eq!(read(frame), Some(frame.seq));
+}
+
+fn publisher(site: &Site, adjust: impl FnOnce(&mut PublisherConfig)) -> Publisher {
+    site.publisher(Arc::new(HostBackend), adjust)
+}
+
+/// A process that plays a part; it is killed with its parent, and when this is dropped.
+struct Child {
+    process: std::process::Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Child {
+    fn start(role: &str, dir: &Path) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .env(DIR, dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = process.stdin.take().unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        Self { process, input, output }
+    }
+
+    fn pid(&self) -> i32 {
+        self.process.id() as i32
+    }
+
+    /// The next thing that it says; the rest of its output is the test harness's.
+    #[track_caller]
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert!(self.output.read_line(&mut line).unwrap() > 0, "the child ended");
+            if let Some((_, text)) = line.split_once('@') {
+                return text.trim_end().to_owned();
+            }
+        }
+    }
+
+    fn hear_numbers(&mut self) -> Vec<u64> {
+        self.hear().split(' ').map(|n| n.parse().unwrap()).collect()
+    }
+
+    /// Ends the child's [`listen`].
+    fn go_on(&mut self) {
+        writeln!(self.input).unwrap();
+    }
+
+    /// Lets it come to its end, which has to be a good one.
+    fn finish(mut self) {
+        self.go_on();
+        assert!(self.process.wait().unwrap().success());
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: kill touches no memory. The child was not waited for, so the pid is still its own.
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
+    }
+
+    /// As the kernel's OOM killer does it.
+    fn kill(mut self) {
+        self.signal(libc::SIGKILL);
+        self.process.wait().unwrap();
+    }
+
+    fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let stat = format!("/proc/{}/stat", self.pid());
+        until(|| {
+            let stat = std::fs::read_to_string(&stat).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        });
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Tells the parent.
+fn say(text: impl std::fmt::Display) {
+    println!("@{text}");
+}
+
+/// Waits for the parent.
+fn listen() {
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+/// The children's end of this file.
+#[test]
+fn child() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    // SAFETY: this option takes a number. Nobody has to clean up after a test that was killed.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    let site = Site::at(std::env::var_os(DIR).unwrap().as_ref(), &role);
+    match &*role {
+        "watch newest" => watches(&site, Mode::Newest),
+        "watch strict" => watches(&site, Mode::Strict),
+        "hold" => holds(&site),
+        "follow" => follows(&site),
+        "publish" => publishes(&site),
+        "leave nothing" => leaves_nothing(&site),
+        other => panic!("{other}?"),
+    }
+}
+
+/// Watches the stream to its end, and says what it saw.
+fn watches(site: &Site, mode: Mode) {
+    let mut viewer = site.viewer(|c| c.mode = mode);
+    say("ready");
+    let seen = watch(&mut viewer, read);
+    say(format!("{} {} {} {}", seen.first, seen.last, seen.received, seen.skipped));
+    // It keeps its place until its parent has looked at the publisher's numbers.
+    listen();
+}
+
+/// Four processes and the publisher at full speed; first and last frame, received and skipped of each.
+fn four(site: &Site, mode: Mode, policy: Policy) -> Vec<[u64; 4]> {
+    let publisher = publisher(site, |c| c.policy = policy);
+    let role = if mode == Mode::Strict { "watch strict" } else { "watch newest" };
+    let mut children: Vec<_> = (0..4).map(|_| Child::start(role, &site.dir)).collect();
+    for child in &mut children {
+        assert_eq!(child.hear(), "ready");
+    }
+    for n in 1..=FRAMES {
+        publish(&publisher, n);
+    }
+    publisher.end_of_frames();
+    let mut all = Vec::new();
+    for child in &mut children {
+        let seen: [u64; 4] = child.hear_numbers().try_into().unwrap();
+        let stats = publisher.stats();
+        let its_own = stats.subscribers.iter().find(|s| s.pid == child.pid()).unwrap();
+        assert_eq!([its_own.cursor, its_own.received, its_own.skipped], seen[1..]);
+        assert_eq!((its_own.uid, its_own.mode), (nix::unistd::getuid().as_raw(), mode));
+        assert_eq!(seen[1], FRAMES);
+        all.push(seen);
+    }
+    children.into_iter().for_each(Child::finish);
+    until(|| publisher.stats().subscribers.is_empty());
+    drop(publisher);
+    assert_eq!(site.files(), [""; 0]);
+    all
+}
+
+#[test]
+fn nothing_is_lost_at_full_speed() {
+    let site = Site::new("processes-lossless");
+    for seen in four(&site, Mode::Strict, PATIENT) {
+        assert_eq!(seen, [1, FRAMES, FRAMES, 0]);
+    }
+}
+
+#[test]
+fn what_is_skipped_is_counted() {
+    let site = Site::new("processes-skipping");
+    // What each of them saw is checked on the way.
+    four(&site, Mode::Newest, Policy::Drop);
+    four(&site, Mode::Strict, Policy::Drop);
+}
+
+/// Takes 2 frames, which is all that it may, and goes on with the newest when it is told to.
+fn holds(site: &Site) {
+    let mut viewer = site.viewer(|_| {});
+    say("ready");
+    let held = [viewer.frame(), viewer.frame()];
+    say("holding");
+    listen();
+    held.iter().for_each(intact);
+    drop(held);
+    let frame = viewer.frame();
+    intact(&frame);
+    say(format!("{} {}", frame.seq, frame.skipped));
+    listen();
+}
+
+/// A publisher, and a subscriber that sees each of its frames.
+struct Stage<'a> {
+    site: &'a Site,
+    publisher: Publisher,
+    stays: Viewer,
+    n: u64,
+}
+
+impl<'a> Stage<'a> {
+    fn new(site: &'a Site) -> Self {
+        let publisher = publisher(site, |c| c.max_subscribers = 2);
+        let stays = site.viewer(|c| c.mode = Mode::Strict);
+        Self { site, publisher, stays, n: 0 }
+    }
+
+    fn pass(&mut self, frames: u64) {
+        for _ in 0..frames {
+            self.n += 1;
+            publish(&self.publisher, self.n);
+            let frame = self.stays.frame();
+            assert_eq!((frame.seq, frame.skipped), (self.n, 0));
+            intact(&frame);
+        }
+    }
+
+    /// Starts a child that holds 2 frames, and passes as many as that takes.
+    fn start_holding(&mut self) -> Child {
+        let mut child = Child::start("hold", &self.site.dir);
+        assert_eq!(child.hear(), "ready");
+        let pid = child.pid();
+        until(|| {
+            self.pass(1);
+            let stats = self.publisher.stats();
+            stats.subscribers.iter().any(|s| s.pid == pid && s.held == 2)
+        });
+        assert_eq!(child.hear(), "holding");
+        child
+    }
+}
+
+#[test]
+fn a_subscriber_dies_with_frames() {
+    let site = Site::new("processes-subscriber-dies");
+    let mut stage = Stage::new(&site);
+    // There are two places: the next one gets the place of the one that died.
+    for _ in 0..3 {
+        let child = stage.start_holding();
+        stage.pass(20);
+        assert_eq!(stage.publisher.stats().pool.slots, 2 + 4 + 1);
+        child.kill();
+        until(|| stage.publisher.stats().subscribers.len() == 1);
+        until(|| {
+            stage.pass(1);
+            stage.publisher.stats().pool.slots == 2 + 2 + 1
+        });
+    }
+}
+
+#[test]
+fn a_subscriber_is_stopped_with_frames() {
+    let site = Site::new("processes-subscriber-stops");
+    let mut stage = Stage::new(&site);
+    let mut child = stage.start_holding();
+    child.stop();
+    let held = stage.publisher.stats().subscribers[1].clone();
+    stage.pass(500);
+    assert_eq!(stage.publisher.stats().subscribers[1], held);
+    child.signal(libc::SIGCONT);
+    child.go_on();
+    assert_eq!(child.hear_numbers(), [stage.n, stage.n - held.cursor - 1]);
+    child.finish();
+}
+
+/// Sees one publisher after the other.
+fn follows(site: &Site) {
+    for _ in 0..2 {
+        let mut viewer = site.viewer(|_| {});
+        let mut held = viewer.frame();
+        say("frames");
+        let code = loop {
+            match viewer.next() {
+                Next::Item(frame) => {
+                    intact(&frame);
+                    intact(&held);
+                    assert!(frame.seq > held.seq);
+                    held = frame;
+                }
+                Next::Lost { code, .. } => break code,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(code, Code::Closing);
+        intact(&held);
+        say("lost");
+    }
+    listen();
+}
+
+/// Publishes until it is killed.
+fn publishes(site: &Site) {
+    let publisher = publisher(site, |_| {});
+    say("ready");
+    for n in 1.. {
+        publish(&publisher, n);
+    }
+}
+
+#[test]
+fn a_publisher_dies_in_mid_stream() {
+    let site = Site::new("processes-publisher-dies");
+    let mut viewers: Vec<_> = (0..2).map(|_| Child::start("follow", &site.dir)).collect();
+    let mut source = Child::start("publish", &site.dir);
+    assert_eq!(source.hear(), "ready");
+    for viewer in &mut viewers {
+        assert_eq!(viewer.hear(), "frames");
+    }
+    match Publisher::open(site.config(), Arc::new(HostBackend), |_| {}) {
+        Err(Error::Busy { owner, .. }) => {
+            assert!(owner.contains(&source.pid().to_string()), "{owner}");
+        }
+        other => panic!("{:?}", other.err()),
+    }
+    source.kill();
+    for viewer in &mut viewers {
+        assert_eq!(viewer.hear(), "lost");
+    }
+    // What it left is no obstacle.
+    assert_eq!(site.files(), ["cam.lock", "cam.sock"]);
+    let publisher = publisher(&site, |_| {});
+    let mut n = 0;
+    until(|| {
+        n += 1;
+        publish(&publisher, n);
+        publisher.stats().subscribers.iter().filter(|s| s.received > 10).count() == 2
+    });
+    for viewer in &mut viewers {
+        assert_eq!(viewer.hear(), "frames");
+    }
+    drop(publisher);
+    for mut viewer in viewers {
+        assert_eq!(viewer.hear(), "lost");
+        viewer.finish();
+    }
+    assert_eq!(site.files(), [""; 0]);
+}
+
+/// Open fds, shared mappings, and threads of this process.
+fn resources() -> (usize, usize, usize) {
+    let count = |dir| std::fs::read_dir(dir).unwrap().count();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let shared = maps.lines().filter(|l| l.contains("memfd:cuframes")).count();
+    (count("/proc/self/fd"), shared, count("/proc/self/task"))
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    // What a process has is counted in one that does nothing else.
+    let site = Site::new("processes-leave-nothing");
+    Child::start("leave nothing", &site.dir).finish();
+}
+
+fn leaves_nothing(site: &Site) {
+    let at_first = resources();
+
+    // Subscribers that come and go, and such that die.
+    let source = publisher(site, |_| {});
+    let track = source.add_track(0, "video/x-h264", Default::default()).unwrap();
+    publish(&source, 1);
+    let alone = resources();
+    for n in 2..=50 {
+        let mut viewer = site.viewer(|_| {});
+        track.push(PacketInfo { keyframe: true, ..Default::default() }, &[1; 100]).unwrap();
+        let mut packets = viewer.subscriber.packets(0, Start::default());
+        item(packets.next(&Wait::forever(&viewer.interrupt)).unwrap());
+        drop(packets);
+        // As the newest frame is in use, new slots are made for some of them.
+        let frame = viewer.frame();
+        drop(viewer);
+        publish(&source, n);
+        intact(&frame);
+    }
+    let mut n = 50;
+    let mut back_to = |resources_then| {
+        until(|| {
+            n += 1;
+            publish(&source, n);
+            resources() == resources_then
+        });
+    };
+    back_to(alone);
+    for _ in 0..5 {
+        let mut child = Child::start("hold", &site.dir);
+        assert_eq!(child.hear(), "ready");
+        child.kill();
+    }
+    back_to(alone);
+    drop((track, source));
+    until(|| resources() == at_first);
+
+    // Publishers that end, and such that die.
+    for _ in 0..50 {
+        let source = publisher(site, |_| {});
+        let mut viewer = site.viewer(|_| {});
+        publish(&source, 1);
+        let frame = viewer.frame();
+        drop(source);
+        assert!(matches!(viewer.next(), Next::Lost { .. }));
+        intact(&frame);
+    }
+    assert_eq!(site.files(), [""; 0]);
+    for _ in 0..5 {
+        let mut child = Child::start("publish", &site.dir);
+        assert_eq!(child.hear(), "ready");
+        let mut viewer = site.viewer(|_| {});
+        let frame = viewer.frame();
+        child.kill();
+        while !matches!(viewer.next(), Next::Lost { .. }) {}
+        intact(&frame);
+    }
+    until(|| resources() == at_first);
+}
