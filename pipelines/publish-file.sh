@@ -21,7 +21,7 @@ decoder=$(decoder "$codec")
 pipeline=(
     filesrc location="$file" ! parsebin ! "video/x-$codec" ! "${codec}parse" config-interval=-1
     ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=file
-    file. ! queue ! "$decoder" ! cuframessink name=publisher key="$key" sync=true forward-eos=$forward
+    file. ! queue ! "$decoder" ! cuframessink name=publisher key="$key" sync=true forward-eos="$forward"
     file. ! queue ! publisher.packets_0
 )
 [[ $loop ]] || exec gst-launch-1.0 -q "${pipeline[@]}"

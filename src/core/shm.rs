@@ -191,6 +191,12 @@ impl Page {
         &self.map.words(size_of::<PageHeader>(), self.slots)[slot as usize]
     }
 
+    /// The claims on all slots.
+    pub fn claims(&self) -> Vec<u64> {
+        let claims = self.map.words(size_of::<PageHeader>(), self.slots);
+        claims.iter().map(|h| h.load(Ordering::Relaxed)).collect()
+    }
+
     /// How many slots are claimed.
     pub fn count_held(&self) -> u32 {
         let claims = self.map.words(size_of::<PageHeader>(), self.slots);

@@ -156,7 +156,7 @@ impl Shared {
             Message::Format { generation, caps } => {
                 let mut state = lock(&self.state);
                 // Frames of older formats may still be on their way, those of much older ones not.
-                state.formats.retain(|g, _| g.wrapping_add(64) > generation);
+                state.formats.retain(|g, _| g.wrapping_add(MAX_ANNOUNCED as u32) > generation);
                 state.formats.insert(generation, caps.into());
             }
             Message::Chunk { id, kind, slots, stride, size, .. } => {

@@ -351,8 +351,11 @@ impl Frames {
     /// No slot is left: subscribers that hold more than they may are sent away.
     fn blame(&self, pool: &Pool) {
         for peer in &pool.peers {
-            let held = peer.page.count_held();
-            if held > peer.credit {
+            // One that moves on meanwhile can be met in more frames than it holds; one that holds too
+            // many is met in the same ones again.
+            let claims = peer.page.claims();
+            let held = claims.iter().filter(|c| **c != claim::EMPTY).count();
+            if held > peer.credit as usize && claims == peer.page.claims() {
                 let text = format!("it holds {held} frames with a credit of {}", peer.credit);
                 self.board.kick(peer, Code::OverCredit, text);
             }
