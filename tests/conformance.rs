@@ -2,6 +2,7 @@
 //! with its own subscriber.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -51,6 +52,7 @@ macro_rules! conformance {
                 strict_wait
                 nothing_is_lost_at_full_speed
                 the_last_frame_is_not_lost
+                a_frame_given_back_by_a_device_is_held_until_then
                 a_slow_subscriber_disturbs_nobody
                 a_held_credit_starves_nobody
                 a_stalled_subscriber_is_sent_away
@@ -345,6 +347,30 @@ fn frames_outlive_the_publisher<B: Bench>(site: &Site) {
     drop(viewer);
     intact::<B>(&first);
     intact::<B>(&second);
+}
+
+/// A device gives a frame back some time after the last reference to it is gone.
+fn a_frame_given_back_by_a_device_is_held_until_then<B: Bench>(site: &Site) {
+    let publisher = site.publisher(B::backend(), |_| {});
+    let mut viewer = site.viewer(|c| c.credit = 1);
+    publish::<B>(&publisher, 1);
+    let frame = viewer.frame();
+    let (page, len, _mapped) = viewer.subscriber.page();
+    let mut word = None;
+    frame.release_with(|offset| {
+        assert!(offset + 8 <= len);
+        word = Some(offset);
+        true
+    });
+    publish::<B>(&publisher, 2);
+    // Still claimed, so there is no credit for another.
+    assert!(matches!(viewer.look(), Next::TimedOut));
+    assert_eq!(publisher.stats().subscribers[0].held, 1);
+    // SAFETY: an aligned word of the page, which is mapped and made of atomics.
+    let word = unsafe { AtomicU64::from_ptr(page.add(word.unwrap()).cast()) };
+    word.store(0, Ordering::Release);
+    assert_eq!(viewer.frame().seq, 2);
+    until(|| publisher.stats().subscribers[0].held == 0);
 }
 
 fn frames_outlive_their_subscriber<B: Bench>(site: &Site) {

@@ -109,7 +109,7 @@ pub enum Event {
     SubscriberStalled(SubscriberInfo),
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublisherStats {
     pub pool: PoolStats,
     pub subscribers: Vec<SubscriberInfo>,
@@ -175,7 +175,17 @@ impl Publisher {
 
     /// Frames from now on have these caps, and need slots of this many bytes.
     pub fn set_format(&self, caps: &str, frame_size: usize) -> Result<()> {
-        self.frames.set_format(caps, frame_size)
+        self.frames.set_format(caps, frame_size, None)
+    }
+
+    /// As [`Publisher::set_format`], and frames are in another kind of memory from now on.
+    pub fn set_format_in(
+        &self,
+        backend: Arc<dyn Backend>,
+        caps: &str,
+        frame_size: usize,
+    ) -> Result<()> {
+        self.frames.set_format(caps, frame_size, Some(backend))
     }
 
     /// A slot for a frame of `size` bytes; `None` where all are in use. Under [`Policy::Wait`] this is
@@ -192,6 +202,20 @@ impl Publisher {
     /// Publishes what was written to a slot, and gives its sequence number, which starts at 1.
     pub fn publish(&self, loan: Loan, info: &FrameInfo) -> u64 {
         loan.publish(info, true).expect("a loan that was not published belongs to its owner")
+    }
+
+    /// Publishes a frame that a device is still writing: the device has to write the number that this
+    /// gives to the word [`Publisher::ready_word`] when it is done, in the order of publication.
+    pub fn publish_unready(&self, loan: Loan, info: &FrameInfo) -> u64 {
+        loan.publish(info, false).expect("a loan that was not published belongs to its owner")
+    }
+
+    /// The memory that is shared with all subscribers, where in it the device writes the number of the
+    /// newest frame that is complete, and what keeps it mapped.
+    pub fn ready_word(&self) -> (*mut u8, usize, usize, Arc<dyn Send + Sync>) {
+        let memory = self.frames.control.memory();
+        let offset = std::mem::offset_of!(super::layout::ControlHeader, ready);
+        (memory.as_ptr(), memory.len(), offset, self.frames.clone())
     }
 
     /// Publishes the loan that the address falls into; its owner goes on reading it, and has to write

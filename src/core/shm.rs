@@ -143,6 +143,11 @@ impl Control {
         self.map.header()
     }
 
+    /// All of it.
+    pub fn memory(&self) -> &Mapping {
+        &self.map
+    }
+
     pub fn slots(&self) -> u32 {
         self.slots as u32
     }
@@ -184,6 +189,16 @@ impl Page {
 
     pub fn header(&self) -> &PageHeader {
         self.map.header()
+    }
+
+    /// Where the claim on the slot is, in bytes.
+    pub fn held_offset(slot: u32) -> usize {
+        size_of::<PageHeader>() + slot as usize * 8
+    }
+
+    /// All of it.
+    pub fn memory(&self) -> &Mapping {
+        &self.map
     }
 
     /// The claim on the slot.

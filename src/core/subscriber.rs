@@ -141,6 +141,12 @@ impl Subscriber {
         self.reader.counters()
     }
 
+    /// The page that holds the claims, and what keeps it mapped: for [`Frame::release_with`].
+    pub fn page(&self) -> (*mut u8, usize, Arc<dyn Send + Sync>) {
+        let memory = self.shared.page.memory();
+        (memory.as_ptr(), memory.len(), self.shared.clone())
+    }
+
     /// Says that a frame was copied instead of held, for the publisher's statistics.
     pub fn count_copied(&self) {
         self.shared.copied.fetch_add(1, Ordering::Relaxed);

@@ -165,7 +165,9 @@ impl CuframesSink {
 
     fn stats(&self) -> gst::Structure {
         let copied = self.published.copied.load(Ordering::Relaxed);
-        let stats = self.published.get().map(|p| p.stats()).unwrap_or_default();
+        let Some(stats) = self.published.get().map(|p| p.stats()) else {
+            return gst::Structure::new_empty("cuframes-publisher-stats");
+        };
         let head = stats.pool.published;
         let subscribers = stats
             .subscribers
@@ -185,7 +187,7 @@ impl CuframesSink {
             .field("published", stats.pool.published)
             .field("dropped", stats.pool.dropped)
             .field("copied", copied)
-            .field("memory", "host")
+            .field("memory", stats.pool.memory.to_string())
             .field("slots", stats.pool.slots)
             .field("chunks", stats.pool.chunks)
             .field("bytes", stats.pool.bytes)

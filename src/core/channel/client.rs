@@ -15,6 +15,7 @@ use super::message::{Code, Hello, Message, VERSIONS};
 use super::socket::{Connection, Received};
 use crate::core::board::lock;
 use crate::core::error::{Context, Error, Result};
+use crate::core::frames::claim;
 use crate::core::layout::{LAYOUT_VERSION, MAGIC, MAX_SLOTS};
 use crate::core::shm::{Control, Mapping, Page, Sharing, TrackSegment};
 use crate::core::sync::{AtomicU32, AtomicU64, Ordering, fence};
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub state: Mutex<State>,
     /// Frames in use.
     pub leases: AtomicU32,
+    /// Those of them whose claims a device clears.
+    pub clearing: Mutex<Vec<u32>>,
     /// Frames that were copied instead of held, for the publisher's statistics.
     pub copied: AtomicU64,
     /// Closed last: that is what tells the publisher that no claim counts any more.
@@ -78,6 +81,19 @@ impl Shared {
             futex.fetch_add(1, Ordering::Release);
             wake::wake_all(futex);
         }
+    }
+
+    /// Takes note of claims that a device has cleared. True if there are others.
+    pub fn settle(&self) -> bool {
+        let mut clearing = lock(&self.clearing);
+        clearing.retain(|slot| {
+            let held = claim::is_held(self.page.held(*slot));
+            if !held {
+                self.leases.fetch_sub(1, Ordering::Release);
+            }
+            held
+        });
+        !clearing.is_empty()
     }
 
     /// Takes no more frames. Those in use stay valid.
@@ -349,6 +365,7 @@ fn open(
         bell: interrupt.bell().clone(),
         state: Mutex::default(),
         leases: AtomicU32::new(0),
+        clearing: Mutex::default(),
         copied: AtomicU64::new(0),
         connection,
     })

@@ -13,7 +13,7 @@ use crate::core::layout::{FrameInfo, LAYOUT_VERSION, MAGIC, MAX_SLOTS, Record, p
 use crate::core::shm::{Control, Mapping, Sharing};
 use crate::core::sync::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::core::wake;
-use crate::memory::{Backend, Chunk};
+use crate::memory::{Backend, Chunk, Kind};
 
 /// Slots that upstream may have at a time: a decoder's reference pictures and those in its threads.
 const MAX_LOANS: u32 = 64;
@@ -61,7 +61,6 @@ impl AsFd for ChunkFd {
     }
 }
 
-#[derive(Default)]
 struct Pool {
     chunks: Vec<LiveChunk>,
     next_chunk: u32,
@@ -70,6 +69,8 @@ struct Pool {
     /// The slots that are not being written, in the order in which they may be used again.
     order: VecDeque<u32>,
     slot_size: usize,
+    /// Makes the slots.
+    backend: Arc<dyn Backend>,
     generation: u32,
     /// Sequence number of the last published frame, and its generation.
     head: u64,
@@ -82,8 +83,9 @@ struct Pool {
 }
 
 /// What the pool has, for statistics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolStats {
+    pub memory: Kind,
     pub published: u64,
     pub dropped: u64,
     pub slots: u32,
@@ -95,7 +97,6 @@ pub(crate) struct Frames {
     pub control: Control,
     pub control_fd: OwnedFd,
     pub index_len: u32,
-    backend: Arc<dyn Backend>,
     board: Arc<Board>,
     window: u32,
     policy: Policy,
@@ -151,12 +152,26 @@ impl Frames {
         h.epoch.store(epoch, Ordering::Relaxed);
         // Pairs with the Acquire of whoever opens the segment.
         h.magic.store(MAGIC, Ordering::Release);
-        let pool = Pool { slots: (0..slots).map(|_| None).collect(), ..Default::default() };
+        let pool = Pool {
+            chunks: Vec::new(),
+            next_chunk: 0,
+            slots: (0..slots).map(|_| None).collect(),
+            order: VecDeque::new(),
+            slot_size: 0,
+            backend,
+            generation: 0,
+            head: 0,
+            head_generation: 0,
+            dropped: 0,
+            loans: 0,
+            loan_reserve: 0,
+            peers: Vec::new(),
+            peers_version: 0,
+        };
         Ok(Self {
             control,
             control_fd,
             index_len,
-            backend,
             board,
             window,
             policy,
@@ -165,13 +180,23 @@ impl Frames {
         })
     }
 
-    /// Frames from now on have these caps and need slots of this many bytes.
-    pub fn set_format(&self, caps: &str, slot_size: usize) -> Result<()> {
+    /// Frames from now on have these caps and need slots of this many bytes; `backend` makes them, if
+    /// it is another than before.
+    pub fn set_format(
+        &self,
+        caps: &str,
+        slot_size: usize,
+        backend: Option<Arc<dyn Backend>>,
+    ) -> Result<()> {
         let mut pool = lock(&self.pool);
+        let moved = backend.is_some();
+        if let Some(backend) = backend {
+            pool.backend = backend;
+        }
         pool.look_at_peers(&self.board);
         pool.generation += 1;
         self.board.format(pool.generation, caps, pool.head_generation);
-        if slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
+        if moved || slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
             self.resize(&mut pool, slot_size)?;
         }
         Ok(())
@@ -189,6 +214,7 @@ impl Frames {
     pub fn stats(&self) -> PoolStats {
         let pool = lock(&self.pool);
         PoolStats {
+            memory: pool.backend.kind(),
             published: pool.head,
             dropped: pool.dropped,
             slots: pool.slots.iter().flatten().count() as u32,
@@ -296,6 +322,7 @@ impl Frames {
         slot.loaned = true;
         slot.published = false;
         Loan {
+            kind: pool.backend.kind(),
             address: slot.memory.address(slot.index),
             size: slot.memory.geometry().size as usize,
             slot: number,
@@ -448,11 +475,11 @@ impl Frames {
             });
         }
         let memory =
-            self.backend.allocate(missing, pool.slot_size).context("get memory for frames")?;
+            pool.backend.allocate(missing, pool.slot_size).context("get memory for frames")?;
         pool.next_chunk += 1;
         let id = pool.next_chunk;
         let g = memory.geometry();
-        let (kind, device) = (self.backend.kind() as u32, self.backend.device());
+        let (kind, device) = (pool.backend.kind() as u32, pool.backend.device());
         let (slots, stride, size) = (g.slots, g.stride, g.size);
         let message = Message::Chunk { id, kind, device, slots, stride, size };
         self.board.chunk(id, message, Arc::new(ChunkFd(memory.clone())));
@@ -559,6 +586,7 @@ impl Pool {
 pub struct Loan {
     frames: Arc<Frames>,
     slot: u32,
+    kind: Kind,
     address: u64,
     size: usize,
 }
@@ -586,7 +614,7 @@ impl Loan {
 
     /// The bytes to write, of a publisher of host memory.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        assert_eq!(self.frames.backend.kind(), crate::memory::Kind::Host);
+        assert_eq!(self.kind, Kind::Host);
         // SAFETY: the slot is `size` bytes of a mapping that the loan keeps alive. While it is on loan
         // and not published no subscriber has a claim on it, and no other loan has it; `&mut self`
         // says the same for this one. (Only `Frames::publish_at` publishes a loan that lives on, and

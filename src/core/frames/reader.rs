@@ -9,6 +9,7 @@ use crate::core::channel::client::Shared;
 use crate::core::channel::message::{Code, Mode};
 use crate::core::error::{Error, Result};
 use crate::core::layout::{FrameInfo, Record, unpack_index};
+use crate::core::shm::Page;
 use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
 use crate::core::wake;
@@ -24,11 +25,20 @@ const READY_STEP: Duration = Duration::from_micros(50);
 struct Lease {
     shared: Arc<Shared>,
     slot: u32,
+    /// Somebody else clears the claim.
+    handed_over: bool,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        claim::release(self.shared.page.held(self.slot));
+        let held = self.shared.page.held(self.slot);
+        if self.handed_over {
+            // The device clears the claim behind the work that still reads the frame.
+            lock(&self.shared.clearing).push(self.slot);
+            self.shared.bell.ring();
+            return;
+        }
+        claim::release(held);
         // Behind the release: who sees the lease gone may claim again.
         self.shared.leases.fetch_sub(1, Ordering::Release);
         self.shared.moved();
@@ -80,6 +90,14 @@ impl Frame {
         &self.memory
     }
 
+    /// Gives the frame back by writing [`claim::EMPTY`] to a word of the subscriber's page (see
+    /// [`crate::Subscriber::page`]) when what reads the frame is done: for devices, which do both in the
+    /// order of a stream. `clear` is handed the word's distance from the page's start in bytes, and
+    /// says whether it will be written; otherwise the frame is given back at once.
+    pub fn release_with(mut self, clear: impl FnOnce(usize) -> bool) {
+        self.lease.handed_over = clear(Page::held_offset(self.lease.slot));
+    }
+
     /// Frames that the subscriber may hold, and holds now.
     pub fn credit(&self) -> (u32, u32) {
         (self.lease.shared.credit, self.lease.shared.leases.load(Ordering::Relaxed))
@@ -128,6 +146,7 @@ impl Reader {
             let eos = h.status.eos.load(Ordering::Acquire) != 0;
             // Pairs with the Release in `Frames::publish`.
             let head = h.head.load(Ordering::Acquire);
+            let clearing = shared.settle();
             // Pairs with the Release in `Lease::drop`.
             let full = shared.leases.load(Ordering::Acquire) >= shared.credit;
             if head > self.cursor && !full {
@@ -153,7 +172,10 @@ impl Reader {
             }
             spin_until = None;
             let left = deadline.map(|d| d - now);
-            if full {
+            if full && clearing {
+                // A device rings no bell.
+                shared.bell.wait(seen, Some(left.map_or(READY_STEP, |left| left.min(READY_STEP))));
+            } else if full {
                 shared.bell.wait(seen, left);
             } else {
                 shared.bell.wait_with(seen, (&h.futex, futex), left);
@@ -173,7 +195,7 @@ impl Reader {
         };
         // From here on the claim goes with the lease, on every path.
         self.shared.leases.fetch_add(1, Ordering::Relaxed);
-        let lease = Lease { shared: self.shared.clone(), slot };
+        let lease = Lease { shared: self.shared.clone(), slot, handed_over: false };
         let protocol = |problem: &str| self.shared.protocol(problem);
         let record = Record::load(self.shared.control.record(slot))
             .filter(|r| r.seq == seq)
