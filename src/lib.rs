@@ -7,6 +7,7 @@
 use gst::glib;
 
 pub mod core;
+pub mod gpu;
 pub mod memory;
 
 mod framesrc;
