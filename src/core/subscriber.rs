@@ -12,6 +12,7 @@ use super::frames::reader::Reader;
 pub use super::packets::reader::{Packet, PacketReader, Start};
 use super::sync::Ordering;
 use super::wake::Interrupt;
+use crate::memory::Importer;
 
 /// How a subscriber is to be.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct SubscriberConfig {
     pub mode: Mode,
     /// Frames that it may hold at a time; 0 for one that takes packets only.
     pub credit: u32,
+    /// Which memory it can map.
+    pub importer: Importer,
 }
 
 impl SubscriberConfig {
@@ -35,6 +38,7 @@ impl SubscriberConfig {
             name: "subscriber".into(),
             mode: Mode::Newest,
             credit: 4,
+            importer: Importer::host(),
         }
     }
 }
@@ -112,11 +116,12 @@ impl Subscriber {
             versions: (*VERSIONS.start(), *VERSIONS.end()),
             mode: config.mode,
             credit: config.credit,
-            gpu: [0; 16],
+            gpu: config.importer.gpu().0,
             name,
         };
         let dir = config.runtime_dir.as_deref();
-        let shared = Arc::new(connect(&config.key, dir, hello, timeout, interrupt)?);
+        let shared =
+            Arc::new(connect(&config.key, dir, (hello, config.importer), timeout, interrupt)?);
         Ok(Self {
             reader: Reader::new(shared.clone(), config.mode),
             _listener: Listener::start(&shared)?,

@@ -44,7 +44,7 @@ impl Chunk for HostChunk {
     }
 
     fn address(&self, slot: u32) -> u64 {
-        slot_address(&self.map, self.geometry, slot)
+        self.geometry.address(self.map.as_ptr() as u64, slot)
     }
 }
 
@@ -65,16 +65,15 @@ impl HostImport {
 }
 
 impl Imported for HostImport {
+    fn kind(&self) -> Kind {
+        Kind::Host
+    }
+
     fn geometry(&self) -> Geometry {
         self.geometry
     }
 
     fn address(&self, slot: u32) -> u64 {
-        slot_address(&self.map, self.geometry, slot)
+        self.geometry.address(self.map.as_ptr() as u64, slot)
     }
-}
-
-fn slot_address(map: &Mapping, geometry: Geometry, slot: u32) -> u64 {
-    assert!(slot < geometry.slots);
-    map.as_ptr() as u64 + u64::from(slot) * geometry.stride
 }

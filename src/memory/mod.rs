@@ -1,5 +1,7 @@
 //! Where pixels live. One publisher uses one kind of memory; a subscriber takes whatever comes.
 
+pub mod cuda;
+pub mod cuda_ipc;
 pub mod host;
 
 use std::fmt;
@@ -7,12 +9,25 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::gpu::{Context, Device, Uuid};
+
 /// A kind of memory, by its number in the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Kind {
     /// Memfds, mapped by the CPU.
     Host = 1,
+    /// Device memory, as fds of the driver.
+    CudaVmm = 2,
+    /// Device memory, as handles of the driver in small memfds.
+    CudaIpc = 3,
+}
+
+impl Kind {
+    /// Addresses are those of a device.
+    pub fn is_device(self) -> bool {
+        self != Self::Host
+    }
 }
 
 impl TryFrom<u32> for Kind {
@@ -20,6 +35,8 @@ impl TryFrom<u32> for Kind {
     fn try_from(kind: u32) -> Result<Self, u32> {
         match kind {
             1 => Ok(Self::Host),
+            2 => Ok(Self::CudaVmm),
+            3 => Ok(Self::CudaIpc),
             other => Err(other),
         }
     }
@@ -29,6 +46,8 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Host => "host",
+            Self::CudaVmm => "vmm",
+            Self::CudaIpc => "ipc",
         })
     }
 }
@@ -49,6 +68,12 @@ impl Geometry {
         let whole = self.stride.checked_mul(self.slots.into())?;
         (self.slots > 0 && self.size > 0 && self.size <= self.stride)
             .then(|| usize::try_from(whole).ok().filter(|w| *w <= isize::MAX as usize))?
+    }
+
+    /// Where the slot begins in memory that begins at `start`.
+    fn address(&self, start: u64, slot: u32) -> u64 {
+        assert!(slot < self.slots);
+        start + u64::from(slot) * self.stride
     }
 }
 
@@ -78,17 +103,68 @@ pub trait Chunk: Send + Sync {
 
 /// The subscriber's side of a [`Chunk`].
 pub trait Imported: Send + Sync {
+    fn kind(&self) -> Kind;
+
     fn geometry(&self) -> Geometry;
 
     /// Where the slot begins: an address of the CPU or of the device, to be read only.
     fn address(&self, slot: u32) -> u64;
 }
 
-/// Maps a chunk that a publisher sent. Its numbers are not trusted.
-///
-/// Errors: the numbers make no sense, the fd is not what the kind says, or the address space is full.
-pub fn import(kind: Kind, fd: OwnedFd, geometry: Geometry) -> io::Result<Arc<dyn Imported>> {
-    match kind {
-        Kind::Host => Ok(Arc::new(host::HostImport::new(fd, geometry)?)),
+/// What a subscriber can map. Host memory always; device memory, if it has a context for it.
+#[derive(Debug, Clone, Default)]
+pub struct Importer {
+    cuda: Option<Context>,
+}
+
+impl Importer {
+    /// Host memory only.
+    pub fn host() -> Self {
+        Self::default()
     }
+
+    /// Also device memory, for use in the context.
+    pub fn cuda(context: Context) -> Self {
+        Self { cuda: Some(context) }
+    }
+
+    /// The context that device memory is mapped for.
+    pub fn context(&self) -> Option<&Context> {
+        self.cuda.as_ref()
+    }
+
+    /// The GPU that device memory is mapped for; zeros without one.
+    pub fn gpu(&self) -> Uuid {
+        self.cuda.as_ref().and_then(|c| c.device().uuid().ok()).unwrap_or(Uuid::NONE)
+    }
+
+    /// Maps a chunk that a publisher sent. Its numbers are not trusted.
+    ///
+    /// Errors: the numbers make no sense, the fd is not what the kind says, the address space is full,
+    /// or this subscriber has no GPU, or one that can't reach the publisher's.
+    pub fn import(
+        &self,
+        kind: Kind,
+        fd: OwnedFd,
+        geometry: Geometry,
+    ) -> io::Result<Arc<dyn Imported>> {
+        let context = || {
+            let text =
+                "they are in the memory of a GPU, and this subscriber takes host memory only";
+            self.cuda.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, text))
+        };
+        Ok(match kind {
+            Kind::Host => Arc::new(host::HostImport::new(fd, geometry)?),
+            Kind::CudaVmm => Arc::new(cuda::CudaImport::new(context()?, fd, geometry)?),
+            Kind::CudaIpc => Arc::new(cuda_ipc::CudaIpcImport::new(context()?, fd, geometry)?),
+        })
+    }
+}
+
+/// Two GPUs of which one can't read the other's memory.
+fn no_access(own: &Device, other: &Device) -> io::Error {
+    let text = format!(
+        "{own} can't read the memory of {other}: use the same GPU on both sides, or let the publisher publish host memory"
+    );
+    io::Error::new(io::ErrorKind::Unsupported, text)
 }

@@ -20,7 +20,7 @@ use crate::core::layout::{LAYOUT_VERSION, MAGIC, MAX_SLOTS};
 use crate::core::shm::{Control, Mapping, Page, Sharing, TrackSegment};
 use crate::core::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::core::wake::{self, Doorbell, Interrupt};
-use crate::memory::{self, Geometry, Imported, Kind};
+use crate::memory::{Geometry, Imported, Importer, Kind};
 
 /// A publisher that accepted the connection has this long to answer.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(2);
@@ -67,6 +67,7 @@ pub(crate) struct Shared {
     pub clearing: Mutex<Vec<u32>>,
     /// Frames that were copied instead of held, for the publisher's statistics.
     pub copied: AtomicU64,
+    importer: Importer,
     /// Closed last: that is what tells the publisher that no claim counts any more.
     connection: Connection,
 }
@@ -175,9 +176,14 @@ impl Shared {
                 state.formats.retain(|g, _| g.wrapping_add(MAX_ANNOUNCED as u32) > generation);
                 state.formats.insert(generation, caps.into());
             }
+            // Who takes no frames needs no memory for them, and may have no GPU.
+            Message::Chunk { .. } if self.credit == 0 => {}
             Message::Chunk { id, kind, slots, stride, size, .. } => {
                 let kind = Kind::try_from(kind).map_err(|k| format!("unknown memory kind {k}"))?;
-                let chunk = memory::import(kind, fd(), Geometry { slots, stride, size })
+                let geometry = Geometry { slots, stride, size };
+                let chunk = self
+                    .importer
+                    .import(kind, fd(), geometry)
                     .map_err(|e| format!("the frames can't be mapped: {e}"))?;
                 let mut state = lock(&self.state);
                 if state.chunks.len() >= MAX_ANNOUNCED {
@@ -247,7 +253,7 @@ fn check_segment(magic: &AtomicU64, version: &AtomicU32) -> Result<(), String> {
 pub(crate) fn connect(
     key: &str,
     runtime_dir: Option<&std::path::Path>,
-    hello: Hello,
+    (hello, importer): (Hello, Importer),
     timeout: Option<Duration>,
     interrupt: &Interrupt,
 ) -> Result<Shared> {
@@ -261,7 +267,7 @@ pub(crate) fn connect(
             return Err(Error::Interrupted);
         }
         if let Some(connection) = try_connect(&dirs, key)?
-            && let Some(shared) = shake_hands(key, connection, &hello, interrupt)?
+            && let Some(shared) = shake_hands(key, connection, (&hello, &importer), interrupt)?
         {
             return Ok(shared);
         }
@@ -293,7 +299,7 @@ fn poll_timeout(d: Duration) -> PollTimeout {
 fn shake_hands(
     key: &str,
     connection: Connection,
-    hello: &Hello,
+    (hello, importer): (&Hello, &Importer),
     interrupt: &Interrupt,
 ) -> Result<Option<Shared>> {
     let protocol = |problem: String| Error::Protocol { key: key.to_owned(), problem };
@@ -329,7 +335,8 @@ fn shake_hands(
                 if !VERSIONS.contains(&version) {
                     return Err(protocol(format!("it chose version {version}")));
                 }
-                open(key, connection, hello.credit, (slots, index), fds, interrupt)
+                let own = (hello.credit, importer.clone());
+                open(key, connection, own, (slots, index), fds, interrupt)
                     .map(Some)
                     .map_err(|e| protocol(e.to_string()))
             }
@@ -341,7 +348,7 @@ fn shake_hands(
 fn open(
     key: &str,
     connection: Connection,
-    credit: u32,
+    (credit, importer): (u32, Importer),
     (slots, index): (u32, u32),
     fds: Vec<OwnedFd>,
     interrupt: &Interrupt,
@@ -367,6 +374,7 @@ fn open(
         leases: AtomicU32::new(0),
         clearing: Mutex::default(),
         copied: AtomicU64::new(0),
+        importer,
         connection,
     })
 }

@@ -13,7 +13,7 @@ use crate::core::shm::Page;
 use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
 use crate::core::wake;
-use crate::memory::Imported;
+use crate::memory::{Imported, Kind};
 
 /// A device that has not written a frame by this time after it was published never will.
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -76,8 +76,9 @@ impl Frame {
         self.address
     }
 
-    /// The frame's bytes, in host memory; planes lie in them as [`FrameInfo::planes`] says.
+    /// The frame's bytes, of a publisher of host memory; planes lie in them as [`FrameInfo::planes`] says.
     pub fn bytes(&self) -> &[u8] {
+        assert_eq!(self.memory.kind(), Kind::Host);
         // SAFETY: `Reader::take` checked that `info.size` bytes from `address` on are in the slot, and
         // `memory` keeps it mapped. The claim keeps the publisher from writing there while the lease
         // lives. (A publisher that breaks the protocol can change the bytes, which have no invalid
