@@ -6,6 +6,7 @@ use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
+use crate::gpu::gstcuda::GstCuda;
 use crate::{Code, Error};
 
 /// The formats that are most used, in the order in which they are preferred; all others follow.
@@ -24,8 +25,58 @@ pub fn frame_caps() -> gst::Caps {
     };
     let others = gst_video::VideoFormat::iter_raw().filter(|f| !PREFERRED.contains(f));
     let formats = PREFERRED.into_iter().chain(others.filter(plain));
-    gst_video::VideoCapsBuilder::new().format_list(formats).build()
+    let host = gst_video::VideoCapsBuilder::new().format_list(formats).build();
+    // Without GStreamer's CUDA library (1.24 on) nobody could make or take such frames.
+    if GstCuda::get().is_err() {
+        return host;
+    }
+    let mut caps = gst_video::VideoCapsBuilder::new()
+        .features([CUDA_MEMORY])
+        .format_list(CUDA_FORMATS)
+        .build();
+    caps.merge(host);
+    caps
 }
+
+/// Rows of a plane, and bytes of a row that are pixels.
+pub fn plane_size(video: &gst_video::VideoInfo, plane: usize) -> (usize, usize) {
+    let format = video.format_info();
+    let of_plane =
+        (0..format.n_components()).filter(|c| format.plane()[*c as usize] as usize == plane);
+    of_plane.fold((1, 0), |(rows, row), c| {
+        let height = video.comp_height(c as u8) as usize;
+        let width = video.comp_width(c as u8) as usize * format.pixel_stride()[c as usize] as usize;
+        // A format of several pixels a word has no stride of one pixel; then the rows alone count.
+        (rows.max(height), row.max(width))
+    })
+}
+
+/// The feature of caps whose frames are in the memory of a GPU.
+pub const CUDA_MEMORY: &str = "memory:CUDAMemory";
+
+/// Whether the frames with these caps are in the memory of a GPU.
+pub fn is_cuda(caps: &gst::Caps) -> bool {
+    caps.features(0).is_some_and(|f| f.contains(CUDA_MEMORY))
+}
+
+/// What the elements of GStreamer's CUDA plugin use.
+const CUDA_FORMATS: [gst_video::VideoFormat; 12] = {
+    use gst_video::VideoFormat as F;
+    [
+        F::Nv12,
+        F::P01010le,
+        F::P012Le,
+        F::P016Le,
+        F::I420,
+        F::Yv12,
+        F::Y444,
+        F::Y44416le,
+        F::Bgra,
+        F::Rgba,
+        F::Rgbx,
+        F::Bgrx,
+    ]
+};
 
 /// Whole access units, with codec data in the caps or in the stream.
 pub fn packet_caps() -> gst::Caps {

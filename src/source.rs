@@ -9,6 +9,7 @@ use gst::subclass::prelude::*;
 
 use crate::core::wake::now;
 use crate::log::CAT;
+use crate::memory::Importer;
 use crate::properties::{OnEos, OnLost, post_error, runtime_dir};
 use crate::{Code, Error, Interrupt, Mode, Subscriber, SubscriberConfig, Wait};
 
@@ -106,7 +107,7 @@ impl Life {
         &mut self,
         element: &T,
         settings: &Settings,
-        (mode, credit): (Mode, u32),
+        (mode, credit, importer): (Mode, u32, Importer),
         interrupt: &Interrupt,
     ) -> Result<Subscriber, gst::FlowError>
     where
@@ -123,6 +124,7 @@ impl Life {
                 name: element.obj().name().to_string(),
                 mode,
                 credit,
+                importer: importer.clone(),
                 ..SubscriberConfig::new(key.clone())
             };
             let error = match Subscriber::connect(config, left, interrupt) {

@@ -24,6 +24,8 @@ pub enum Error {
     Interrupted,
     /// A number is out of its range.
     Value { what: &'static str, problem: String },
+    /// The device that has the frames, or what it is reached by, refused.
+    Device(Box<dyn std::error::Error + Send + Sync>),
     /// The operating system refused.
     System { what: &'static str, source: io::Error },
 }
@@ -62,6 +64,7 @@ impl std::fmt::Display for Error {
             }
             Self::Interrupted => f.write_str("The wait was interrupted"),
             Self::Value { what, problem } => write!(f, "{what} {problem}"),
+            Self::Device(e) => write!(f, "{e}"),
             Self::System { what, source } => write!(f, "Can't {what}: {source}"),
         }
     }
@@ -71,6 +74,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::System { source, .. } => Some(source),
+            Self::Device(e) => e.source(),
             _ => None,
         }
     }

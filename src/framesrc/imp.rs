@@ -28,10 +28,13 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::video_frame::VideoBufferExt;
 
-use super::Mode;
+use super::cuda::DeviceSource;
+use super::{IoMode, Mode};
 use crate::core::wake::now_ns;
+use crate::gpu::gstcuda::ContextSlot;
 use crate::log::CAT;
-use crate::properties::post_error;
+use crate::memory::Importer;
+use crate::properties::{is_cuda, plane_size, post_error};
 use crate::sink::lock;
 use crate::source::{self, Latency, Life};
 use crate::time::{self, Origin};
@@ -40,6 +43,8 @@ use crate::{Code, Error, Frame, Interrupt, Next, Subscriber};
 const DEFAULT_MODE: Mode = Mode::Newest;
 const DEFAULT_MAX_HELD: u32 = 4;
 const DEFAULT_SPIN: u32 = 0;
+const DEFAULT_IO_MODE: IoMode = IoMode::Auto;
+const DEFAULT_CUDA_DEVICE_ID: i32 = -1;
 
 #[derive(Debug, Clone)]
 struct Settings {
@@ -47,6 +52,8 @@ struct Settings {
     mode: Mode,
     max_held: u32,
     spin: u32,
+    io_mode: IoMode,
+    cuda_device_id: i32,
 }
 
 impl Default for Settings {
@@ -56,6 +63,8 @@ impl Default for Settings {
             mode: DEFAULT_MODE,
             max_held: DEFAULT_MAX_HELD,
             spin: DEFAULT_SPIN,
+            io_mode: DEFAULT_IO_MODE,
+            cuda_device_id: DEFAULT_CUDA_DEVICE_ID,
         }
     }
 }
@@ -66,15 +75,19 @@ struct Stats {
     skipped: u64,
     duplicates: u64,
     copied: u64,
+    downloaded: u64,
     reconnects: u64,
     latency: Latency,
 }
 
 /// The format of the frames that go out.
+#[derive(Clone)]
 struct Format {
     generation: u32,
     caps: gst::Caps,
     info: gst_video::VideoInfo,
+    /// Frames come in device memory, and downstream takes host memory only.
+    download: bool,
 }
 
 #[derive(Default)]
@@ -82,6 +95,8 @@ struct State {
     subscriber: Option<Subscriber>,
     life: Life,
     format: Option<Format>,
+    /// For frames of device memory; of the same publisher as `subscriber`.
+    device: Option<DeviceSource>,
     origin: Origin,
     /// What fits the publisher's timestamps to real time; `None` until its first frame.
     shift: Option<i64>,
@@ -102,6 +117,8 @@ pub struct CuframesSrc {
     /// The caps that go out, for queries.
     caps: Mutex<Option<gst::Caps>>,
     latency: Mutex<Duration>,
+    /// The CUDA context that this pipeline shares.
+    context: ContextSlot,
     interrupt: Interrupt,
 }
 
@@ -127,7 +144,12 @@ impl CuframesSrc {
                     };
                     // One more than may be held is in hand while it is copied.
                     let asked = (mode, settings.max_held + 1);
-                    let joined = state.life.join(self, &settings.source, asked, &self.interrupt)?;
+                    let joined = state.life.join(
+                        self,
+                        &settings.source,
+                        (asked.0, asked.1, self.importer(settings.cuda_device_id)),
+                        &self.interrupt,
+                    )?;
                     *lock(&self.latency) = joined.latency();
                     lock(&self.stats).reconnects = state.life.reconnects();
                     state.shift = None;
@@ -151,8 +173,19 @@ impl CuframesSrc {
                 Err(e) => (Code::Malformed, e.to_string()),
             };
             state.subscriber = None;
+            state.device = None;
             state.life.lost(self, &settings.source, code, &text, &self.interrupt)?;
         }
+    }
+
+    /// Maps device memory in the context that the pipeline shares, once there is some to be mapped.
+    fn importer(&self, device_id: i32) -> Importer {
+        let weak = self.obj().downgrade();
+        Importer::cuda_when_needed(move || {
+            let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+            let obj = weak.upgrade().ok_or_else(gone)?;
+            Ok(obj.imp().context.ensure(&obj, device_id)?.driver_context()?)
+        })
     }
 
     fn set_format(&self, state: &mut State, frame: &Frame) -> Result<(), gst::FlowError> {
@@ -161,10 +194,14 @@ impl CuframesSrc {
         }
         let format = gst::Caps::from_str(&frame.caps)
             .and_then(|caps| Ok((gst_video::VideoInfo::from_caps(&caps)?, caps)));
-        let Ok((info, caps)) = format else {
+        let Ok((info, mut caps)) = format else {
             post_error(self, &protocol(settings_key(self), "its caps are no video caps"));
             return Err(gst::FlowError::Error);
         };
+        let download = is_cuda(&caps) && !self.obj().src_pad().peer_query_accept_caps(&caps);
+        if download {
+            caps.make_mut().set_features(0, None);
+        }
         if lock(&self.caps).as_ref() != Some(&caps) {
             *lock(&self.caps) = Some(caps.clone());
             if self.obj().set_caps(&caps).is_err() {
@@ -176,7 +213,7 @@ impl CuframesSrc {
                 return Err(gst::FlowError::NotNegotiated);
             }
         }
-        state.format = Some(Format { generation: frame.generation, caps, info });
+        state.format = Some(Format { generation: frame.generation, caps, info, download });
         Ok(())
     }
 
@@ -193,27 +230,56 @@ impl CuframesSrc {
         }
     }
 
+    /// What emits frames of device memory.
+    fn device<'a>(&self, state: &'a mut State) -> Result<&'a DeviceSource, gst::FlowError> {
+        let State { device, subscriber, .. } = state;
+        if device.is_none() {
+            // The frame was mapped in the context, so there is one.
+            let made = self.context.get().zip(subscriber.as_ref());
+            let made = made.map(|(context, subscriber)| DeviceSource::new(context, subscriber));
+            *device = made.transpose().map_err(|e| self.fail(e.into()))?;
+        }
+        device.as_ref().ok_or(gst::FlowError::Flushing)
+    }
+
+    fn fail(&self, error: Error) -> gst::FlowError {
+        post_error(self, &error);
+        gst::FlowError::Error
+    }
+
     /// The frame as a buffer on the publisher's memory, or as a copy where downstream holds all it may.
     fn buffer(
         &self,
         state: &mut State,
         frame: Frame,
         pts: gst::ClockTime,
+        io_mode: IoMode,
     ) -> Result<gst::Buffer, gst::FlowError> {
         let info = frame.info.clone();
         let (seq, skipped, published) = (frame.seq, frame.skipped, frame.published);
         let (credit, held) = frame.credit();
-        let format = state.format.as_ref().expect("set for this frame");
+        let format = state.format.clone().expect("set for this frame");
+        let offsets: Vec<_> = info.planes.iter().map(|p| p.offset as usize).collect();
+        let strides: Vec<_> = info.planes.iter().map(|p| p.stride).collect();
         if !fits(&info, &format.info) {
             let caps = &format.caps;
             let problem = format!("a frame is too small for {caps}");
             post_error(self, &protocol(settings_key(self), &problem));
             return Err(gst::FlowError::Error);
         }
-        let mut buffer = gst::Buffer::from_slice(FrameBytes(frame));
-        let offsets: Vec<_> = info.planes.iter().map(|p| p.offset as usize).collect();
-        let strides: Vec<_> = info.planes.iter().map(|p| p.stride).collect();
-        {
+        let device = frame.memory().kind().is_device();
+        let download = device && format.download;
+        let mut buffer = if download {
+            self.device(state)?.download(&frame, &format.info).map_err(|e| self.fail(e.into()))?
+        } else if device {
+            let memory = self.device(state)?.wrap(frame, &format.info);
+            let mut buffer = gst::Buffer::new();
+            buffer.make_mut().append_memory(memory.map_err(|e| self.fail(e.into()))?);
+            buffer
+        } else {
+            gst::Buffer::from_slice(FrameBytes(frame))
+        };
+        if !download {
             let buffer = buffer.make_mut();
             gst_video::VideoMeta::add_full(
                 buffer,
@@ -229,7 +295,12 @@ impl CuframesSrc {
                 gst_video::VideoCropMeta::add(buffer, (c.x, c.y, c.width, c.height));
             }
         }
-        let copy = held >= credit;
+        let copy = !download
+            && match io_mode {
+                IoMode::Auto => held >= credit,
+                IoMode::Import => false,
+                IoMode::Copy => true,
+            };
         if copy {
             buffer = buffer.copy_deep().map_err(|_| gst::FlowError::Error)?;
             if let Some(subscriber) = &state.subscriber {
@@ -253,6 +324,7 @@ impl CuframesSrc {
         stats.received += 1;
         stats.skipped += skipped;
         stats.copied += u64::from(copy);
+        stats.downloaded += u64::from(download);
         stats.duplicates += u64::from(seq <= state.seq);
         stats.latency.add(now_ns() - published);
         state.seq = seq;
@@ -274,22 +346,10 @@ fn fits(frame: &crate::FrameInfo, video: &gst_video::VideoInfo) -> bool {
     frame.planes.len() == planes
         && frame.planes.iter().enumerate().all(|(n, plane)| {
             let (rows, row) = plane_size(video, n);
+            let (rows, row) = (rows as u64, row as u64);
             let last = u64::try_from(plane.stride).ok().map(|s| s * (rows - 1));
             last.is_some_and(|last| u64::from(plane.offset) + last + row <= frame.size as u64)
         })
-}
-
-/// Rows of a plane, and bytes of a row that are pixels.
-fn plane_size(video: &gst_video::VideoInfo, plane: usize) -> (u64, u64) {
-    let format = video.format_info();
-    let components =
-        (0..format.n_components()).filter(|c| format.plane()[*c as usize] as usize == plane);
-    components.fold((1, 0), |(rows, row), c| {
-        let height = video.comp_height(c as u8);
-        let width = video.comp_width(c as u8) * format.pixel_stride()[c as usize] as u32;
-        // A format of several pixels a word has no stride of one pixel; then the rows alone count.
-        (rows.max(u64::from(height)), row.max(u64::from(width)))
-    })
 }
 
 #[glib::object_subclass]
@@ -305,6 +365,7 @@ impl ObjectSubclass for CuframesSrc {
             stats: Mutex::default(),
             caps: Mutex::default(),
             latency: Mutex::default(),
+            context: ContextSlot::default(),
             interrupt: Interrupt::new().expect("the process has a file descriptor left"),
         }
     }
@@ -334,9 +395,21 @@ impl ObjectImpl for CuframesSrc {
                     .default_value(DEFAULT_SPIN)
                     .mutable_playing()
                     .build(),
+                glib::ParamSpecEnum::builder_with_default("io-mode", DEFAULT_IO_MODE)
+                    .nick("I/O mode")
+                    .blurb("How frames reach downstream")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecInt::builder("cuda-device-id")
+                    .nick("CUDA device id")
+                    .blurb("The GPU to map device memory for (-1 = that of the pipeline, or the first)")
+                    .minimum(-1)
+                    .default_value(DEFAULT_CUDA_DEVICE_ID)
+                    .mutable_ready()
+                    .build(),
                 glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                     .nick("Statistics")
-                    .blurb("received, skipped, duplicates, copied, reconnects; latency-p50 and latency-p99 from publishing to here over the last 512 frames (ns)")
+                    .blurb("received, skipped, duplicates, copied, downloaded, reconnects; latency-p50 and latency-p99 from publishing to here over the last 512 frames (ns)")
                     .read_only()
                     .build(),
             ]);
@@ -352,6 +425,8 @@ impl ObjectImpl for CuframesSrc {
             "mode" => settings.mode = value.get().unwrap(),
             "max-held" => settings.max_held = value.get().unwrap(),
             "spin" => settings.spin = value.get().unwrap(),
+            "io-mode" => settings.io_mode = value.get().unwrap(),
+            "cuda-device-id" => settings.cuda_device_id = value.get().unwrap(),
             name => assert!(settings.source.set(name, value)),
         }
     }
@@ -362,6 +437,8 @@ impl ObjectImpl for CuframesSrc {
             "mode" => settings.mode.to_value(),
             "max-held" => settings.max_held.to_value(),
             "spin" => settings.spin.to_value(),
+            "io-mode" => settings.io_mode.to_value(),
+            "cuda-device-id" => settings.cuda_device_id.to_value(),
             "stats" => {
                 let stats = lock(&self.stats);
                 let [p50, p99] = stats.latency.quantiles([0.5, 0.99]);
@@ -370,6 +447,7 @@ impl ObjectImpl for CuframesSrc {
                     .field("skipped", stats.skipped)
                     .field("duplicates", stats.duplicates)
                     .field("copied", stats.copied)
+                    .field("downloaded", stats.downloaded)
                     .field("reconnects", stats.reconnects)
                     .field("latency-p50", p50)
                     .field("latency-p99", p99)
@@ -410,6 +488,12 @@ impl ElementImpl for CuframesSrc {
             vec![gst::PadTemplate::new("src", src, always, &caps).expect("a valid template")]
         });
         &TEMPLATES
+    }
+
+    fn set_context(&self, context: &gst::Context) {
+        let device_id = lock(&self.settings).cuda_device_id;
+        self.context.set_context(&*self.obj(), context, device_id);
+        self.parent_set_context(context);
     }
 
     fn change_state(
@@ -472,6 +556,9 @@ impl BaseSrcImpl for CuframesSrc {
         if let gst::QueryViewMut::Latency(query) = query.view_mut() {
             return source::answer_latency(query, *lock(&self.latency));
         }
+        if self.context.answer(&*self.obj(), query) {
+            return true;
+        }
         BaseSrcImplExt::parent_query(self, query)
     }
 }
@@ -491,7 +578,7 @@ impl PushSrcImpl for CuframesSrc {
                 continue;
             };
             state.last = Some(pts);
-            let buffer = self.buffer(&mut state, frame, pts)?;
+            let buffer = self.buffer(&mut state, frame, pts, settings.io_mode)?;
             return Ok(gst_base::subclass::base_src::CreateSuccess::NewBuffer(buffer));
         }
     }

@@ -3,6 +3,7 @@
 use gst::glib;
 use gst::prelude::*;
 
+mod cuda;
 mod imp;
 
 /// Which frames a source takes.
@@ -22,6 +23,25 @@ pub enum Mode {
     Strict,
 }
 
+/// How frames of device memory reach downstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstCuframesIoMode")]
+pub enum IoMode {
+    #[default]
+    #[enum_value(name = "Without a copy, as long as downstream holds few enough", nick = "auto")]
+    Auto,
+    #[enum_value(
+        name = "Without a copy; wait while downstream holds max-held frames",
+        nick = "import"
+    )]
+    Import,
+    #[enum_value(
+        name = "Always as a copy, for elements that refuse imported memory",
+        nick = "copy"
+    )]
+    Copy,
+}
+
 glib::wrapper! {
     pub struct CuframesSrc(ObjectSubclass<imp::CuframesSrc>)
         @extends gst_base::PushSrc, gst_base::BaseSrc, gst::Element, gst::Object;
@@ -32,6 +52,7 @@ pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     {
         let none = gst::PluginAPIFlags::empty();
         Mode::static_type().mark_as_plugin_api(none);
+        IoMode::static_type().mark_as_plugin_api(none);
         crate::properties::OnLost::static_type().mark_as_plugin_api(none);
         crate::properties::OnEos::static_type().mark_as_plugin_api(none);
     }

@@ -123,6 +123,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+impl From<Error> for crate::Error {
+    fn from(e: Error) -> Self {
+        Self::Device(Box::new(e))
+    }
+}
+
 impl From<Error> for io::Error {
     fn from(e: Error) -> Self {
         let kind = match &e {

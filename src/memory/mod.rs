@@ -112,9 +112,25 @@ pub trait Imported: Send + Sync {
 }
 
 /// What a subscriber can map. Host memory always; device memory, if it has a context for it.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Importer {
-    cuda: Option<Context>,
+    cuda: Option<Cuda>,
+}
+
+#[derive(Clone)]
+enum Cuda {
+    Context(Context),
+    WhenNeeded(Arc<dyn Fn() -> io::Result<Context> + Send + Sync>),
+}
+
+impl fmt::Debug for Importer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.cuda {
+            None => "Importer of host memory",
+            Some(Cuda::Context(_)) => "Importer of device memory",
+            Some(Cuda::WhenNeeded(_)) => "Importer of device memory, when there is some",
+        })
+    }
 }
 
 impl Importer {
@@ -125,17 +141,23 @@ impl Importer {
 
     /// Also device memory, for use in the context.
     pub fn cuda(context: Context) -> Self {
-        Self { cuda: Some(context) }
+        Self { cuda: Some(Cuda::Context(context)) }
     }
 
-    /// The context that device memory is mapped for.
-    pub fn context(&self) -> Option<&Context> {
-        self.cuda.as_ref()
+    /// Also device memory, for a context that `make` gives for each chunk: a context takes memory of
+    /// the GPU, which a subscriber of host memory need not spend.
+    pub fn cuda_when_needed(
+        make: impl Fn() -> io::Result<Context> + Send + Sync + 'static,
+    ) -> Self {
+        Self { cuda: Some(Cuda::WhenNeeded(Arc::new(make))) }
     }
 
-    /// The GPU that device memory is mapped for; zeros without one.
+    /// The GPU that device memory is mapped for; zeros without one, or while that is not known.
     pub fn gpu(&self) -> Uuid {
-        self.cuda.as_ref().and_then(|c| c.device().uuid().ok()).unwrap_or(Uuid::NONE)
+        match &self.cuda {
+            Some(Cuda::Context(context)) => context.device().uuid().unwrap_or(Uuid::NONE),
+            _ => Uuid::NONE,
+        }
     }
 
     /// Maps a chunk that a publisher sent. Its numbers are not trusted.
@@ -148,15 +170,19 @@ impl Importer {
         fd: OwnedFd,
         geometry: Geometry,
     ) -> io::Result<Arc<dyn Imported>> {
-        let context = || {
-            let text =
-                "they are in the memory of a GPU, and this subscriber takes host memory only";
-            self.cuda.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, text))
+        let context = || match &self.cuda {
+            Some(Cuda::Context(context)) => Ok(context.clone()),
+            Some(Cuda::WhenNeeded(make)) => make(),
+            None => {
+                let text =
+                    "they are in the memory of a GPU, and this subscriber takes host memory only";
+                Err(io::Error::new(io::ErrorKind::Unsupported, text))
+            }
         };
         Ok(match kind {
             Kind::Host => Arc::new(host::HostImport::new(fd, geometry)?),
-            Kind::CudaVmm => Arc::new(cuda::CudaImport::new(context()?, fd, geometry)?),
-            Kind::CudaIpc => Arc::new(cuda_ipc::CudaIpcImport::new(context()?, fd, geometry)?),
+            Kind::CudaVmm => Arc::new(cuda::CudaImport::new(&context()?, fd, geometry)?),
+            Kind::CudaIpc => Arc::new(cuda_ipc::CudaIpcImport::new(&context()?, fd, geometry)?),
         })
     }
 }

@@ -30,6 +30,7 @@ use gst_base::subclass::prelude::*;
 use super::Start;
 use crate::core::wake::now_ns;
 use crate::log::CAT;
+use crate::memory::Importer;
 use crate::properties::post_error;
 use crate::sink::lock;
 use crate::source::{self, Latency, Life};
@@ -98,7 +99,7 @@ impl CuframesPacketSrc {
             let (_, reader) = match &mut state.reader {
                 Some(reader) => reader,
                 none => {
-                    let asked = (Mode::Newest, 0);
+                    let asked = (Mode::Newest, 0, Importer::host());
                     let joined = state.life.join(self, &settings.source, asked, &self.interrupt)?;
                     lock(&self.stats).reconnects = state.life.reconnects();
                     *lock(&self.latency) = joined.latency();

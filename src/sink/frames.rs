@@ -8,18 +8,24 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::video_frame::VideoBufferExt;
 
+use super::cuda::DeviceSink;
 use super::imp::{Published, lock};
 use super::pool::slot_buffer;
 use crate::core::Publisher;
 use crate::core::wake::now_ns;
 use crate::log::CAT;
-use crate::properties::post_error;
+use crate::memory::host::HostBackend;
+use crate::properties::{is_cuda, post_error};
 use crate::time::{self, Origin};
 use crate::{FrameInfo, Plane};
 
 #[derive(Default)]
 struct State {
-    info: Option<gst_video::VideoInfo>,
+    format: Option<(gst::Caps, gst_video::VideoInfo)>,
+    /// Subscribers have been told of it.
+    announced: bool,
+    /// For frames in device memory.
+    device: Option<DeviceSink>,
     origin: Origin,
     latency: gst::ClockTime,
 }
@@ -47,6 +53,46 @@ impl FrameSink {
 
     fn publisher(&self) -> Option<Arc<Publisher>> {
         self.published().get()
+    }
+
+    /// Tells subscribers of a new format, and prepares for the memory that its frames are in.
+    fn announce(
+        &self,
+        state: &mut State,
+        publisher: &Publisher,
+        first: &gst::BufferRef,
+    ) -> Result<(), crate::Error> {
+        let Some((caps, info)) = state.format.as_ref().filter(|_| !state.announced) else {
+            return Ok(());
+        };
+        // What is still under way on the old device is done before anything comes after it.
+        let was_device = state.device.take().is_some();
+        if is_cuda(caps) {
+            let device = DeviceSink::new(publisher, caps, info, first.peek_memory(0))?;
+            gst::info!(CAT, imp = self, "Publishing {caps}, sync {}", device.sync_mode());
+            state.device = Some(device);
+        } else if was_device {
+            publisher.set_format_in(Arc::new(HostBackend), &caps.to_string(), info.size())?;
+        } else {
+            publisher.set_format(&caps.to_string(), info.size())?;
+        }
+        state.announced = true;
+        Ok(())
+    }
+
+    fn fail(&self, error: &crate::Error) -> gst::FlowError {
+        post_error(self, error);
+        gst::FlowError::Error
+    }
+
+    /// What a frame without a slot comes to.
+    fn no_slot(&self, publisher: &Publisher) -> Result<gst::FlowSuccess, gst::FlowError> {
+        if self.unlocked.load(Ordering::Acquire) {
+            return Err(gst::FlowError::Flushing);
+        }
+        gst::debug!(CAT, imp = self, "No slot is free: a frame is dropped");
+        publisher.count_dropped();
+        Ok(gst::FlowSuccess::Ok)
     }
 
     /// Publishes a buffer that may be on a slot. False if it is not, or was published before.
@@ -80,10 +126,7 @@ impl FrameSink {
         info: &gst_video::VideoInfo,
     ) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let unlocked = || self.unlocked.load(Ordering::Acquire);
-        let slot = slot_buffer(publisher, info.size(), &unlocked).map_err(|e| {
-            post_error(self, &e);
-            gst::FlowError::Error
-        })?;
+        let slot = slot_buffer(publisher, info.size(), &unlocked).map_err(|e| self.fail(&e))?;
         let Some(slot) = slot else { return Ok(None) };
         let from = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, info);
         let to = gst_video::VideoFrame::from_buffer_writable(slot, info);
@@ -155,12 +198,10 @@ impl BaseSinkImpl for FrameSink {
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let info = gst_video::VideoInfo::from_caps(caps)
             .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format: {caps}"))?;
-        let publisher = self.publisher().ok_or_else(|| gst::loggable_error!(CAT, "Not started"))?;
-        if let Err(e) = publisher.set_format(&caps.to_string(), info.size()) {
-            post_error(self, &e);
-            return Err(gst::loggable_error!(CAT, "{e}"));
-        }
-        lock(&self.state).info = Some(info);
+        // Where the frames are is known when the first of them comes.
+        let mut state = lock(&self.state);
+        state.format = Some((caps.clone(), info));
+        state.announced = false;
         Ok(())
     }
 
@@ -176,6 +217,11 @@ impl BaseSinkImpl for FrameSink {
         let (Some(caps), Some(publisher), true) = (caps, self.publisher(), need_pool) else {
             return Ok(());
         };
+        if is_cuda(&caps) {
+            // Copied on the device whatever its layout is, so upstream may use the pool that it likes.
+            query.add_allocation_meta::<gst_video::VideoMeta>(None);
+            return Ok(());
+        }
         let info = gst_video::VideoInfo::from_caps(&caps)
             .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format: {caps}"))?;
         let pool = super::SlotPool::new(Arc::downgrade(&publisher));
@@ -194,13 +240,19 @@ impl BaseSinkImpl for FrameSink {
         let segment = obj.segment();
         let latency = obj.latency();
         let mut state = lock(&self.state);
-        let video = state.info.clone().ok_or(gst::FlowError::NotNegotiated)?;
+        if buffer.n_memory() == 0 {
+            return Ok(gst::FlowSuccess::Ok);
+        }
+        if let Err(e) = self.announce(&mut state, &publisher, buffer) {
+            drop(state);
+            return Err(self.fail(&e));
+        }
+        let (_, video) = state.format.clone().ok_or(gst::FlowError::NotNegotiated)?;
         let origin = state.origin.get(&*obj);
         if latency != state.latency {
             state.latency = latency;
             publisher.set_latency(latency.into());
         }
-        drop(state);
 
         // Without a timestamp, the time of arrival is the best that is known.
         let timestamp = segment
@@ -221,6 +273,16 @@ impl BaseSinkImpl for FrameSink {
             }),
             packet: None,
         };
+        let unlocked = || self.unlocked.load(Ordering::Acquire);
+        if let Some(device) = &mut state.device {
+            let published = device.publish(&publisher, buffer, info, &unlocked);
+            drop(state);
+            return match published.map_err(|e| self.fail(&e))? {
+                true => Ok(gst::FlowSuccess::Ok),
+                false => self.no_slot(&publisher),
+            };
+        }
+        drop(state);
         if self.publish_in_place(&publisher, buffer, &info) {
             return Ok(gst::FlowSuccess::Ok);
         }
@@ -230,11 +292,7 @@ impl BaseSinkImpl for FrameSink {
                 self.publish_in_place(&publisher, &copy, &info);
                 self.published().copied.fetch_add(1, Ordering::Relaxed);
             }
-            None if self.unlocked.load(Ordering::Acquire) => return Err(gst::FlowError::Flushing),
-            None => {
-                gst::debug!(CAT, imp = self, "No slot is free: a frame is dropped");
-                publisher.count_dropped();
-            }
+            None => return self.no_slot(&publisher),
         }
         Ok(gst::FlowSuccess::Ok)
     }

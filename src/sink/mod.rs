@@ -4,6 +4,7 @@
 use gst::glib;
 use gst::prelude::*;
 
+mod cuda;
 mod frames;
 mod imp;
 mod packets;

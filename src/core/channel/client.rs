@@ -24,6 +24,8 @@ use crate::memory::{Geometry, Imported, Importer, Kind};
 
 /// A publisher that accepted the connection has this long to answer.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a frame refers to is mapped by this time.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where a directory can't be watched, and for whatever a watch may miss.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_WATCHED: Duration = Duration::from_secs(2);
@@ -109,7 +111,8 @@ impl Shared {
     /// What `find` finds in the announcements, waiting for it if it is on its way: whatever a frame or
     /// packet refers to was sent before the frame or packet was published.
     pub fn announced<T>(&self, what: &str, find: impl Fn(&State) -> Option<T>) -> Result<T> {
-        let deadline = wake::now() + WELCOME_TIMEOUT;
+        // A subscriber's first use of a GPU takes seconds on a large machine.
+        let deadline = wake::now() + ANNOUNCE_TIMEOUT;
         loop {
             let seen = self.bell.seen();
             {
