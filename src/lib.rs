@@ -5,6 +5,7 @@
 //! [`Subscriber`].
 
 use gst::glib;
+use gst::prelude::*;
 
 pub mod core;
 pub mod gpu;
@@ -33,6 +34,10 @@ pub use core::{Error, Result};
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     log::init();
+    // Caps that come from another process name it, and are parsed before anybody here has used it.
+    let _ = gst_video::VideoMultiviewFlags::static_type();
+    // SAFETY: registers a type with GObject.
+    unsafe { gst_video::ffi::gst_video_multiview_flagset_get_type() };
     sink::register(plugin)?;
     framesrc::register(plugin)?;
     packetsrc::register(plugin)

@@ -1,6 +1,7 @@
 //! The life of a source: waits for its publisher, joins it, loses it, waits for the next.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use gst::glib;
@@ -11,6 +12,7 @@ use crate::core::wake::now;
 use crate::log::CAT;
 use crate::memory::Importer;
 use crate::properties::{OnEos, OnLost, post_error, runtime_dir};
+use crate::sink::lock;
 use crate::{Code, Error, Interrupt, Mode, Subscriber, SubscriberConfig, Wait};
 
 pub const DEFAULT_CONNECT_TIMEOUT: gst::ClockTime = gst::ClockTime::ZERO;
@@ -165,9 +167,6 @@ impl Life {
             tell(element, "cuframes-reconnected", key, "");
         }
         gst::info!(CAT, imp = element, "Joined the publisher of '{key}'");
-        // The latency is the publisher's.
-        let obj = element.obj();
-        let _ = obj.post_message(gst::message::Latency::builder().src(&*obj).build());
     }
 
     /// What follows from a publisher that is gone: `Ok` to wait for the next.
@@ -185,6 +184,15 @@ impl Life {
     {
         let key = settings.key.as_deref().unwrap_or_default();
         gst::info!(CAT, imp = element, "Lost the publisher of '{key}': {text}");
+        if code == Code::Malformed {
+            // It was this side that ended it, and would again.
+            gst::element_imp_error!(
+                element,
+                gst::ResourceError::Failed,
+                ("What the publisher of '{key}' sends can't be used: {text}")
+            );
+            return Err(gst::FlowError::Error);
+        }
         match settings.on_lost {
             OnLost::Reconnect => {
                 tell(element, "cuframes-lost", key, text);
@@ -247,6 +255,18 @@ impl Latency {
         sorted.sort_unstable();
         let last = sorted.len().saturating_sub(1);
         of.map(|q| sorted.get((last as f64 * q).round() as usize).copied().unwrap_or(0))
+    }
+}
+
+/// Has the pipeline ask for the latency anew when the publisher's has changed.
+pub fn note_latency<T>(element: &T, noted: &Mutex<Duration>, latency: Duration)
+where
+    T: ElementImpl,
+    T::Type: IsA<gst::Element>,
+{
+    if std::mem::replace(&mut *lock(noted), latency) != latency {
+        let obj = element.obj();
+        let _ = obj.post_message(gst::message::Latency::builder().src(&*obj).build());
     }
 }
 

@@ -43,7 +43,8 @@ impl Origin {
 }
 
 fn is_monotonic(clock: &gst::Clock) -> bool {
-    clock.is::<gst::SystemClock>()
+    // Not those derived from it, which count the samples of a sound card or follow another host.
+    clock.type_() == gst::SystemClock::static_type()
         && clock.property::<gst::ClockType>("clock-type") == gst::ClockType::Monotonic
 }
 

@@ -451,7 +451,7 @@ fn mistakes_get_a_sentence() {
     publisher.play();
     until(|| setup.dir.join("a.sock").exists());
     fails("videotestsrc ! cuframessink key=a", R::Busy, &format!("pid {}", std::process::id()));
-    fails("cuframessrc key=a max-held=20 ! fakesink", R::Failed, "max-credit=8");
+    fails("cuframessrc key=a max-held=20 ! fakesink", R::Failed, "asks for 21 frames");
 }
 
 #[test]
@@ -563,6 +563,121 @@ fn flushing_upstream_passes_a_sink_that_waits() {
     until(stands);
     publisher.0.set_state(gst::State::Ready).unwrap();
     drop(closed);
+}
+
+/// A publisher that waits for a subscriber pauses and plays again, and the stream goes on.
+#[test]
+fn a_sink_that_waits_can_be_paused() {
+    let setup = Setup::new("pause");
+    // Copied frames, so that the wait is in the sink and not upstream.
+    let publisher = setup.pipeline(&format!(
+        "{} ! identity drop-allocation=true ! cuframessink name=pub key=a policy=wait \
+         wait-timeout=3600000000000",
+        source(1_000_000)
+    ));
+    let subscriber =
+        setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let at = gate.clone();
+    let pad = subscriber.get("out").static_pad("sink").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        drop(at.lock());
+        gst::PadProbeReturn::Ok
+    });
+    subscriber.play();
+    publisher.play();
+    let published = || publisher.stat("pub", "published");
+    until(|| {
+        let before = published();
+        std::thread::sleep(Duration::from_millis(100));
+        before > 0 && published() == before
+    });
+    publisher.0.set_state(gst::State::Paused).unwrap();
+    publisher.0.state(gst::ClockTime::NONE).0.unwrap();
+    publisher.play();
+    let before = published();
+    drop(closed);
+    until(|| published() > before + 20);
+}
+
+/// Upstream of an element that has the pool may be waiting for a slot when the pipeline ends.
+#[test]
+fn a_sink_that_waits_can_be_stopped() {
+    let setup = Setup::new("stop");
+    let publisher = setup.pipeline(&format!(
+        "{} ! videoconvert ! video/x-raw,format=I420 ! cuframessink name=pub key=a policy=wait \
+         wait-timeout=3600000000000",
+        source(1_000_000)
+    ));
+    let subscriber =
+        setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let at = gate.clone();
+    let pad = subscriber.get("out").static_pad("sink").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        drop(at.lock());
+        gst::PadProbeReturn::Ok
+    });
+    subscriber.play();
+    publisher.play();
+    until(|| {
+        let before = publisher.stat("pub", "published");
+        std::thread::sleep(Duration::from_millis(100));
+        before > 0 && publisher.stat("pub", "published") == before
+    });
+    // Longer than the watchdog lives, if it had to wait for the subscriber.
+    publisher.0.set_state(gst::State::Null).unwrap();
+    drop(closed);
+}
+
+/// A track whose pad is released and requested again goes on for those who read it.
+#[test]
+fn a_track_comes_again() {
+    let setup = Setup::new("again");
+    let publisher = setup.pipeline(
+        "videotestsrc is-live=true ! video/x-raw,width=320,height=240,framerate=60/1 \
+         ! x264enc tune=zerolatency key-int-max=10 ! h264parse ! tee name=t ! queue ! fakesink async=false \
+         cuframessink name=pub key=a",
+    );
+    let connect = || {
+        let pad = publisher.get("t").request_pad_simple("src_%u").unwrap();
+        let track = publisher.get("pub").request_pad_simple("packets_0").unwrap();
+        pad.link(&track).unwrap();
+        (pad, track)
+    };
+    let (pad, track) = connect();
+    let subscriber = setup.pipeline("cuframespacketsrc name=src key=a ! fakesink sync=false");
+    publisher.play();
+    subscriber.play();
+    until(|| subscriber.stat("src", "received") > 10);
+    pad.unlink(&track).unwrap();
+    publisher.get("t").release_request_pad(&pad);
+    publisher.get("pub").release_request_pad(&track);
+    connect();
+    let before = subscriber.stat("src", "received");
+    until(|| subscriber.stat("src", "received") > before + 20);
+    assert_eq!(publisher.stats("pub").get::<gst::Array>("tracks").unwrap().len(), 1);
+}
+
+/// A source is as late as its publisher says to be, also if that is known after it joined.
+#[test]
+fn the_publishers_latency_is_the_sources() {
+    let setup = Setup::new("latency");
+    let publisher = setup.pipeline(&format!(
+        "{} ! queue min-threshold-time=150000000 ! cuframessink key=a",
+        source(1_000_000)
+    ));
+    let subscriber = setup.pipeline("cuframessrc name=src key=a ! fakesink sync=false");
+    subscriber.play();
+    publisher.play();
+    until(|| {
+        let mut query = gst::query::Latency::new();
+        subscriber.get("src").query(&mut query);
+        let (live, min, _) = query.result();
+        live && min >= gst::ClockTime::from_mseconds(150)
+    });
 }
 
 /// Packets arrive byte for byte as the parser gave them, with caps, times and flags.

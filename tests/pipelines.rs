@@ -416,6 +416,18 @@ fn nothing_leaks() {
     }
 }
 
+/// Decoders of GPUs name types in their caps that a subscriber has never heard of.
+#[test]
+fn caps_with_types_of_their_own_are_understood() {
+    let site = Site::new("types");
+    let _publisher = start(&mut site.launch(
+        "videotestsrc is-live=true ! video/x-raw,format=NV12,width=320,height=240,framerate=60/1 \
+         ! capssetter caps=video/x-raw,multiview-flags=(GstVideoMultiviewFlagsSet)0:ffffffff:/right-view-first/half-aspect \
+         ! cuframessink key=a",
+    ));
+    start(&mut site.launch("cuframessrc key=a num-buffers=5 ! fakesink")).success();
+}
+
 /// A recording made while the publisher plays a file.
 #[test]
 fn a_file_is_published_and_recorded() {

@@ -34,6 +34,8 @@ pub(crate) struct Peer {
     kicked: Mutex<Option<(Code, String)>>,
     /// It takes no more frames, by its own will or by ours.
     pub leaving: AtomicBool,
+    /// Its claims count no more: it claimed what it was not entitled to.
+    pub forfeited: AtomicBool,
 }
 
 impl Peer {
@@ -54,6 +56,7 @@ impl Peer {
             credentials,
             kicked: Mutex::default(),
             leaving: AtomicBool::new(false),
+            forfeited: AtomicBool::new(false),
         }
     }
 
@@ -140,9 +143,9 @@ impl Board {
             }
             Ok(())
         })();
-        if told.is_err() {
-            state.peers.retain(|p| p.id != peer.id);
-            self.version.fetch_add(1, Ordering::Release);
+        if let Err(e) = &told {
+            // It may have been welcomed already, and claim frames: its place lasts until it goes.
+            self.kick(&peer, Code::Slow, format!("it does not read its messages ({e})"));
         }
         told
     }

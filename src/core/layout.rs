@@ -81,7 +81,7 @@ pub struct PageHeader {
     pub received: AtomicU64,
     pub skipped: AtomicU64,
     pub copied: AtomicU64,
-    /// CLOCK_MONOTONIC of the last sign of life, in ns.
+    /// CLOCK_MONOTONIC at which the last frame was taken, in ns.
     pub heartbeat_ns: AtomicU64,
 }
 

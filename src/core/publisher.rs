@@ -234,6 +234,11 @@ impl Publisher {
         self.frames.count_dropped();
     }
 
+    /// Waits for subscribers no more: threads in [`Publisher::loan`] return soon.
+    pub fn stop_waiting(&self) {
+        self.frames.close();
+    }
+
     /// How far behind its timestamps frames are published at most.
     pub fn set_latency(&self, latency: Duration) {
         let ns = latency.as_nanos().min(u64::MAX.into()) as u64;
@@ -245,11 +250,17 @@ impl Publisher {
         self.frames.end();
     }
 
-    /// A new track for packets, which starts with these caps.
+    /// A track for packets, which starts with these caps. One that was there before goes on as it was.
     pub fn add_track(&self, track: u32, caps: &str, config: TrackConfig) -> Result<Track> {
+        let mut tracks = lock(&self.tracks);
+        // A track that comes again goes on where it was, for those who read it.
+        if let Some(old) = tracks.iter().find(|t| t.stats().track == track) {
+            old.set_caps(caps);
+            return Ok(Track(old.clone()));
+        }
         let new = Arc::new(track::Track::new(track, config, self.board.clone())?);
         new.set_caps(caps);
-        lock(&self.tracks).push(new.clone());
+        tracks.push(new.clone());
         Ok(Track(new))
     }
 

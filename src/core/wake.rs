@@ -73,7 +73,9 @@ pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout:
                 libc::CLOCK_MONOTONIC,
             )
         };
-        if r >= 0 || Errno::last() != Errno::ENOSYS {
+        // Anything else than an ordinary end: no such call, or a filter that forbids it.
+        let ended = [Errno::EAGAIN, Errno::ETIMEDOUT, Errno::EINTR];
+        if r >= 0 || ended.contains(&Errno::last()) {
             return;
         }
         NO_WAITV.store(true, Ordering::Relaxed);

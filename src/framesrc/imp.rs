@@ -150,7 +150,6 @@ impl CuframesSrc {
                         (asked.0, asked.1, self.importer(settings.cuda_device_id)),
                         &self.interrupt,
                     )?;
-                    *lock(&self.latency) = joined.latency();
                     lock(&self.stats).reconnects = state.life.reconnects();
                     state.shift = None;
                     state.format = None;
@@ -162,7 +161,10 @@ impl CuframesSrc {
             let spin = Duration::from_micros(settings.spin.into());
             let wait = source::wait(&self.interrupt, &settings.source, spin);
             let (code, text) = match subscriber.next_frame(&wait) {
-                Ok(Next::Item(frame)) => return Ok(frame),
+                Ok(Next::Item(frame)) => {
+                    source::note_latency(self, &self.latency, subscriber.latency());
+                    return Ok(frame);
+                }
                 Ok(Next::Eos) => return Err(gst::FlowError::Eos),
                 Ok(Next::Interrupted | Next::TimedOut) | Err(Error::Interrupted) => {
                     return Err(gst::FlowError::Flushing);

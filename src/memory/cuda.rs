@@ -74,7 +74,8 @@ struct CudaChunk {
     geometry: Geometry,
 }
 
-impl Chunk for CudaChunk {
+// SAFETY: the addresses lie in the mapping that the chunk owns.
+unsafe impl Chunk for CudaChunk {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -109,7 +110,8 @@ impl CudaImport {
     }
 }
 
-impl Imported for CudaImport {
+// SAFETY: the addresses lie in the mapping that the import owns.
+unsafe impl Imported for CudaImport {
     fn kind(&self) -> Kind {
         Kind::CudaVmm
     }

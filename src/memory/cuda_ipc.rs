@@ -71,7 +71,8 @@ struct CudaIpcChunk {
     geometry: Geometry,
 }
 
-impl Chunk for CudaIpcChunk {
+// SAFETY: the addresses lie in the mapping that the chunk owns.
+unsafe impl Chunk for CudaIpcChunk {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -105,7 +106,8 @@ impl CudaIpcImport {
     }
 }
 
-impl Imported for CudaIpcImport {
+// SAFETY: the addresses lie in the mapping that the import owns.
+unsafe impl Imported for CudaIpcImport {
     fn kind(&self) -> Kind {
         Kind::CudaIpc
     }

@@ -34,7 +34,8 @@ struct HostChunk {
     geometry: Geometry,
 }
 
-impl Chunk for HostChunk {
+// SAFETY: the addresses lie in the mapping that the chunk owns.
+unsafe impl Chunk for HostChunk {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -64,7 +65,8 @@ impl HostImport {
     }
 }
 
-impl Imported for HostImport {
+// SAFETY: the addresses lie in the mapping that the import owns.
+unsafe impl Imported for HostImport {
     fn kind(&self) -> Kind {
         Kind::Host
     }

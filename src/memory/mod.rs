@@ -91,7 +91,11 @@ pub trait Backend: Send + Sync {
 }
 
 /// Several slots in one allocation that other processes can map.
-pub trait Chunk: Send + Sync {
+///
+/// # Safety
+/// For each slot of the geometry, `size` bytes from its address on have to be memory of the backend's
+/// kind, writable and used by nobody else, until the chunk is dropped.
+pub unsafe trait Chunk: Send + Sync {
     fn geometry(&self) -> Geometry;
 
     /// What is sent to subscribers.
@@ -102,7 +106,10 @@ pub trait Chunk: Send + Sync {
 }
 
 /// The subscriber's side of a [`Chunk`].
-pub trait Imported: Send + Sync {
+///
+/// # Safety
+/// As for [`Chunk`], but readable.
+pub unsafe trait Imported: Send + Sync {
     fn kind(&self) -> Kind;
 
     fn geometry(&self) -> Geometry;

@@ -96,13 +96,12 @@ impl CuframesPacketSrc {
         settings: &Settings,
     ) -> Result<Packet, gst::FlowError> {
         loop {
-            let (_, reader) = match &mut state.reader {
+            let (subscriber, reader) = match &mut state.reader {
                 Some(reader) => reader,
                 none => {
                     let asked = (Mode::Newest, 0, Importer::host());
                     let joined = state.life.join(self, &settings.source, asked, &self.interrupt)?;
                     lock(&self.stats).reconnects = state.life.reconnects();
-                    *lock(&self.latency) = joined.latency();
                     let start = match settings.start {
                         Start::LatestKeyframe => crate::Start::LatestKeyframe,
                         Start::NextKeyframe => crate::Start::NextKeyframe,
@@ -117,9 +116,14 @@ impl CuframesPacketSrc {
             };
             let wait = source::wait(&self.interrupt, &settings.source, Duration::ZERO);
             let (code, text) = match reader.next(&wait) {
-                Ok(Next::Item(packet)) => return Ok(packet),
+                Ok(Next::Item(packet)) => {
+                    source::note_latency(self, &self.latency, subscriber.latency());
+                    return Ok(packet);
+                }
                 Ok(Next::Eos) => return Err(gst::FlowError::Eos),
-                Ok(Next::Interrupted | Next::TimedOut) => return Err(gst::FlowError::Flushing),
+                Ok(Next::Interrupted | Next::TimedOut) | Err(Error::Interrupted) => {
+                    return Err(gst::FlowError::Flushing);
+                }
                 Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
                     (code, text)
                 }

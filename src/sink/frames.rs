@@ -19,6 +19,8 @@ use crate::properties::{is_cuda, post_error};
 use crate::time::{self, Origin};
 use crate::{FrameInfo, Plane};
 
+const FRAMES_BETWEEN_QUERIES: u64 = 100;
+
 #[derive(Default)]
 struct State {
     format: Option<(gst::Caps, gst_video::VideoInfo)>,
@@ -27,7 +29,7 @@ struct State {
     /// For frames in device memory.
     device: Option<DeviceSink>,
     origin: Origin,
-    latency: gst::ClockTime,
+    frames: u64,
 }
 
 #[derive(Default)]
@@ -85,14 +87,50 @@ impl FrameSink {
         gst::FlowError::Error
     }
 
-    /// What a frame without a slot comes to.
-    fn no_slot(&self, publisher: &Publisher) -> Result<gst::FlowSuccess, gst::FlowError> {
-        if self.unlocked.load(Ordering::Acquire) {
-            return Err(gst::FlowError::Flushing);
+    /// False where no slot is free.
+    fn publish_on_device(
+        &self,
+        device: &mut DeviceSink,
+        publisher: &Publisher,
+        buffer: &gst::BufferRef,
+        info: &FrameInfo,
+    ) -> Result<bool, gst::FlowError> {
+        let unlocked = || self.unlocked.load(Ordering::Acquire);
+        let published = device.publish(publisher, buffer, info.clone(), &unlocked);
+        published.map_err(|e| self.fail(&e))
+    }
+
+    /// False where no slot is free.
+    fn publish_on_host(
+        &self,
+        publisher: &Publisher,
+        buffer: &gst::BufferRef,
+        video: &gst_video::VideoInfo,
+        info: &FrameInfo,
+    ) -> Result<bool, gst::FlowError> {
+        if self.publish_in_place(publisher, buffer, info) {
+            return Ok(true);
         }
-        gst::debug!(CAT, imp = self, "No slot is free: a frame is dropped");
-        publisher.count_dropped();
-        Ok(gst::FlowSuccess::Ok)
+        let Some(copy) = self.copy(publisher, buffer, video)? else { return Ok(false) };
+        let (size, planes) = (copy.size(), planes(&copy, video));
+        self.publish_in_place(publisher, &copy, &FrameInfo { size, planes, ..info.clone() });
+        self.published().copied.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// How far behind its timestamps upstream delivers, if it is live: from time to time, since it may
+    /// change. The base class knows it only where it synchronises.
+    fn note_latency(&self, state: &mut State, publisher: &Publisher) {
+        state.frames += 1;
+        if state.frames % FRAMES_BETWEEN_QUERIES != 1 {
+            return;
+        }
+        let mut query = gst::query::Latency::new();
+        if self.obj().sink_pad().peer_query(&mut query)
+            && let (true, min, _) = query.result()
+        {
+            publisher.set_latency(min.into());
+        }
     }
 
     /// Publishes a buffer that may be on a slot. False if it is not, or was published before.
@@ -238,7 +276,6 @@ impl BaseSinkImpl for FrameSink {
         let publisher = self.publisher().ok_or(gst::FlowError::Flushing)?;
         let obj = self.obj();
         let segment = obj.segment();
-        let latency = obj.latency();
         let mut state = lock(&self.state);
         if buffer.n_memory() == 0 {
             return Ok(gst::FlowSuccess::Ok);
@@ -249,10 +286,7 @@ impl BaseSinkImpl for FrameSink {
         }
         let (_, video) = state.format.clone().ok_or(gst::FlowError::NotNegotiated)?;
         let origin = state.origin.get(&*obj);
-        if latency != state.latency {
-            state.latency = latency;
-            publisher.set_latency(latency.into());
-        }
+        self.note_latency(&mut state, &publisher);
 
         // Without a timestamp, the time of arrival is the best that is known.
         let timestamp = segment
@@ -273,26 +307,27 @@ impl BaseSinkImpl for FrameSink {
             }),
             packet: None,
         };
-        let unlocked = || self.unlocked.load(Ordering::Acquire);
-        if let Some(device) = &mut state.device {
-            let published = device.publish(&publisher, buffer, info, &unlocked);
-            drop(state);
-            return match published.map_err(|e| self.fail(&e))? {
-                true => Ok(gst::FlowSuccess::Ok),
-                false => self.no_slot(&publisher),
-            };
-        }
+        let mut device = state.device.take();
         drop(state);
-        if self.publish_in_place(&publisher, buffer, &info) {
-            return Ok(gst::FlowSuccess::Ok);
-        }
-        match self.copy(&publisher, buffer, &video)? {
-            Some(copy) => {
-                let info = FrameInfo { size: copy.size(), planes: planes(&copy, &video), ..info };
-                self.publish_in_place(&publisher, &copy, &info);
-                self.published().copied.fetch_add(1, Ordering::Relaxed);
+        let published = loop {
+            let published = match &mut device {
+                Some(device) => self.publish_on_device(device, &publisher, buffer, &info),
+                None => self.publish_on_host(&publisher, buffer, &video, &info),
+            };
+            match published {
+                // The wait for a slot was broken off for a pause, or for a flush, which is the error here.
+                Ok(false) if self.unlocked.load(Ordering::Acquire) => {
+                    if let Err(e) = obj.wait_preroll() {
+                        break Err(e);
+                    }
+                }
+                other => break other,
             }
-            None => return self.no_slot(&publisher),
+        };
+        lock(&self.state).device = device;
+        if !published? {
+            gst::debug!(CAT, imp = self, "No slot is free: a frame is dropped");
+            publisher.count_dropped();
         }
         Ok(gst::FlowSuccess::Ok)
     }

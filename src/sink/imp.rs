@@ -96,11 +96,17 @@ pub struct Published {
     /// Frames that did not come in a slot.
     pub copied: AtomicU64,
     no_eos: AtomicBool,
+    tracks: Mutex<TrackConfig>,
 }
 
 impl Published {
     pub fn get(&self) -> Option<Arc<Publisher>> {
         lock(&self.publisher).clone()
+    }
+
+    /// How tracks are made.
+    pub fn track_config(&self) -> TrackConfig {
+        *lock(&self.tracks)
     }
 
     /// Whether subscribers are to be told of the end of a stream.
@@ -145,6 +151,10 @@ impl CuframesSink {
         };
         let publisher = Publisher::open(config, Arc::new(HostBackend), events)?;
         self.published.copied.store(0, Ordering::Relaxed);
+        *lock(&self.published.tracks) = TrackConfig {
+            bytes: settings.packet_buffer_bytes,
+            time: settings.packet_buffer_time.into(),
+        };
         *lock(&self.published.publisher) = Some(Arc::new(publisher));
         Ok(())
     }
@@ -427,13 +437,7 @@ impl ElementImpl for CuframesSink {
                 Some(number) => number.parse().ok()?,
                 None => (0..).find(|n| obj.static_pad(&format!("packets_{n}")).is_none())?,
             };
-            let settings = lock(&self.settings);
-            let config = TrackConfig {
-                bytes: settings.packet_buffer_bytes,
-                time: settings.packet_buffer_time.into(),
-            };
-            drop(settings);
-            let sink = PacketSink::new(self.published.clone(), track, config);
+            let sink = PacketSink::new(self.published.clone(), track);
             (sink.upcast(), format!("packets_{track}"))
         };
         if obj.static_pad(&name).is_some() {
@@ -485,6 +489,12 @@ impl ElementImpl for CuframesSink {
         if let Err(e) = opened {
             post_error(self, &e);
             return Err(gst::StateChangeError);
+        }
+        if transition == gst::StateChange::PausedToReady
+            && let Some(publisher) = self.published.get()
+        {
+            // Upstream may be waiting for a slot, out of reach of its own state change.
+            publisher.stop_waiting();
         }
         let changed = self.parent_change_state(transition);
         if transition == gst::StateChange::PausedToReady

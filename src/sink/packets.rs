@@ -10,7 +10,7 @@ use super::imp::{Published, lock};
 use crate::log::CAT;
 use crate::properties::post_error;
 use crate::time::{self, Origin};
-use crate::{PacketInfo, Track, TrackConfig};
+use crate::{PacketInfo, Track};
 
 #[derive(Default)]
 struct State {
@@ -22,15 +22,15 @@ struct State {
 
 #[derive(Default)]
 pub struct PacketSink {
-    setup: OnceLock<(Arc<Published>, u32, TrackConfig)>,
+    setup: OnceLock<(Arc<Published>, u32)>,
     state: Mutex<State>,
 }
 
 impl super::PacketSink {
-    pub fn new(published: Arc<Published>, track: u32, config: TrackConfig) -> Self {
+    pub fn new(published: Arc<Published>, track: u32) -> Self {
         let name = format!("packets{track}");
         let sink: Self = glib::Object::builder().property("name", name).build();
-        let _ = sink.imp().setup.set((published, track, config));
+        let _ = sink.imp().setup.set((published, track));
         sink
     }
 }
@@ -81,7 +81,7 @@ impl BaseSinkImpl for PacketSink {
     }
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
-        let (published, number, config) = self.setup.get().expect("set by new");
+        let (published, number) = self.setup.get().expect("set by new");
         let publisher = published.get().ok_or_else(|| gst::loggable_error!(CAT, "Not started"))?;
         let mut state = lock(&self.state);
         let caps = caps.to_string();
@@ -89,7 +89,7 @@ impl BaseSinkImpl for PacketSink {
             track.set_caps(&caps);
             return Ok(());
         }
-        match publisher.add_track(*number, &caps, *config) {
+        match publisher.add_track(*number, &caps, published.track_config()) {
             Ok(track) => state.track = Some(track),
             Err(e) => {
                 drop(state);
@@ -140,7 +140,7 @@ impl BaseSinkImpl for PacketSink {
     }
 
     fn event(&self, event: gst::Event) -> bool {
-        let (published, ..) = self.setup.get().expect("set by new");
+        let (published, _) = self.setup.get().expect("set by new");
         if event.type_() == gst::EventType::Eos
             && published.forwards_eos()
             && let Some(track) = &lock(&self.state).track

@@ -110,7 +110,12 @@ impl Shared {
 
     /// What `find` finds in the announcements, waiting for it if it is on its way: whatever a frame or
     /// packet refers to was sent before the frame or packet was published.
-    pub fn announced<T>(&self, what: &str, find: impl Fn(&State) -> Option<T>) -> Result<T> {
+    pub fn announced<T>(
+        &self,
+        what: &str,
+        interrupt: &Interrupt,
+        find: impl Fn(&State) -> Option<T>,
+    ) -> Result<T> {
         // A subscriber's first use of a GPU takes seconds on a large machine.
         let deadline = wake::now() + ANNOUNCE_TIMEOUT;
         loop {
@@ -123,6 +128,9 @@ impl Shared {
                 if let Some((code, text)) = state.closed.clone() {
                     return Err(Error::Refused { key: self.key.clone(), code, text });
                 }
+            }
+            if interrupt.is_set() {
+                return Err(Error::Interrupted);
             }
             let left = deadline.saturating_sub(wake::now());
             if left.is_zero() {

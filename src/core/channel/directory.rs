@@ -200,12 +200,13 @@ fn take_lock(path: &Path, key: &str) -> Result<File, Taken> {
 ///
 /// Errors: only what waiting will not mend.
 pub fn try_connect(dirs: &[PathBuf], key: &str) -> Result<Option<Connection>> {
+    let mut denied = None;
     for dir in dirs {
         let fd = new_socket().context("make a socket")?;
         match connect(fd.as_raw_fd(), &address(&socket_path(dir, key))?) {
             Ok(()) => return Ok(Some(Connection::new(fd))),
             Err(nix::errno::Errno::EACCES) => {
-                return Err(Error::RuntimeDir {
+                denied.get_or_insert(Error::RuntimeDir {
                     path: dir.clone(),
                     problem: format!("does not let this user connect to '{key}'"),
                 });
@@ -214,7 +215,7 @@ pub fn try_connect(dirs: &[PathBuf], key: &str) -> Result<Option<Connection>> {
             Err(_) => {}
         }
     }
-    Ok(None)
+    denied.map_or(Ok(None), Err)
 }
 
 /// Notices that something in one of the directories changed; a directory that is missing is not seen.

@@ -11,8 +11,6 @@ pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
 pub const HELLO_MAGIC: u64 = super::super::layout::MAGIC;
 /// Bytes of a message at most.
 pub const MAX_MESSAGE: usize = 64 << 10;
-/// Fds of a message at most.
-pub const MAX_FDS: usize = 2;
 /// Bytes of a name at most; a longer one is cut by the sender and refused by the receiver.
 pub const MAX_NAME: usize = 255;
 

@@ -58,9 +58,11 @@ impl Server {
         let mut strangers: Vec<(Connection, Duration)> = Vec::new();
         let mut progress: HashMap<u32, Progress> = HashMap::new();
         let mut next_id = 1;
+        // There was no fd for a stranger; it is asked in again after a tick, not at once.
+        let mut exhausted = false;
         while !self.stop.load(Ordering::Acquire) {
             let (_, peers) = self.board.peers();
-            let ready = self.poll(&strangers, &peers);
+            let ready = self.poll(&strangers, &peers, std::mem::take(&mut exhausted));
             let now = wake::now();
             self.board.drain_wake();
 
@@ -77,7 +79,13 @@ impl Server {
                 now < *deadline
             });
             if ready.listener && strangers.len() < MAX_STRANGERS {
-                strangers.extend(self.accept().map(|c| (c, now + HELLO_TIMEOUT)));
+                match self.accept() {
+                    Ok(connection) => strangers.push((connection, now + HELLO_TIMEOUT)),
+                    Err(e) => {
+                        tracing::warn!(key = self.key, %e, "a subscriber can't be let in");
+                        exhausted = true;
+                    }
+                }
             }
             for peer in &peers {
                 self.look_after(peer, progress.entry(peer.id), now);
@@ -93,8 +101,13 @@ impl Server {
         }
     }
 
-    fn poll(&self, strangers: &[(Connection, Duration)], peers: &[Arc<Peer>]) -> Ready {
-        let listening = strangers.len() < MAX_STRANGERS;
+    fn poll(
+        &self,
+        strangers: &[(Connection, Duration)],
+        peers: &[Arc<Peer>],
+        exhausted: bool,
+    ) -> Ready {
+        let listening = strangers.len() < MAX_STRANGERS && !exhausted;
         let mut fds = vec![PollFd::new(self.board.wake_fd(), PollFlags::POLLIN)];
         let accept = if listening { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.endpoint.listener.as_fd(), accept));
@@ -106,7 +119,7 @@ impl Server {
         };
         fds.extend(peers.iter().map(|p| PollFd::new(p.connection.as_fd(), hear(p))));
         let timeout = match (strangers, peers) {
-            ([], []) => PollTimeout::NONE,
+            ([], []) if !exhausted => PollTimeout::NONE,
             _ => PollTimeout::try_from(TICK).expect("half a second is a timeout"),
         };
         let polled = poll(&mut fds, timeout);
@@ -118,11 +131,11 @@ impl Server {
         }
     }
 
-    fn accept(&self) -> Option<Connection> {
+    fn accept(&self) -> io::Result<Connection> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = accept4(self.endpoint.listener.as_raw_fd(), flags).ok()?;
+        let fd = accept4(self.endpoint.listener.as_raw_fd(), flags)?;
         // SAFETY: the kernel made this fd for this call, and nobody else knows it.
-        Some(Connection::new(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Connection::new(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// Hears a stranger's HELLO. True when that is over, for better or worse.
@@ -167,7 +180,7 @@ impl Server {
             return Err((
                 Code::OverCredit,
                 format!(
-                    "max-held={} is more than the publisher's max-credit={}: lower the one or raise the other",
+                    "it asks for {} frames at a time (max-held and one in hand), more than the publisher's max-credit={}: lower the one or raise the other",
                     hello.credit, self.max_credit
                 ),
             ));
@@ -227,9 +240,10 @@ impl Server {
     /// After HELLO a subscriber says that it leaves, and then closes the connection.
     fn listen_to(&self, peer: &Peer) {
         match peer.connection.receive() {
-            Ok(Received::Nothing) => {}
+            // Without memory for a message nothing is known of the peer.
+            Ok(Received::Nothing) | Err(_) => {}
             Ok(Received::Message(Message::Leave, _)) => peer.leaving.store(true, Ordering::Relaxed),
-            Ok(Received::Closed) | Err(_) => {
+            Ok(Received::Closed) => {
                 // The process is gone, or has let go of every frame: its claims mean nothing any more.
                 self.board.remove(peer.id);
                 tracing::info!(key = self.key, name = peer.name, "subscriber went");

@@ -9,7 +9,7 @@ use nix::sys::socket::{
     UnixCredentials, getsockopt, recvmsg, sendmsg, socket, sockopt,
 };
 
-use super::message::{MAX_FDS, MAX_MESSAGE, Malformed, Message};
+use super::message::{MAX_MESSAGE, Malformed, Message};
 
 /// What [`Connection::receive`] found.
 #[derive(Debug)]
@@ -21,6 +21,9 @@ pub enum Received {
     Closed,
     Malformed(Malformed),
 }
+
+/// Fds that one message can carry, as in the kernel's net/scm.h.
+const SCM_MAX_FD: usize = 253;
 
 #[derive(Debug)]
 pub struct Connection(OwnedFd);
@@ -64,8 +67,8 @@ impl Connection {
     pub fn receive(&self) -> io::Result<Received> {
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut iov = [IoSliceMut::new(&mut bytes)];
-        // Room for one more than any message has, so that too many show as such.
-        let mut space = nix::cmsg_space!([RawFd; MAX_FDS + 1]);
+        // Room for as many as the kernel lets through: those that don't fit would stay open unseen.
+        let mut space = nix::cmsg_space!([RawFd; SCM_MAX_FD]);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let got = match recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut iov, Some(&mut space), flags) {
             Ok(got) => got,
@@ -74,7 +77,6 @@ impl Connection {
             Err(e) => return Err(e.into()),
         };
         let mut fds = Vec::new();
-        // A control message that was cut still carries the fds that fitted.
         for message in got.cmsgs().into_iter().flatten() {
             if let ControlMessageOwned::ScmRights(raw) = message {
                 // SAFETY: the kernel made these fds for this call, and nobody else knows them.

@@ -384,6 +384,8 @@ impl Frames {
             let held = claims.iter().filter(|c| **c != claim::EMPTY).count();
             if held > peer.credit as usize && claims == peer.page.claims() {
                 let text = format!("it holds {held} frames with a credit of {}", peer.credit);
+                // It would keep slots that others are entitled to; who reads them reads what it finds.
+                peer.forfeited.store(true, Ordering::Relaxed);
                 self.board.kick(peer, Code::OverCredit, text);
             }
         }
@@ -561,7 +563,7 @@ fn held_by_any(board: &Board, peers: &mut Vec<Arc<Peer>>, version: &mut u64, slo
     if board.version() != *version {
         (*version, *peers) = board.peers();
     }
-    peers.iter().any(|p| claim::is_held(p.page.held(slot)))
+    peers.iter().any(|p| !p.forfeited.load(Ordering::Relaxed) && claim::is_held(p.page.held(slot)))
 }
 
 impl Pool {

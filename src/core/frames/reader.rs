@@ -15,7 +15,7 @@ use crate::core::sync::Ordering;
 use crate::core::wake;
 use crate::memory::{Imported, Kind};
 
-/// A device that has not written a frame by this time after it was published never will.
+/// A device that has not written a published frame after waiting for this long never will.
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 /// A device is usually done when the reader has woken up; the copy of a 4K frame takes some 15 µs.
 const READY_SPIN: Duration = Duration::from_micros(50);
@@ -143,6 +143,9 @@ impl Reader {
             }
             // Read before `head`: what was published before the end is still taken.
             let closed = lock(&shared.state).closed.clone();
+            if let Some((code, text)) = closed.clone().filter(|(code, _)| *code != Code::Closing) {
+                return Ok(Next::Lost { code, text });
+            }
             // Pairs with the Release in `Frames::end`: all frames were published before it.
             let eos = h.status.eos.load(Ordering::Acquire) != 0;
             // Pairs with the Release in `Frames::publish`.
@@ -201,11 +204,12 @@ impl Reader {
         let record = Record::load(self.shared.control.record(slot))
             .filter(|r| r.seq == seq)
             .ok_or_else(|| protocol("a frame's record makes no sense"))?;
-        let memory =
-            self.shared.announced("memory of a frame", |s| s.chunks.get(&record.chunk).cloned())?;
-        let caps = self
-            .shared
-            .announced("caps of a frame", |s| s.formats.get(&record.generation).cloned())?;
+        let memory = self.shared.announced("memory of a frame", wait.interrupt, |s| {
+            s.chunks.get(&record.chunk).cloned()
+        })?;
+        let caps = self.shared.announced("caps of a frame", wait.interrupt, |s| {
+            s.formats.get(&record.generation).cloned()
+        })?;
         let geometry = memory.geometry();
         let info = record.info;
         let inside = info.planes.iter().all(|p| (p.offset as usize) < info.size.max(1));

@@ -95,7 +95,7 @@ impl PacketReader {
                 futex = h.futex.load(Ordering::Acquire);
                 // Pairs with the Release in `Track::end`: all packets were published before it.
                 let eos = h.eos.load(Ordering::Acquire) != 0;
-                match self.step(&view)? {
+                match self.step(&view, wait)? {
                     Step::Packet(packet) => return Ok(Next::Item(packet)),
                     Step::Again => continue,
                     Step::Nothing if eos && !wait.past_eos => return Ok(Next::Eos),
@@ -118,7 +118,7 @@ impl PacketReader {
     }
 
     /// Takes the next packet, or moves one step towards it.
-    fn step(&mut self, view: &TrackView) -> Result<Step> {
+    fn step(&mut self, view: &TrackView, wait: &Wait<'_>) -> Result<Step> {
         let ring = view.segment.ring();
         let (tail, head) = (ring.tail(), ring.head());
         if tail > head {
@@ -156,7 +156,8 @@ impl PacketReader {
             return Ok(Step::Again);
         }
         let missing = "caps of a packet";
-        let caps = self.shared.announced(missing, |_| view.caps(meta.generation))?;
+        let caps =
+            self.shared.announced(missing, wait.interrupt, |_| view.caps(meta.generation))?;
         self.need_keyframe = false;
         self.next = Some(next + 1);
         self.received += 1;
