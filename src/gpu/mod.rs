@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_missing_driver_is_a_sentence() {
-        let e = driver::Driver::load("libcuda-that-is-not-there.so.1").unwrap_err();
+        let e = driver::Driver::load("libcuda-that-is-not-there.so.1").err().unwrap();
         is_advice(&e, &["libcuda-that-is-not-there.so.1", "install", "--gpus"]);
         assert_eq!(io::Error::from(e).kind(), io::ErrorKind::Unsupported);
     }
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_missing_function_is_a_sentence() {
         // A library that is there and is no driver.
-        let e = driver::Driver::load("libc.so.6").unwrap_err();
+        let e = driver::Driver::load("libc.so.6").err().unwrap();
         is_advice(&e, &["libc.so.6", "cuDriverGetVersion", "update"]);
     }
 
