@@ -38,6 +38,7 @@ type Outcome<T = String> = Result<T, Box<dyn Error>>;
 const FRAME: usize = 1920 * 1080 * 3 / 2;
 const PAGE: usize = 4096;
 const ROUNDS: u64 = 50;
+const FRAMES: u64 = 200;
 /// What keeps the GPU busy for a while, so that order shows.
 const BALLAST: usize = 512 << 20;
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -466,6 +467,25 @@ fn two_processes(
             _ => Ok(format!("{wrong} of {FRAME} bytes")),
         }
     });
+    let mut last = 1;
+    let mut frames = |how: &str| -> Outcome {
+        last += FRAMES;
+        stream_of_frames(&publisher, &stream, &ballast, &mut other, (last, how))
+    };
+    line(
+        "frames that the GPU completes, and gives back in order",
+        frames("hold").and_then(|torn| match torn.as_str() {
+            "0" => Ok(format!("{FRAMES} published")),
+            _ => Err(format!("{torn} torn").into()),
+        }),
+    );
+    line(
+        "given back at once, that test would fail",
+        frames("drop").and_then(|torn| match torn.as_str() {
+            "0" => Err("it did not".into()),
+            _ => Ok(format!("{torn} torn")),
+        }),
+    );
     line("the subscriber's GPU writes to a page, the publisher sees it", {
         other.ask("release").and_then(|path| {
             let page = Page::open(&path)?;
@@ -494,6 +514,45 @@ fn two_processes(
         expect(status.success(), status.to_string()).map(|()| String::new())
     });
     Ok(())
+}
+
+/// Publishes frames before they are written, to a subscriber that gives them back before it has read
+/// them: only the order of streams keeps them apart.
+fn stream_of_frames(
+    publisher: &Publisher,
+    stream: &Stream,
+    ballast: &DeviceMemory,
+    other: &mut Other,
+    (last, how): (u64, &str),
+) -> Outcome {
+    let (at, len, offset, keep) = publisher.ready_word();
+    // SAFETY: mapped for writing while `keep` lives, and read as what others write.
+    let control =
+        unsafe { RegisteredHost::new(stream.context(), at, len, HostAccess::ReadWrite, keep) }?;
+    other.tell(&format!("frames {last} {how}"))?;
+    let mut seq = 0;
+    let info = FrameInfo { size: FRAME, ..Default::default() };
+    let start = Instant::now();
+    while seq < last {
+        expect(start.elapsed() < DEADLINE, "the frames do not get on")?;
+        let Some(loan) = publisher.loan(FRAME)? else {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        let at = loan.address();
+        // The frame is visible before its first byte is written.
+        seq = publisher.publish_unready(loan, &info);
+        // SAFETY: the ballast lives until the other process has seen all frames; the slot is in a chunk
+        // that waits for the stream before it goes.
+        unsafe {
+            stream.fill(ballast.address(), 0, ballast.len())?;
+            stream.fill(at, seq as u8, FRAME)?;
+        }
+        stream.write_value(&control, offset, seq)?;
+    }
+    let seen = other.answer()?;
+    stream.synchronize()?;
+    Ok(seen)
 }
 
 /// Bytes that are not easily right by chance.
@@ -555,6 +614,16 @@ fn child(dir: &Path, key: &str) -> Outcome<()> {
                 )?;
                 println!("ok {wrong}");
             }
+            ["frames", last, hold] => {
+                let (page, len, keep) = subscriber.page();
+                // SAFETY: mapped for writing while `keep` lives, and read as what others write.
+                let claims = unsafe {
+                    RegisteredHost::new(&context, page, len, HostAccess::ReadWrite, keep)
+                }?;
+                let how = (last.parse()?, hold == "hold", &wait);
+                let torn = frames(&mut subscriber, &stream, &ballast, &claims, how)?;
+                println!("ok {torn}");
+            }
             ["release"] => {
                 // SAFETY: the ballast lives until the end, which waits for the stream.
                 unsafe { busy(&stream, &ballast) }?;
@@ -579,6 +648,39 @@ fn child(dir: &Path, key: &str) -> Outcome<()> {
     }
     stream.synchronize()?;
     Ok(())
+}
+
+/// Reads frames behind work that keeps the GPU busy, and gives each back before that is done.
+fn frames(
+    subscriber: &mut Subscriber,
+    stream: &Stream,
+    ballast: &DeviceMemory,
+    claims: &RegisteredHost,
+    (last, hold, wait): (u64, bool, &Wait<'_>),
+) -> Outcome<u32> {
+    let copy = DeviceMemory::new(stream.context(), 2 * FRAME)?;
+    let mut bytes = vec![0; 2 * FRAME];
+    let (mut seq, mut torn) = (0, 0);
+    while seq < last {
+        let Next::Item(frame) = subscriber.next_frame(wait)? else {
+            return Err("no frame".into());
+        };
+        seq = frame.seq;
+        // SAFETY: the frame is read twice in stream order, before the claim is cleared in the same
+        // order; the other memories live until the stream is waited for.
+        unsafe {
+            stream.copy(frame.address(), copy.address(), FRAME)?;
+            for i in 0..4 {
+                stream.fill(ballast.address(), i, ballast.len())?;
+            }
+            stream.copy(frame.address(), copy.address() + FRAME as u64, FRAME)?;
+        }
+        frame.release_with(|offset| hold && stream.write_value(claims, offset, 0).is_ok());
+        // SAFETY: as long as the memory.
+        unsafe { stream.read(copy.address(), &mut bytes) }?;
+        torn += u32::from(bytes.iter().any(|b| *b != seq as u8));
+    }
+    Ok(torn)
 }
 
 fn gstreamer(driver_context: &Context) -> Outcome {

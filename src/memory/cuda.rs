@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{Backend, Chunk, Geometry, Imported, Kind};
-use crate::gpu::{Access, Context, Error, VmmAllocation, VmmMapping};
+use crate::gpu::{Access, Context, Error, Uuid, VmmAllocation, VmmMapping};
 
 /// Slots begin on multiples of this, which serves textures (512 bytes), and whatever else there is.
 pub(super) const ALIGNMENT: usize = 4096;
@@ -55,6 +55,10 @@ impl CudaBackend {
 impl Backend for CudaBackend {
     fn kind(&self) -> Kind {
         Kind::CudaVmm
+    }
+
+    fn device(&self) -> [u8; 16] {
+        self.context.device().uuid().unwrap_or(Uuid::NONE).0
     }
 
     fn allocate(&self, slots: u32, size: usize) -> io::Result<Arc<dyn Chunk>> {

@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::cuda::device_geometry;
 use super::{Backend, Chunk, Geometry, Imported, Kind};
-use crate::gpu::{Context, DeviceMemory, IpcHandle, IpcMemory};
+use crate::gpu::{Context, DeviceMemory, IpcHandle, IpcMemory, Uuid};
 
 /// Puts the handle into a file of its own: a chunk travels as an fd, of whatever kind it is.
 fn write_handle(handle: &IpcHandle) -> io::Result<OwnedFd> {
@@ -53,6 +53,10 @@ impl CudaIpcBackend {
 impl Backend for CudaIpcBackend {
     fn kind(&self) -> Kind {
         Kind::CudaIpc
+    }
+
+    fn device(&self) -> [u8; 16] {
+        self.context.device().uuid().unwrap_or(Uuid::NONE).0
     }
 
     fn allocate(&self, slots: u32, size: usize) -> io::Result<Arc<dyn Chunk>> {
