@@ -7,8 +7,10 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use gstcuframes::memory::Backend;
+use gstcuframes::gpu::{Context, Device, Stream};
+use gstcuframes::memory::cuda::CudaBackend;
 use gstcuframes::memory::host::HostBackend;
+use gstcuframes::memory::{Backend, Importer};
 use gstcuframes::{
     Code, Error, Event, Frame, Interrupt, Loan, Mode, Next, Policy, Publisher, Start, Subscriber,
     SubscriberConfig, Wait,
@@ -22,6 +24,7 @@ mod support;
 /// A kind of memory under test.
 trait Bench {
     fn backend() -> Arc<dyn Backend>;
+    fn importer() -> Importer;
     /// Writes the number to every word of the slot.
     fn write(loan: &mut Loan, n: u64);
     /// The number that is in every word of the frame; `None` if they differ.
@@ -34,6 +37,9 @@ impl Bench for Host {
     fn backend() -> Arc<dyn Backend> {
         Arc::new(HostBackend)
     }
+    fn importer() -> Importer {
+        Importer::host()
+    }
     fn write(loan: &mut Loan, n: u64) {
         support::fill(loan.bytes_mut(), n);
     }
@@ -42,10 +48,42 @@ impl Bench for Host {
     }
 }
 
+/// Device memory as fds of the driver. The tests write and read it synchronously: what devices do in
+/// their own time is tried in tests/gpu.rs.
+struct Cuda;
+
+impl Cuda {
+    fn context() -> Context {
+        let device = Device::by_ordinal(0).expect("a GPU");
+        Context::primary(&device).expect("a context")
+    }
+}
+
+impl Bench for Cuda {
+    fn backend() -> Arc<dyn Backend> {
+        Arc::new(CudaBackend::new(Self::context()).expect("memory that can be exported"))
+    }
+    fn importer() -> Importer {
+        Importer::cuda(Self::context())
+    }
+    fn write(loan: &mut Loan, n: u64) {
+        let mut bytes = vec![0; loan.len()];
+        support::fill(&mut bytes, n);
+        // SAFETY: the loan is as many bytes of device memory, and nobody else's.
+        unsafe { Stream::default_of(&Self::context()).write(loan.address(), &bytes) }.unwrap();
+    }
+    fn read(frame: &Frame) -> Option<u64> {
+        let mut bytes = vec![0; frame.info.size];
+        // SAFETY: the frame is as many bytes of device memory, which stay as they are while it lives.
+        unsafe { Stream::default_of(&Self::context()).read(frame.address(), &mut bytes) }.unwrap();
+        support::number(&bytes)
+    }
+}
+
 macro_rules! conformance {
-    ($memory:ident, $bench:ident) => {
+    ($memory:ident, $bench:ident $(, $ignore:meta)?) => {
         mod $memory {
-            conformance! { @tests $memory, $bench:
+            conformance! { @tests $memory, $bench, ($(#[$ignore])?):
                 newest_drop
                 newest_wait
                 strict_drop
@@ -78,16 +116,23 @@ macro_rules! conformance {
             }
         }
     };
-    (@tests $memory:ident, $bench:ident: $($test:ident)*) => { $(
+    (@tests $memory:ident, $bench:ident, $ignore:tt: $($test:ident)*) => { $(
+        conformance! { @test $memory, $bench, $ignore, $test }
+    )* };
+    (@test $memory:ident, $bench:ident, ($($ignore:tt)*), $test:ident) => {
         #[test]
+        $($ignore)*
         fn $test() {
             let name = concat!(stringify!($memory), "-", stringify!($test));
-            super::$test::<super::$bench>(&super::Site::new(name));
+            let mut site = super::Site::new(name);
+            site.importer = <super::$bench as super::Bench>::importer();
+            super::$test::<super::$bench>(&site);
         }
-    )* };
+    };
 }
 
 conformance!(host, Host);
+conformance!(cuda, Cuda, ignore = "needs an NVIDIA GPU");
 
 const FRAMES: u64 = 500;
 /// Frames where nobody looks at them.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use gstcuframes::memory::Backend;
+use gstcuframes::memory::{Backend, Importer};
 use gstcuframes::{
     Frame, FrameInfo, Interrupt, Loan, Next, Publisher, PublisherConfig, Subscriber,
     SubscriberConfig, Wait,
@@ -50,6 +50,8 @@ pub fn until(mut condition: impl FnMut() -> bool) {
 /// A test's own runtime directory, and its watchdog.
 pub struct Site {
     pub dir: PathBuf,
+    /// What the subscribers of this site can map.
+    pub importer: Importer,
     owned: bool,
     _watchdog: Watchdog,
 }
@@ -59,13 +61,15 @@ impl Site {
     pub fn new(test: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("cuframes-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        Self { dir, owned: true, _watchdog: Watchdog::new(test) }
+        let importer = Importer::host();
+        Self { dir, importer, owned: true, _watchdog: Watchdog::new(test) }
     }
 
     /// Uses a directory that belongs to another process.
     #[allow(dead_code, reason = "for the tests of several processes")]
     pub fn at(dir: &Path, test: &str) -> Self {
-        Self { dir: dir.to_owned(), owned: false, _watchdog: Watchdog::new(test) }
+        let (dir, importer) = (dir.to_owned(), Importer::host());
+        Self { dir, importer, owned: false, _watchdog: Watchdog::new(test) }
     }
 
     pub fn config(&self) -> PublisherConfig {
@@ -90,6 +94,7 @@ impl Site {
         SubscriberConfig {
             runtime_dir: Some(self.dir.clone()),
             credit: 2,
+            importer: self.importer.clone(),
             ..SubscriberConfig::new("cam")
         }
     }
