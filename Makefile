@@ -3,6 +3,7 @@
 # make test                    everything that needs no GPU
 # make build                   the plugin: target/release/libgstcuframes.so
 # make install                 for this user; system-wide: sudo make install PREFIX=/usr
+# make gpu-test                the tests that need an NVIDIA GPU
 # make lint                    what CI asks of the code and the scripts
 # make docs                    writes the element documentation anew
 
@@ -11,7 +12,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where GStreamer looks for a user's own plugins, or, with PREFIX, for the system's.
 PLUGINS = $(if $(PREFIX),$(shell pkg-config --define-variable=prefix=$(PREFIX) --variable=pluginsdir gstreamer-1.0),$(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins)
 
-.PHONY: help demo test build install lint docs packages
+.PHONY: help demo test gpu-test build install lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -20,6 +21,11 @@ demo: packages
 
 test: packages
 	G_DEBUG=fatal_warnings cargo test --locked --no-fail-fast
+
+gpu-test: packages
+	cargo build --locked --examples
+	cargo run --locked --release --example gpu-selftest
+	cargo test --locked --test gpu --test conformance -- --ignored --test-threads=1
 
 build: packages
 	cargo build --release --locked --lib

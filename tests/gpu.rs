@@ -54,7 +54,7 @@ impl Site {
         };
         command
             .env("CUFRAMES_RUNTIME_DIR", &self.dir)
-            .env("GST_PLUGIN_PATH", built())
+            .env("GST_PLUGIN_PATH", std::env::join_paths([built(), built().join("deps")]).unwrap())
             .process_group(0)
             .stdin(Stdio::null());
         command

@@ -47,8 +47,8 @@ impl Site {
     /// A program with this site's environment, in a process group that ends with the test.
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        // Beside the test programs' folder, where cargo leaves the plugin and the examples.
-        let built = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
+        // Where cargo leaves the plugin for tests: among the test programs.
+        let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
         command
             .env("CUFRAMES_RUNTIME_DIR", &self.dir)
             .env("GST_PLUGIN_PATH", &built)
