@@ -7,13 +7,15 @@ use std::time::Duration;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
+use gst_base::prelude::*;
 
+use crate::core::channel::directory;
 use crate::core::wake::now;
 use crate::log::CAT;
 use crate::memory::Importer;
 use crate::properties::{OnEos, OnLost, post_error, runtime_dir};
 use crate::sink::lock;
-use crate::{Code, Error, Interrupt, Mode, Subscriber, SubscriberConfig, Wait};
+use crate::{Code, Error, Interrupt, Mode, Next, Subscriber, SubscriberConfig, Wait};
 
 pub const DEFAULT_CONNECT_TIMEOUT: gst::ClockTime = gst::ClockTime::ZERO;
 /// A publisher that had no place, or sent us away, is asked again after this long.
@@ -258,21 +260,114 @@ impl Latency {
     }
 }
 
-/// Has the pipeline ask for the latency anew when the publisher's has changed.
-pub fn note_latency<T>(element: &T, noted: &Mutex<Duration>, latency: Duration)
+/// What a wait came to: the item, what ended the connection, or what to return to the base class.
+pub fn taken<I>(next: crate::Result<Next<I>>) -> Result<Result<I, (Code, String)>, gst::FlowError> {
+    match next {
+        Ok(Next::Item(item)) => Ok(Ok(item)),
+        Ok(Next::Eos) => Err(gst::FlowError::Eos),
+        Ok(Next::Interrupted | Next::TimedOut) | Err(Error::Interrupted) => {
+            Err(gst::FlowError::Flushing)
+        }
+        Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
+            Ok(Err((code, text)))
+        }
+        Err(e) => Ok(Err((Code::Malformed, e.to_string()))),
+    }
+}
+
+/// What other threads may ask a source for, or tell it, while it waits.
+pub struct Outlet {
+    /// The caps that go out.
+    caps: Mutex<Option<gst::Caps>>,
+    /// The publisher's.
+    latency: Mutex<Duration>,
+    /// Ends the waits; in no lock.
+    pub interrupt: Interrupt,
+}
+
+impl Outlet {
+    pub fn new() -> Self {
+        Self {
+            caps: Mutex::default(),
+            latency: Mutex::default(),
+            interrupt: Interrupt::new().expect("the process has a file descriptor left"),
+        }
+    }
+
+    pub fn latency(&self) -> Duration {
+        *lock(&self.latency)
+    }
+
+    /// Has the pipeline ask for the latency anew when the publisher's has changed.
+    pub fn note_latency(&self, source: &impl IsA<gst::Element>, latency: Duration) {
+        if std::mem::replace(&mut *lock(&self.latency), latency) != latency {
+            let source = source.upcast_ref::<gst::Element>();
+            let _ = source.post_message(gst::message::Latency::builder().src(source).build());
+        }
+    }
+
+    /// Answers LATENCY: a live source that is as late as its publisher.
+    pub fn answer(&self, query: &mut gst::QueryRef) -> bool {
+        let gst::QueryViewMut::Latency(query) = query.view_mut() else { return false };
+        let min = gst::ClockTime::try_from(self.latency()).unwrap_or(gst::ClockTime::ZERO);
+        query.set(true, min, gst::ClockTime::NONE);
+        true
+    }
+
+    /// What the source can emit, for a CAPS query.
+    pub fn offer(
+        &self,
+        source: &impl IsA<gst_base::BaseSrc>,
+        filter: Option<&gst::Caps>,
+    ) -> gst::Caps {
+        let caps = lock(&self.caps).clone();
+        let caps = caps.unwrap_or_else(|| source.src_pad().pad_template_caps());
+        match filter {
+            Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
+            None => caps,
+        }
+    }
+
+    /// Sends new caps downstream, if they are; posts the error if downstream does not take them.
+    pub fn set_caps<T>(&self, element: &T, caps: &gst::Caps) -> Result<(), gst::FlowError>
+    where
+        T: ElementImpl,
+        T::Type: IsA<gst_base::BaseSrc> + IsA<gst::Element>,
+    {
+        if lock(&self.caps).replace(caps.clone()).as_ref() == Some(caps) {
+            return Ok(());
+        }
+        element.obj().set_caps(caps).map_err(|_| {
+            gst::element_imp_error!(
+                element,
+                gst::StreamError::Format,
+                ("Downstream does not take what is published: {caps}")
+            );
+            gst::FlowError::NotNegotiated
+        })
+    }
+
+    /// Forgets the caps.
+    pub fn stop(&self) {
+        *lock(&self.caps) = None;
+    }
+}
+
+/// The key as it has to be to leave NULL; posts the error if it is not.
+pub fn check_key<T>(
+    element: &T,
+    transition: gst::StateChange,
+    key: Option<&str>,
+) -> Result<(), gst::StateChangeError>
 where
     T: ElementImpl,
     T::Type: IsA<gst::Element>,
 {
-    if std::mem::replace(&mut *lock(noted), latency) != latency {
-        let obj = element.obj();
-        let _ = obj.post_message(gst::message::Latency::builder().src(&*obj).build());
+    if transition != gst::StateChange::NullToReady {
+        return Ok(());
     }
-}
-
-/// Answers a LATENCY query: a live source that is as late as its publisher.
-pub fn answer_latency(query: &mut gst::query::Latency, latency: Duration) -> bool {
-    let min = gst::ClockTime::try_from(latency).unwrap_or(gst::ClockTime::ZERO);
-    query.set(true, min, gst::ClockTime::NONE);
-    true
+    directory::check_key(key.unwrap_or_default()).map_err(|e| {
+        post_error(element, &e);
+        gst::StateChangeError
+    })
 }

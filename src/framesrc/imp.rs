@@ -36,9 +36,9 @@ use crate::log::CAT;
 use crate::memory::Importer;
 use crate::properties::{is_cuda, plane_size, post_error};
 use crate::sink::lock;
-use crate::source::{self, Latency, Life};
+use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
-use crate::{Code, Error, Frame, Interrupt, Next, Subscriber};
+use crate::{Error, Frame, Subscriber};
 
 const DEFAULT_MODE: Mode = Mode::Newest;
 const DEFAULT_MAX_HELD: u32 = 4;
@@ -114,12 +114,9 @@ pub struct CuframesSrc {
     settings: Mutex<Settings>,
     state: Mutex<State>,
     stats: Mutex<Stats>,
-    /// The caps that go out, for queries.
-    caps: Mutex<Option<gst::Caps>>,
-    latency: Mutex<Duration>,
+    outlet: Outlet,
     /// The CUDA context that this pipeline shares.
     context: ContextSlot,
-    interrupt: Interrupt,
 }
 
 /// A frame as the content of a GstMemory.
@@ -143,13 +140,10 @@ impl CuframesSrc {
                         Mode::Strict => crate::Mode::Strict,
                     };
                     // One more than may be held is in hand while it is copied.
-                    let asked = (mode, settings.max_held + 1);
-                    let joined = state.life.join(
-                        self,
-                        &settings.source,
-                        (asked.0, asked.1, self.importer(settings.cuda_device_id)),
-                        &self.interrupt,
-                    )?;
+                    let asked =
+                        (mode, settings.max_held + 1, self.importer(settings.cuda_device_id));
+                    let interrupt = &self.outlet.interrupt;
+                    let joined = state.life.join(self, &settings.source, asked, interrupt)?;
                     lock(&self.stats).reconnects = state.life.reconnects();
                     state.shift = None;
                     state.format = None;
@@ -159,24 +153,17 @@ impl CuframesSrc {
                 }
             };
             let spin = Duration::from_micros(settings.spin.into());
-            let wait = source::wait(&self.interrupt, &settings.source, spin);
-            let (code, text) = match subscriber.next_frame(&wait) {
-                Ok(Next::Item(frame)) => {
-                    source::note_latency(self, &self.latency, subscriber.latency());
-                    return Ok(frame);
+            let wait = source::wait(&self.outlet.interrupt, &settings.source, spin);
+            let (code, text) = match source::taken(subscriber.next_frame(&wait))? {
+                Ok(item) => {
+                    self.outlet.note_latency(&*self.obj(), subscriber.latency());
+                    return Ok(item);
                 }
-                Ok(Next::Eos) => return Err(gst::FlowError::Eos),
-                Ok(Next::Interrupted | Next::TimedOut) | Err(Error::Interrupted) => {
-                    return Err(gst::FlowError::Flushing);
-                }
-                Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
-                    (code, text)
-                }
-                Err(e) => (Code::Malformed, e.to_string()),
+                Err(lost) => lost,
             };
             state.subscriber = None;
             state.device = None;
-            state.life.lost(self, &settings.source, code, &text, &self.interrupt)?;
+            state.life.lost(self, &settings.source, code, &text, &self.outlet.interrupt)?;
         }
     }
 
@@ -204,17 +191,7 @@ impl CuframesSrc {
         if download {
             caps.make_mut().set_features(0, None);
         }
-        if lock(&self.caps).as_ref() != Some(&caps) {
-            *lock(&self.caps) = Some(caps.clone());
-            if self.obj().set_caps(&caps).is_err() {
-                gst::element_imp_error!(
-                    self,
-                    gst::StreamError::Format,
-                    ("Downstream does not take what is published: {caps}")
-                );
-                return Err(gst::FlowError::NotNegotiated);
-            }
-        }
+        self.outlet.set_caps(self, &caps)?;
         state.format = Some(Format { generation: frame.generation, caps, info, download });
         Ok(())
     }
@@ -222,7 +199,7 @@ impl CuframesSrc {
     /// The running time of a frame, `None` for one that is older than this pipeline and not the first.
     fn running_time(&self, state: &mut State, frame: &Frame) -> Option<gst::ClockTime> {
         let pts = frame.info.pts.unwrap_or(frame.info.captured);
-        let latency = lock(&self.latency).as_nanos() as i64;
+        let latency = self.outlet.latency().as_nanos() as i64;
         let shift = *state.shift.get_or_insert_with(|| time::shift(frame.published, pts, latency));
         let origin = state.origin.get(&*self.obj())?;
         match u64::try_from(pts + shift - origin) {
@@ -365,10 +342,8 @@ impl ObjectSubclass for CuframesSrc {
             settings: Mutex::default(),
             state: Mutex::default(),
             stats: Mutex::default(),
-            caps: Mutex::default(),
-            latency: Mutex::default(),
+            outlet: Outlet::new(),
             context: ContextSlot::default(),
-            interrupt: Interrupt::new().expect("the process has a file descriptor left"),
         }
     }
 }
@@ -502,13 +477,7 @@ impl ElementImpl for CuframesSrc {
         &self,
         transition: gst::StateChange,
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-        if transition == gst::StateChange::NullToReady {
-            let key = settings_key(self);
-            if let Err(e) = crate::core::channel::directory::check_key(&key) {
-                post_error(self, &e);
-                return Err(gst::StateChangeError);
-            }
-        }
+        source::check_key(self, transition, lock(&self.settings).source.key.as_deref())?;
         self.parent_change_state(transition)
     }
 }
@@ -522,7 +491,7 @@ impl BaseSrcImpl for CuframesSrc {
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
-        *lock(&self.caps) = None;
+        self.outlet.stop();
         Ok(())
     }
 
@@ -531,22 +500,17 @@ impl BaseSrcImpl for CuframesSrc {
     }
 
     fn unlock(&self) -> Result<(), gst::ErrorMessage> {
-        self.interrupt.set();
+        self.outlet.interrupt.set();
         Ok(())
     }
 
     fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
-        self.interrupt.clear();
+        self.outlet.interrupt.clear();
         Ok(())
     }
 
     fn caps(&self, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
-        let caps = lock(&self.caps).clone();
-        let caps = caps.unwrap_or_else(|| self.obj().src_pad().pad_template_caps());
-        Some(match filter {
-            Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
-            None => caps,
-        })
+        Some(self.outlet.offer(&*self.obj(), filter))
     }
 
     fn negotiate(&self) -> Result<(), gst::LoggableError> {
@@ -555,13 +519,9 @@ impl BaseSrcImpl for CuframesSrc {
     }
 
     fn query(&self, query: &mut gst::QueryRef) -> bool {
-        if let gst::QueryViewMut::Latency(query) = query.view_mut() {
-            return source::answer_latency(query, *lock(&self.latency));
-        }
-        if self.context.answer(&*self.obj(), query) {
-            return true;
-        }
-        BaseSrcImplExt::parent_query(self, query)
+        self.outlet.answer(query)
+            || self.context.answer(&*self.obj(), query)
+            || BaseSrcImplExt::parent_query(self, query)
     }
 }
 

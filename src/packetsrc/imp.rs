@@ -33,9 +33,9 @@ use crate::log::CAT;
 use crate::memory::Importer;
 use crate::properties::post_error;
 use crate::sink::lock;
-use crate::source::{self, Latency, Life};
+use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
-use crate::{Code, Error, Interrupt, Mode, Next, Packet, PacketReader, Subscriber};
+use crate::{Error, Mode, Packet, PacketReader, Subscriber};
 
 const DEFAULT_TRACK: u32 = 0;
 const DEFAULT_START: Start = Start::LatestKeyframe;
@@ -82,10 +82,7 @@ pub struct CuframesPacketSrc {
     settings: Mutex<Settings>,
     state: Mutex<State>,
     stats: Mutex<Stats>,
-    /// The caps that go out, for queries.
-    caps: Mutex<Option<gst::Caps>>,
-    latency: Mutex<Duration>,
-    interrupt: Interrupt,
+    outlet: Outlet,
 }
 
 impl CuframesPacketSrc {
@@ -100,7 +97,8 @@ impl CuframesPacketSrc {
                 Some(reader) => reader,
                 none => {
                     let asked = (Mode::Newest, 0, Importer::host());
-                    let joined = state.life.join(self, &settings.source, asked, &self.interrupt)?;
+                    let joined =
+                        state.life.join(self, &settings.source, asked, &self.outlet.interrupt)?;
                     lock(&self.stats).reconnects = state.life.reconnects();
                     let start = match settings.start {
                         Start::LatestKeyframe => crate::Start::LatestKeyframe,
@@ -114,23 +112,16 @@ impl CuframesPacketSrc {
                     none.insert((joined, reader))
                 }
             };
-            let wait = source::wait(&self.interrupt, &settings.source, Duration::ZERO);
-            let (code, text) = match reader.next(&wait) {
-                Ok(Next::Item(packet)) => {
-                    source::note_latency(self, &self.latency, subscriber.latency());
-                    return Ok(packet);
+            let wait = source::wait(&self.outlet.interrupt, &settings.source, Duration::ZERO);
+            let (code, text) = match source::taken(reader.next(&wait))? {
+                Ok(item) => {
+                    self.outlet.note_latency(&*self.obj(), subscriber.latency());
+                    return Ok(item);
                 }
-                Ok(Next::Eos) => return Err(gst::FlowError::Eos),
-                Ok(Next::Interrupted | Next::TimedOut) | Err(Error::Interrupted) => {
-                    return Err(gst::FlowError::Flushing);
-                }
-                Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
-                    (code, text)
-                }
-                Err(e) => (Code::Malformed, e.to_string()),
+                Err(lost) => lost,
             };
             state.reader = None;
-            state.life.lost(self, &settings.source, code, &text, &self.interrupt)?;
+            state.life.lost(self, &settings.source, code, &text, &self.outlet.interrupt)?;
         }
     }
 
@@ -143,17 +134,7 @@ impl CuframesPacketSrc {
             post_error(self, &Error::Protocol { key, problem: "its caps are no caps".into() });
             return Err(gst::FlowError::Error);
         };
-        if lock(&self.caps).as_ref() != Some(&caps) {
-            *lock(&self.caps) = Some(caps.clone());
-            if self.obj().set_caps(&caps).is_err() {
-                gst::element_imp_error!(
-                    self,
-                    gst::StreamError::Format,
-                    ("Downstream does not take what is published: {caps}")
-                );
-                return Err(gst::FlowError::NotNegotiated);
-            }
-        }
+        self.outlet.set_caps(self, &caps)?;
         state.generation = Some(packet.generation);
         Ok(())
     }
@@ -161,7 +142,7 @@ impl CuframesPacketSrc {
     /// What has to be added to the publisher's times to get running times.
     fn to_running_time(&self, state: &mut State, packet: &Packet) -> Option<i64> {
         let first = packet.info.dts.or(packet.info.pts).unwrap_or(packet.published);
-        let latency = lock(&self.latency).as_nanos() as i64;
+        let latency = self.outlet.latency().as_nanos() as i64;
         let shift =
             *state.shift.get_or_insert_with(|| time::shift(packet.published, first, latency));
         let distance = shift - state.origin.get(&*self.obj())?;
@@ -181,9 +162,7 @@ impl ObjectSubclass for CuframesPacketSrc {
             settings: Mutex::default(),
             state: Mutex::default(),
             stats: Mutex::default(),
-            caps: Mutex::default(),
-            latency: Mutex::default(),
-            interrupt: Interrupt::new().expect("the process has a file descriptor left"),
+            outlet: Outlet::new(),
         }
     }
 }
@@ -283,13 +262,7 @@ impl ElementImpl for CuframesPacketSrc {
         &self,
         transition: gst::StateChange,
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-        if transition == gst::StateChange::NullToReady {
-            let key = lock(&self.settings).source.key.clone().unwrap_or_default();
-            if let Err(e) = crate::core::channel::directory::check_key(&key) {
-                post_error(self, &e);
-                return Err(gst::StateChangeError);
-            }
-        }
+        source::check_key(self, transition, lock(&self.settings).source.key.as_deref())?;
         self.parent_change_state(transition)
     }
 }
@@ -303,7 +276,7 @@ impl BaseSrcImpl for CuframesPacketSrc {
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
-        *lock(&self.caps) = None;
+        self.outlet.stop();
         Ok(())
     }
 
@@ -312,22 +285,17 @@ impl BaseSrcImpl for CuframesPacketSrc {
     }
 
     fn unlock(&self) -> Result<(), gst::ErrorMessage> {
-        self.interrupt.set();
+        self.outlet.interrupt.set();
         Ok(())
     }
 
     fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
-        self.interrupt.clear();
+        self.outlet.interrupt.clear();
         Ok(())
     }
 
     fn caps(&self, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
-        let caps = lock(&self.caps).clone();
-        let caps = caps.unwrap_or_else(|| self.obj().src_pad().pad_template_caps());
-        Some(match filter {
-            Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
-            None => caps,
-        })
+        Some(self.outlet.offer(&*self.obj(), filter))
     }
 
     fn negotiate(&self) -> Result<(), gst::LoggableError> {
@@ -336,10 +304,7 @@ impl BaseSrcImpl for CuframesPacketSrc {
     }
 
     fn query(&self, query: &mut gst::QueryRef) -> bool {
-        if let gst::QueryViewMut::Latency(query) = query.view_mut() {
-            return source::answer_latency(query, *lock(&self.latency));
-        }
-        BaseSrcImplExt::parent_query(self, query)
+        self.outlet.answer(query) || BaseSrcImplExt::parent_query(self, query)
     }
 }
 
