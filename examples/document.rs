@@ -32,12 +32,20 @@ fn document(element: &gst::Element) {
     for template in element.pad_template_list() {
         let (name, direction) = (template.name_template(), template.direction());
         println!("- `{name}` ({direction:?}, {:?})", template.presence());
+        let mut raw = false;
         for structure in template.caps().iter() {
-            // GStreamer adds formats with its versions.
+            // GStreamer adds formats with its versions, and device memory with its CUDA library.
             match structure.name().as_str() {
-                "video/x-raw" => println!(
-                    "  - `video/x-raw`, every format that planes and strides describe; NV12 preferred"
-                ),
+                "video/x-raw" if raw => {}
+                "video/x-raw" => {
+                    raw = true;
+                    println!(
+                        "  - `video/x-raw`, every format that planes and strides describe; NV12 preferred"
+                    );
+                    println!(
+                        "  - `video/x-raw(memory:CUDAMemory)`, with GStreamer 1.24 or later on a GPU"
+                    );
+                }
                 _ => println!("  - `{structure}`"),
             }
         }

@@ -187,7 +187,9 @@ impl CuframesSrc {
             post_error(self, &protocol(settings_key(self), "its caps are no video caps"));
             return Err(gst::FlowError::Error);
         };
-        let download = is_cuda(&caps) && !self.obj().src_pad().peer_query_accept_caps(&caps);
+        // What is behind the next element counts, too: some take any memory, to hand it on.
+        let download =
+            is_cuda(&caps) && self.obj().src_pad().peer_query_caps(Some(&caps)).is_empty();
         if download {
             caps.make_mut().set_features(0, None);
         }

@@ -31,7 +31,7 @@ pub enum IoMode {
     #[enum_value(name = "Without a copy, as long as downstream holds few enough", nick = "auto")]
     Auto,
     #[enum_value(
-        name = "Without a copy; wait while downstream holds max-held frames",
+        name = "Without a copy; wait while downstream holds one frame more than max-held",
         nick = "import"
     )]
     Import,

@@ -41,7 +41,7 @@ impl CudaBackend {
         if !context.device().can_export_fds() {
             return Err(Error::Unsupported {
                 device: context.device().to_string(),
-                what: "export memory as file descriptors on this system: choose memory=ipc or memory=host",
+                what: "export memory as file descriptors on this system: put cudadownload in front of cuframessink",
             });
         }
         Ok(Self { context })

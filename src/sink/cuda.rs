@@ -104,12 +104,8 @@ impl DeviceSink {
             // is not used again before a subscriber could see the frame, which is behind it as well.
             unsafe { stream.copy_2d(&copy) }?;
         }
-        let info = FrameInfo {
-            size: self.layout.size(),
-            planes: plane_offsets(&self.layout),
-            crop: None,
-            ..info
-        };
+        let info =
+            FrameInfo { size: self.layout.size(), planes: plane_offsets(&self.layout), ..info };
         match &self.ready {
             Some((memory, offset)) => {
                 let seq = publisher.publish_unready(loan, &info);
