@@ -68,6 +68,8 @@ struct Pool {
     slots: Vec<Option<Slot>>,
     /// The slots that are not being written, in the order in which they may be used again.
     order: VecDeque<u32>,
+    /// Slots that were never used: their memory costs nothing before it is touched.
+    spare: Vec<u32>,
     slot_size: usize,
     /// Makes the slots.
     backend: Arc<dyn Backend>,
@@ -157,6 +159,7 @@ impl Frames {
             next_chunk: 0,
             slots: (0..slots).map(|_| None).collect(),
             order: VecDeque::new(),
+            spare: Vec::new(),
             slot_size: 0,
             backend,
             generation: 0,
@@ -347,7 +350,15 @@ impl Frames {
     }
 
     fn search(&self, pool: &mut Pool) -> Taken {
-        let Pool { order, slots, chunks, peers, peers_version, head, .. } = pool;
+        let Pool { order, spare, slots, chunks, peers, peers_version, head, .. } = pool;
+        // The more slots go round, the longer a strict subscriber finds what it has still to take. For
+        // the others, few slots go round: their memory stays in the caches, and the rest stays unused.
+        let strict = |p: &Arc<Peer>| p.mode == Mode::Strict && p.credit > 0;
+        if peers.iter().any(strict)
+            && let Some(number) = spare.pop()
+        {
+            return Taken::Slot(number);
+        }
         for at in 0..order.len() {
             let number = order[at];
             let slot_seq = self.control.slot(number);
@@ -372,7 +383,7 @@ impl Frames {
                 return Taken::Slot(number);
             }
         }
-        Taken::Nothing
+        spare.pop().map_or(Taken::Nothing, Taken::Slot)
     }
 
     /// No slot is left: subscribers that hold more than they may are sent away.
@@ -489,7 +500,7 @@ impl Frames {
             let (chunk, memory) = (id, memory.clone());
             pool.slots[number as usize] =
                 Some(Slot { chunk, index, memory, loaned: false, published: false });
-            pool.order.push_front(number);
+            pool.spare.push(number);
         }
         pool.chunks.push(LiveChunk { id, memory, numbers: free, slots, retiring: false });
         tracing::debug!(chunk = id, slots, bytes = g.bytes(), "pool grew");
@@ -498,16 +509,36 @@ impl Frames {
 
     /// Frees what is not needed any more.
     fn trim(&self, pool: &mut Pool) {
-        let spare = pool.capacity().saturating_sub(pool.needed(self.window));
-        let fits = |c: &&mut LiveChunk| !c.retiring && c.slots <= spare;
-        let idle = pool.chunks.iter_mut().filter(fits).max_by_key(|c| c.slots);
-        if let Some(chunk) = idle {
-            chunk.retiring = true;
+        let surplus = pool.capacity().saturating_sub(pool.needed(self.window));
+        if surplus > 0 {
+            let Pool { chunks, slots, peers, .. } = pool;
+            let idle = |c: &LiveChunk| {
+                let in_use = |n: &u32| {
+                    slots[*n as usize].as_ref().is_some_and(|s| s.loaned)
+                        || peers.iter().any(|p| claim::is_held(p.page.held(*n)))
+                };
+                !c.numbers.iter().any(in_use)
+            };
+            let fits = |c: &&mut LiveChunk| !c.retiring && c.slots <= surplus;
+            // One that is in use goes too, but not before its frames are released.
+            if let Some(chunk) = chunks.iter_mut().filter(fits).max_by_key(|c| (idle(c), c.slots)) {
+                chunk.retiring = true;
+            }
         }
         if !pool.chunks.iter().any(|c| c.retiring) {
             return;
         }
-        let Pool { order, slots, chunks, peers, peers_version, head, .. } = pool;
+        let Pool { order, spare, slots, chunks, peers, peers_version, head, .. } = pool;
+        spare.retain(|number| {
+            let slot = slots[*number as usize].as_ref().expect("spare slots exist");
+            let chunk =
+                chunks.iter_mut().find(|c| c.id == slot.chunk).expect("a slot's chunk exists");
+            if chunk.retiring {
+                chunk.slots -= 1;
+                slots[*number as usize] = None;
+            }
+            !chunk.retiring
+        });
         order.retain(|number| {
             let slot = slots[*number as usize].as_ref().expect("slots in order exist");
             let chunk =
