@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,6 +81,15 @@ impl Drop for Pipeline {
     }
 }
 
+/// A gate in front of an element; open once it is dropped.
+struct Gate(Arc<AtomicBool>);
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 impl Pipeline {
     fn play(&self) -> &Self {
         self.0.set_state(gst::State::Playing).unwrap();
@@ -149,6 +159,27 @@ impl Pipeline {
             gst::PadProbeReturn::Ok
         });
         all
+    }
+
+    /// Keeps buffers from reaching an element until the gate is dropped.
+    fn hold(&self, element: &str) -> Gate {
+        let gate = Gate(Arc::default());
+        let open = gate.0.clone();
+        let pad = self.get(element).static_pad("sink").unwrap();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+            until(|| open.load(Ordering::Acquire));
+            gst::PadProbeReturn::Ok
+        });
+        gate
+    }
+
+    /// Waits until a sink that has published something publishes no more.
+    fn until_it_stands(&self, sink: &str) {
+        until(|| {
+            let before = self.stat(sink, "published");
+            std::thread::sleep(Duration::from_millis(100));
+            before > 0 && self.stat(sink, "published") == before
+        });
     }
 
     /// Writes the number of each buffer into its pixels, before it goes on from this pad.
@@ -540,27 +571,12 @@ fn flushing_upstream_passes_a_sink_that_waits() {
     ));
     let subscriber =
         setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
-    let gate = Arc::new(Mutex::new(()));
-    let closed = gate.lock().unwrap();
-    let at = gate.clone();
-    subscriber.get("out").static_pad("sink").unwrap().add_probe(
-        gst::PadProbeType::BUFFER,
-        move |_, _| {
-            drop(at.lock());
-            gst::PadProbeReturn::Ok
-        },
-    );
+    let closed = subscriber.hold("out");
     publisher.play();
     subscriber.play();
-    let published = || publisher.stat("pub", "published");
     until(|| subscriber.stat("src", "received") > 0);
     // It stops when the subscriber's share and the window are full.
-    let stands = || {
-        let before = published();
-        std::thread::sleep(Duration::from_millis(100));
-        published() == before
-    };
-    until(stands);
+    publisher.until_it_stands("pub");
     publisher.0.set_state(gst::State::Ready).unwrap();
     drop(closed);
 }
@@ -577,28 +593,16 @@ fn a_sink_that_waits_can_be_paused() {
     ));
     let subscriber =
         setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
-    let gate = Arc::new(Mutex::new(()));
-    let closed = gate.lock().unwrap();
-    let at = gate.clone();
-    let pad = subscriber.get("out").static_pad("sink").unwrap();
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        drop(at.lock());
-        gst::PadProbeReturn::Ok
-    });
+    let closed = subscriber.hold("out");
     subscriber.play();
     publisher.play();
-    let published = || publisher.stat("pub", "published");
-    until(|| {
-        let before = published();
-        std::thread::sleep(Duration::from_millis(100));
-        before > 0 && published() == before
-    });
+    publisher.until_it_stands("pub");
     publisher.0.set_state(gst::State::Paused).unwrap();
     publisher.0.state(gst::ClockTime::NONE).0.unwrap();
     publisher.play();
-    let before = published();
+    let before = publisher.stat("pub", "published");
     drop(closed);
-    until(|| published() > before + 20);
+    until(|| publisher.stat("pub", "published") > before + 20);
 }
 
 /// Upstream of an element that has the pool may be waiting for a slot when the pipeline ends.
@@ -612,21 +616,10 @@ fn a_sink_that_waits_can_be_stopped() {
     ));
     let subscriber =
         setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
-    let gate = Arc::new(Mutex::new(()));
-    let closed = gate.lock().unwrap();
-    let at = gate.clone();
-    let pad = subscriber.get("out").static_pad("sink").unwrap();
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        drop(at.lock());
-        gst::PadProbeReturn::Ok
-    });
+    let closed = subscriber.hold("out");
     subscriber.play();
     publisher.play();
-    until(|| {
-        let before = publisher.stat("pub", "published");
-        std::thread::sleep(Duration::from_millis(100));
-        before > 0 && publisher.stat("pub", "published") == before
-    });
+    publisher.until_it_stands("pub");
     // Longer than the watchdog lives, if it had to wait for the subscriber.
     publisher.0.set_state(gst::State::Null).unwrap();
     drop(closed);

@@ -155,6 +155,20 @@ pub struct Planes {
     planes: [Plane; MAX_PLANES],
 }
 
+impl Planes {
+    /// From what GstVideoInfo and GstVideoMeta have: as many of both as there are planes.
+    pub fn new(offsets: &[usize], strides: &[i32]) -> Self {
+        let plane =
+            |(offset, stride): (&usize, &i32)| Plane { offset: *offset as u32, stride: *stride };
+        offsets.iter().zip(strides).map(plane).collect()
+    }
+
+    /// Offsets and strides; the first [`Planes::len`](slice::len) of each count.
+    pub fn to_arrays(&self) -> ([usize; MAX_PLANES], [i32; MAX_PLANES]) {
+        (self.planes.map(|p| p.offset as usize), self.planes.map(|p| p.stride))
+    }
+}
+
 impl std::ops::Deref for Planes {
     type Target = [Plane];
     fn deref(&self) -> &[Plane] {

@@ -226,7 +226,7 @@ impl Publisher {
         address: u64,
         info: impl FnOnce(u64) -> FrameInfo,
     ) -> Option<u64> {
-        self.frames.publish_at(address, true, info)
+        self.frames.publish_at(address, info)
     }
 
     /// Counts a frame that could not be published.

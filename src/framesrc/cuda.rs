@@ -94,11 +94,10 @@ impl DeviceSource {
 
 /// How the frame lies in its slot.
 fn layout(frame: &Frame, video: &VideoInfo) -> Result<VideoInfo, gpu::Error> {
-    let offsets: Vec<_> = frame.info.planes.iter().map(|p| p.offset as usize).collect();
-    let strides: Vec<_> = frame.info.planes.iter().map(|p| p.stride).collect();
+    let (planes, (offsets, strides)) = (frame.info.planes.len(), frame.info.planes.to_arrays());
     VideoInfo::builder(video.format(), video.width(), video.height())
-        .offset(&offsets)
-        .stride(&strides)
+        .offset(&offsets[..planes])
+        .stride(&strides[..planes])
         .size(frame.info.size)
         .build()
         .map_err(|e| gpu::Error::Value { problem: format!("An impossible layout: {e}") })

@@ -240,8 +240,6 @@ impl CuframesSrc {
         let (seq, skipped, published) = (frame.seq, frame.skipped, frame.published);
         let (credit, held) = frame.credit();
         let format = state.format.clone().expect("set for this frame");
-        let offsets: Vec<_> = info.planes.iter().map(|p| p.offset as usize).collect();
-        let strides: Vec<_> = info.planes.iter().map(|p| p.stride).collect();
         if !fits(&info, &format.info) {
             let caps = &format.caps;
             let problem = format!("a frame is too small for {caps}");
@@ -261,6 +259,7 @@ impl CuframesSrc {
             gst::Buffer::from_slice(FrameBytes(frame))
         };
         if !download {
+            let (planes, (offsets, strides)) = (info.planes.len(), info.planes.to_arrays());
             let buffer = buffer.make_mut();
             gst_video::VideoMeta::add_full(
                 buffer,
@@ -268,8 +267,8 @@ impl CuframesSrc {
                 format.info.format(),
                 format.info.width(),
                 format.info.height(),
-                &offsets,
-                &strides,
+                &offsets[..planes],
+                &strides[..planes],
             )
             .map_err(|_| gst::FlowError::Error)?;
             if let Some(c) = info.crop {

@@ -7,7 +7,7 @@ use crate::core::Publisher;
 use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream, gstcuda};
 use crate::memory::cuda::CudaBackend;
 use crate::properties::plane_size;
-use crate::{FrameInfo, Plane};
+use crate::{FrameInfo, Planes};
 
 /// Rows and planes begin on multiples of this, as textures want it (512 bytes).
 const ALIGNMENT: u32 = 512 - 1;
@@ -104,8 +104,8 @@ impl DeviceSink {
             // is not used again before a subscriber could see the frame, which is behind it as well.
             unsafe { stream.copy_2d(&copy) }?;
         }
-        let info =
-            FrameInfo { size: self.layout.size(), planes: plane_offsets(&self.layout), ..info };
+        let planes = Planes::new(self.layout.offset(), self.layout.stride());
+        let info = FrameInfo { size: self.layout.size(), planes, ..info };
         match &self.ready {
             Some((memory, offset)) => {
                 let seq = publisher.publish_unready(loan, &info);
@@ -119,9 +119,4 @@ impl DeviceSink {
         self.stream = Some(stream);
         Ok(true)
     }
-}
-
-fn plane_offsets(layout: &gst_video::VideoInfo) -> crate::Planes {
-    let planes = layout.offset().iter().zip(layout.stride());
-    planes.map(|(offset, stride)| Plane { offset: *offset as u32, stride: *stride }).collect()
 }

@@ -17,7 +17,7 @@ use crate::log::CAT;
 use crate::memory::host::HostBackend;
 use crate::properties::{is_cuda, post_error};
 use crate::time::{self, Origin};
-use crate::{FrameInfo, Plane};
+use crate::{FrameInfo, Plane, Planes};
 
 const FRAMES_BETWEEN_QUERIES: u64 = 100;
 
@@ -178,12 +178,10 @@ impl FrameSink {
 }
 
 /// Where the planes of a buffer begin, and how long their rows are.
-fn planes(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> crate::Planes {
-    let plane =
-        |(offset, stride): (&usize, &i32)| Plane { offset: *offset as u32, stride: *stride };
+fn planes(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Planes {
     match buffer.meta::<gst_video::VideoMeta>() {
-        Some(meta) => meta.offset().iter().zip(meta.stride()).map(plane).collect(),
-        None => info.offset().iter().zip(info.stride()).map(plane).collect(),
+        Some(meta) => Planes::new(meta.offset(), meta.stride()),
+        None => Planes::new(info.offset(), info.stride()),
     }
 }
 

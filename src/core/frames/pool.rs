@@ -333,7 +333,7 @@ impl Frames {
         }
     }
 
-    /// The oldest slot that nobody needs, out of `order`.
+    /// A slot that nobody needs: the oldest of those that go round, or one that was never used.
     ///
     /// A subscriber that goes from frame to frame during the search can be met in each of them, though
     /// it never holds more than its credit. Then there is a free slot, and another search finds it.
@@ -347,6 +347,11 @@ impl Frames {
             taken = self.search(pool);
         }
         taken
+    }
+
+    /// The newest frames stay for those who are just waking up.
+    fn is_newest(&self, seq: u64, head: u64) -> bool {
+        seq != claim::EMPTY && seq + u64::from(self.window) > head
     }
 
     fn search(&self, pool: &mut Pool) -> Taken {
@@ -364,8 +369,7 @@ impl Frames {
             let slot_seq = self.control.slot(number);
             let seq = slot_seq.load(Ordering::Relaxed);
             if seq != claim::EMPTY {
-                // The newest frames stay for those who are just waking up.
-                if seq + u64::from(self.window) > *head {
+                if self.is_newest(seq, *head) {
                     break;
                 }
                 if self.policy != Policy::Drop
@@ -437,14 +441,9 @@ impl Frames {
         Some(seq)
     }
 
-    /// Publishes the loaned slot that an address of the CPU or the device falls into. `info` is handed
-    /// the distance from the slot's start. `None` if it is no such slot, or was published before.
-    pub fn publish_at(
-        &self,
-        address: u64,
-        ready: bool,
-        info: impl FnOnce(u64) -> FrameInfo,
-    ) -> Option<u64> {
+    /// Publishes the loaned slot that an address falls into, and that is complete. `info` is handed the
+    /// distance from the slot's start. `None` if it is no such slot, or was published before.
+    pub fn publish_at(&self, address: u64, info: impl FnOnce(u64) -> FrameInfo) -> Option<u64> {
         let (number, offset) = {
             let pool = lock(&self.pool);
             pool.chunks.iter().find_map(|c| {
@@ -454,7 +453,7 @@ impl Frames {
                 Some((*number, offset % stride))
             })?
         };
-        self.publish(number, &info(offset), ready)
+        self.publish(number, &info(offset), true)
     }
 
     /// Replaces all chunks by ones with bigger or smaller slots. Frames that are in use stay until
@@ -545,8 +544,7 @@ impl Frames {
                 chunks.iter_mut().find(|c| c.id == slot.chunk).expect("a slot's chunk exists");
             let slot_seq = self.control.slot(*number);
             let seq = slot_seq.load(Ordering::Relaxed);
-            let newest = seq != claim::EMPTY && seq + u64::from(self.window) > *head;
-            let needed = newest
+            let needed = self.is_newest(seq, *head)
                 || slot.loaned
                 || peers.iter().any(|p| self.policy != Policy::Drop && is_behind(p, seq));
             if !chunk.retiring || needed {
