@@ -1,6 +1,5 @@
 //! Time across processes: everything that is published carries CLOCK_MONOTONIC.
 
-use gst::glib;
 use gst::prelude::*;
 
 use crate::core::wake::now_ns;
@@ -14,7 +13,14 @@ const DRIFT_NS: i64 = 2_000_000;
 /// another one is measured and kept, so that timestamps stay as evenly spaced as they were.
 #[derive(Debug, Default)]
 pub struct Origin {
-    measured: Option<(glib::WeakRef<gst::Clock>, i64)>,
+    clock: Option<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    clock: gst::Clock,
+    /// From the clock to the monotonic one, in ns; `None` if it is that one.
+    distance: Option<i64>,
 }
 
 impl Origin {
@@ -22,24 +28,28 @@ impl Origin {
     pub fn get(&mut self, element: &impl IsA<gst::Element>) -> Option<i64> {
         let clock = element.clock()?;
         let base = element.base_time()?.nseconds() as i64;
-        if is_monotonic(&clock) {
-            return Some(base);
-        }
-        let before = now_ns();
-        let theirs = clock.time().nseconds() as i64;
-        let distance = before.midpoint(now_ns()) - theirs;
-        let kept = self.measured.as_ref().filter(|(of, kept)| {
-            of.upgrade().as_ref() == Some(&clock) && (kept - distance).abs() < DRIFT_NS
+        // Asking a clock what it is takes 10 µs, so it is asked once.
+        let same = self.clock.take().filter(|known| known.clock == clock);
+        let known = same.unwrap_or_else(|| Known {
+            distance: (!is_monotonic(&clock)).then(|| distance(&clock)),
+            clock,
         });
-        let distance = match kept {
-            Some((_, kept)) => *kept,
-            None => {
-                self.measured = Some((clock.downgrade(), distance));
-                distance
+        let known = self.clock.insert(known);
+        if let Some(kept) = &mut known.distance {
+            let measured = distance(&known.clock);
+            if (*kept - measured).abs() >= DRIFT_NS {
+                *kept = measured;
             }
-        };
-        Some(base + distance)
+        }
+        Some(base + known.distance.unwrap_or(0))
     }
+}
+
+/// What the monotonic clock is ahead of this one, in ns.
+fn distance(clock: &gst::Clock) -> i64 {
+    let before = now_ns();
+    let theirs = clock.time().nseconds() as i64;
+    before.midpoint(now_ns()) - theirs
 }
 
 fn is_monotonic(clock: &gst::Clock) -> bool {
