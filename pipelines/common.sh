@@ -43,3 +43,11 @@ decoder() {
     done
     fail "no decoder for $1; on Debian and Ubuntu the package gstreamer1.0-libav has one"
 }
+
+# scaler DECODER: what makes its frames smaller, where they are.
+scaler() {
+    case $1 in
+        nv*) echo cudaconvertscale ;;
+        *) if has videoconvertscale; then echo videoconvertscale; else echo videoscale; fi ;;
+    esac
+}

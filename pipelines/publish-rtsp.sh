@@ -2,21 +2,36 @@
 # Pulls a camera once, decodes it once, and publishes its frames and packets
 # under KEY. Comes back by itself when the camera drops; Ctrl-C ends it.
 #
-#   publish-rtsp.sh [--codec h264|h265] URL KEY   (else H.264, then H.265)
+#   publish-rtsp.sh [--codec h264|h265] [--scaled WxH] URL KEY
+#
+# Without --codec it tries H.264, then H.265. With --scaled it publishes smaller
+# frames of the same decode as KEY.sub, for detectors.
 set -uo pipefail
 . "$(dirname "$0")/common.sh"
 arguments 2 "$@"
-codec=h264 other=h265 left=1
-if [[ $1 == --codec ]]; then codec=$2 left=0 && shift 2; fi
+codec=h264 other=h265 left=1 scaled='' pause=1 gst='' nap=''
+while (($# > 2)); do
+    case $1 in
+        --codec) codec=$2 left=0 ;;
+        --scaled) [[ $2 =~ ^[0-9]+x[0-9]+$ ]] && scaled=$2 || fail "--scaled takes a size such as 640x360" ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    shift 2
+done
 (($# == 2)) || { usage >&2; exit 2; }
-url=$1 key=$2 pause=1 gst='' nap=''
-log=$(mktemp)
+url=$1 key=$2 log=$(mktemp)
 trap 'kill -INT $gst 2>/dev/null; kill $nap 2>/dev/null; wait; exit 130' INT TERM
 trap 'rm -f "$log"' EXIT
 
 while decoder=$(decoder "$codec") || exit; do
-    SECONDS=0 packed=avc
+    SECONDS=0 packed=avc frames=() memory=''
     [[ $codec == h264 ]] || packed=hvc1
+    if [[ $scaled ]]; then
+        [[ $decoder == nv* ]] && memory='(memory:CUDAMemory)'
+        frames=("!" tee name=frames frames. "!" queue leaky=downstream "!" "$(scaler "$decoder")"
+            "!" "video/x-raw$memory,width=${scaled%x*},height=${scaled#*x},pixel-aspect-ratio=1/1"
+            "!" cuframessink key="$key.sub" forward-eos=false frames. "!" queue leaky=downstream)
+    fi
     # In avc and hvc1 a packet is what the camera marked as one picture, however many slices it has.
     # A decoder that is too slow loses pictures (leaky), not packets: recordings stay whole.
     # The watchdog ends a connection over which nothing has come for 10 s. To subscribers it is a pause.
@@ -25,7 +40,8 @@ while decoder=$(decoder "$codec") || exit; do
         ! "video/x-$codec,stream-format=$packed,alignment=au" \
         ! "${codec}parse" config-interval=-1 ! watchdog timeout=10000 \
         ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=camera \
-        camera. ! queue leaky=downstream ! "$decoder" ! cuframessink name=publisher key="$key" forward-eos=false \
+        camera. ! queue leaky=downstream ! "$decoder" "${frames[@]}" \
+        ! cuframessink name=publisher key="$key" forward-eos=false \
         camera. ! queue ! publisher.packets_0 2>"$log" & gst=$! && wait "$gst"
     gst=''
     if grep -q 'reason not-linked' "$log"; then # it speaks another codec

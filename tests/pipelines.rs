@@ -263,6 +263,22 @@ fn an_h265_camera_reaches_everybody() {
 }
 
 #[test]
+fn one_decode_gives_two_sizes() {
+    let site = Site::new("scaled");
+    let (_camera, url) = site.camera("--size 640x360 --fps 30 --gop 15");
+    let (whole, small) = (site.watch("cam1", "newest"), site.watch("cam1.sub", "newest"));
+    let options = ["--codec", "h264", "--scaled", "320x180", &url, "cam1"];
+    let _publisher = start(site.script("publish-rtsp.sh").args(options));
+    whole.more(20);
+    small.more(20);
+    whole.check();
+    small.check();
+    let pad = small.pipeline.by_name("out").unwrap().static_pad("sink").unwrap();
+    let info = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()).unwrap();
+    assert_eq!((info.width(), info.height()), (320, 180));
+}
+
+#[test]
 fn a_camera_that_drops_comes_back() {
     let site = Site::new("drop");
     let (camera, url) = site.camera("--size 320x240 --fps 30 --gop 15");

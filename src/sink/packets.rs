@@ -28,8 +28,7 @@ pub struct PacketSink {
 
 impl super::PacketSink {
     pub fn new(published: Arc<Published>, track: u32) -> Self {
-        let name = format!("packets{track}");
-        let sink: Self = glib::Object::builder().property("name", name).build();
+        let sink: Self = glib::Object::new();
         let _ = sink.imp().setup.set((published, track));
         sink
     }
