@@ -22,11 +22,16 @@ type Failure = Box<dyn std::error::Error>;
 
 /// How a system's sink and source are written in a pipeline; `SITE` is a folder of this run's own. The
 /// frames of those with `cuda` in their name are in CUDA memory.
-const SYSTEMS: [(&str, &str, &str); 8] = [
+const SYSTEMS: [(&str, &str, &str); 12] = [
     (
         "cuframes",
         "cuframessink name=sink key=bench runtime-dir=SITE",
         "cuframessrc name=src key=bench runtime-dir=SITE",
+    ),
+    (
+        "cuframes-spin",
+        "cuframessink name=sink key=bench runtime-dir=SITE",
+        "cuframessrc name=src key=bench spin=500 runtime-dir=SITE",
     ),
     (
         "unixfd",
@@ -44,9 +49,24 @@ const SYSTEMS: [(&str, &str, &str); 8] = [
         "cuframessrc name=src key=bench runtime-dir=SITE",
     ),
     (
+        "cuframes-cuda-spin",
+        "cuframessink name=sink key=bench runtime-dir=SITE",
+        "cuframessrc name=src key=bench spin=500 runtime-dir=SITE",
+    ),
+    (
         "cuframes-cuda-copy",
         "cuframessink name=sink key=bench runtime-dir=SITE",
         "cuframessrc name=src key=bench io-mode=copy runtime-dir=SITE",
+    ),
+    (
+        "cuframes-cuda-event",
+        "cuframessink name=sink key=bench sync-mode=event runtime-dir=SITE",
+        "cuframessrc name=src key=bench runtime-dir=SITE",
+    ),
+    (
+        "cuframes-cuda-host",
+        "cuframessink name=sink key=bench sync-mode=host runtime-dir=SITE",
+        "cuframessrc name=src key=bench runtime-dir=SITE",
     ),
     (
         "cudaipc",

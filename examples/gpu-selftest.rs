@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
+use gstcuframes::gpu::gstcuda::Content;
+use gstcuframes::gpu::pool;
 use gstcuframes::gpu::{
     Access, Address, Context, Copy2d, Device, DeviceMemory, Event, HostAccess, RegisteredHost,
     Stream, Uuid, VmmAllocation, VmmMapping, gstcuda,
@@ -233,7 +235,7 @@ fn parent(program: &str, report: &mut Report) -> Outcome<()> {
         Ok(backend) => backends.push(Arc::new(backend)),
         Err(e) => report.line("VMM memory", Err(e.into())),
     }
-    backends.push(Arc::new(CudaIpcBackend::new(context.clone())));
+    backends.push(Arc::new(CudaIpcBackend::new(context.clone(), false)));
     for backend in backends {
         let kind = backend.kind();
         report.line(&format!("{kind}: lies are refused"), lies(&context, &*backend));
@@ -364,7 +366,7 @@ fn lies(context: &Context, backend: &dyn Backend) -> Outcome {
     let chunk = backend.allocate(2, FRAME)?;
     let g = chunk.geometry();
     let refused = |what: &str, importer: &Importer, fd: OwnedFd, g| {
-        let imported = importer.import(kind, fd, g);
+        let imported = importer.import((kind, Uuid(backend.device())), fd, g);
         imported.err().map(|e| e.to_string()).ok_or(format!("{what} was taken"))
     };
     let fd = || chunk.fd().try_clone_to_owned();
@@ -380,7 +382,9 @@ fn lies(context: &Context, backend: &dyn Backend) -> Outcome {
     if kind == Kind::CudaVmm {
         said.push(refused("too many slots", &importer, fd()?, Geometry { slots: 200, ..g })?);
         // The same process may import what it exports.
-        importer.import(kind, fd()?, g)?;
+        importer.import((kind, Uuid(backend.device())), fd()?, g)?;
+        let text = importer.import((kind, Uuid([7; 16])), fd()?, g).err().ok_or("no such GPU")?;
+        said.push(text.to_string());
     } else {
         let file = memfd()?;
         File::from(file.try_clone()?).write_all(&[0x55; 64])?;
@@ -709,7 +713,7 @@ fn gstreamer(driver_context: &Context) -> Outcome {
     let told = freed.clone();
     // SAFETY: the mapping lives until the closure runs, and nothing is enqueued then.
     let memory = unsafe {
-        gstcuda::wrap(&context, Some(&stream), &info, address, move || {
+        gstcuda::wrap(&context, Some(&stream), &info, (address, Content::Complete), move || {
             drop(map);
             told.store(true, Ordering::Release);
         })
@@ -720,13 +724,16 @@ fn gstreamer(driver_context: &Context) -> Outcome {
     expect(its.driver_context()? == own && its.device_id() == 0, "another context")?;
     let layout = gstcuda::memory_info(&memory).ok_or("no info")?;
     expect(layout.stride() == strides && layout.offset() == offsets, "another layout")?;
-    expect(gstcuda::exported_fd(&memory).is_none(), "wrapped memory was exported")?;
     {
         let device = gstcuda::map_device(&memory)?;
         expect(device.address() == address && device.len() == FRAME, format!("{device:?}"))?;
     }
     // Mapped for the CPU, GStreamer downloads it.
     expect(memory.map_readable()?.as_slice() == pattern(3), "other pixels in system memory")?;
+    let memory = match memory.into_mapped_memory_writable() {
+        Ok(_) => return Err("memory that is not to be written was mapped for that".into()),
+        Err(memory) => memory,
+    };
     expect(!freed.load(Ordering::Acquire), "freed too early")?;
     drop(memory);
     expect(freed.load(Ordering::Acquire), "not freed")?;
@@ -738,16 +745,28 @@ fn gstreamer(driver_context: &Context) -> Outcome {
         caps.make_mut().set_features_simple(Some(features));
         caps
     };
-    let pool = context.exportable_pool(Some(&stream), |config| {
-        config.set_params(Some(&caps), FRAME as u32, 0, 0);
+    // An element's own class of pool, by its looks; `info` lies otherwise than the driver would have it.
+    let (lent, own_context) = (Arc::new(AtomicBool::new(false)), context.clone());
+    let told = lent.clone();
+    let pool = pool::lending_pool(&context, move |wanted, _| {
+        told.store(true, Ordering::Release);
+        let memory = gstcuda::allocate(&own_context, wanted.stream.as_deref(), &wanted.video);
+        let mut buffer = gst::Buffer::new();
+        buffer.make_mut().append_memory(memory.map_err(|_| gst::FlowError::Error)?);
+        Ok(buffer)
     })?;
+    expect(
+        pool.type_().is_a(gst::glib::Type::from_name("GstCudaBufferPool").ok_or("no class")?),
+        "another class",
+    )?;
+    let mut config = pool.config();
+    config.set_params(Some(&caps), FRAME as u32, 0, 0);
+    pool.set_config(config)?;
     pool.set_active(true)?;
     let buffer = pool.acquire_buffer(None)?;
-    let memory = buffer.peek_memory(0);
-    let fd = gstcuda::exported_fd(memory).ok_or("a buffer of the pool can't be exported")?;
-    let imported = VmmAllocation::import(driver_context, fd)?;
-    expect(imported.device()? == *own.device(), "the memory of another device")?;
-    drop((imported, buffer));
+    expect(lent.load(Ordering::Acquire), "the pool did not ask")?;
+    expect(gstcuda::is_cuda(buffer.peek_memory(0)), "other memory")?;
+    drop(buffer);
     pool.set_active(false)?;
 
     let wrapped = gstcuda::CudaContext::wrap(driver_context)?;

@@ -344,6 +344,35 @@ fn running_times_of_two_pipelines_agree() {
     assert!(compared > 10);
 }
 
+/// Its latency makes a camera's frames older than a pipeline that starts with them.
+#[test]
+fn strict_sources_keep_what_is_older_than_their_pipeline() {
+    let setup = Setup::new("older");
+    let publisher =
+        setup.pipeline(&format!("{} ! cuframessink name=pub key=a policy=wait", source(40)));
+    let subscriber = setup.pipeline(
+        "cuframessrc name=all key=a mode=strict ! fakesink name=x sync=false \
+         cuframessrc name=some key=a ! fakesink name=y sync=false",
+    );
+    let times = |b: &gst::Buffer, _: &gst::Pad| (b.offset(), b.pts().unwrap());
+    let (all, some) =
+        (subscriber.collect("x", "sink", times), subscriber.collect("y", "sink", times));
+    // Its time begins in an hour.
+    let clock = gst::SystemClock::obtain();
+    subscriber.0.use_clock(Some(&clock));
+    subscriber.0.set_start_time(gst::ClockTime::NONE);
+    subscriber.0.set_base_time(clock.time() + gst::ClockTime::from_seconds(3600));
+    publisher.0.set_state(gst::State::Paused).unwrap();
+    subscriber.play();
+    (0..2).for_each(|_| drop(publisher.wait_for("cuframes-subscriber-added")));
+    publisher.play();
+    subscriber.wait_eos();
+    let all = all.lock().unwrap();
+    assert_eq!((all.len(), all[0].1), (40, gst::ClockTime::ZERO));
+    assert!(all.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1 && pair[1].1 > pair[0].1));
+    assert_eq!(some.lock().unwrap().len(), 1);
+}
+
 #[test]
 fn new_caps_arrive_with_their_first_frame() {
     let setup = Setup::new("caps");

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gst::prelude::*;
+use gst_video::prelude::*;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -65,8 +66,40 @@ impl Site {
         Running(command.arg("-q").args(pipeline.split_whitespace()).spawn().unwrap())
     }
 
+    /// A pipeline of this process, playing, whose `cuframes` elements use the site's directory.
+    fn play(&self, description: &str) -> Playing {
+        let pipeline = gst::parse::launch(description).unwrap();
+        let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
+        for element in pipeline.iterate_recurse() {
+            let element = element.unwrap();
+            if element.has_property("runtime-dir") {
+                element.set_property("runtime-dir", self.dir.to_str().unwrap());
+            }
+        }
+        pipeline.set_state(gst::State::Playing).unwrap();
+        Playing(pipeline)
+    }
+
+    /// A strict subscriber in a process of its own, and the file that it writes frames to.
+    fn subscriber(&self, name: &str, how: &str) -> (Running, PathBuf) {
+        let file = self.dir.join(name);
+        let pipeline = format!(
+            "cuframessrc key=cam1 mode=strict num-buffers=90 {how} ! video/x-raw(memory:CUDAMemory) \
+             ! cudadownload ! video/x-raw,format=NV12 ! filesink location={}",
+            file.display()
+        );
+        (self.launch(&pipeline), file)
+    }
+
     /// A camera, and a publisher that decodes it with NVDEC.
     fn camera(&self, options: &str, codec: &str) -> (Running, Running) {
+        let (camera, decode) = self.decoded(options, codec);
+        let sink = "cuframessink key=cam1 forward-eos=false";
+        (camera, self.launch(&format!("{decode} ! {sink}")))
+    }
+
+    /// A camera, and what decodes it with NVDEC.
+    fn decoded(&self, options: &str, codec: &str) -> (Running, String) {
         let program = built().join("examples/camera");
         let mut command = self.command(program.to_str().unwrap());
         command.args("--port 0".split(' ')).args(options.split_whitespace());
@@ -75,13 +108,12 @@ impl Site {
         let first = lines.next().expect("the camera says that it is ready").unwrap();
         let url = first.strip_prefix("ready ").expect(&first);
         let packed = if codec == "h264" { "avc" } else { "hvc1" };
-        let publisher = self.launch(&format!(
+        let decode = format!(
             "rtspsrc location={url} protocols=tcp latency=100 ! rtp{codec}depay \
-             ! video/x-{codec},stream-format={packed},alignment=au ! {codec}parse ! nv{codec}dec \
-             ! cuframessink key=cam1 forward-eos=false"
-        ));
+             ! video/x-{codec},stream-format={packed},alignment=au ! {codec}parse ! nv{codec}dec"
+        );
         std::thread::spawn(move || lines.for_each(drop));
-        (Running(child), publisher)
+        (Running(child), decode)
     }
 }
 
@@ -95,6 +127,51 @@ impl Drop for Site {
 fn built() -> PathBuf {
     let beside = || std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
     std::env::var_os("CUFRAMES_BUILT").map_or_else(beside, PathBuf::from)
+}
+
+/// A pipeline of this process, which ends with its scope.
+struct Playing(gst::Pipeline);
+
+impl Playing {
+    fn stats(&self, name: &str) -> gst::Structure {
+        self.0.by_name(name).unwrap().property("stats")
+    }
+
+    fn count(&self, name: &str, field: &str) -> u64 {
+        self.stats(name).get(field).unwrap()
+    }
+
+    /// The first error of the pipeline, as it comes.
+    fn error(&self) -> String {
+        let bus = self.0.bus().unwrap();
+        let message = bus.timed_pop_filtered(gst::ClockTime::NONE, &[gst::MessageType::Error]);
+        let gst::MessageView::Error(error) = message.as_ref().unwrap().view() else {
+            unreachable!()
+        };
+        error.error().to_string()
+    }
+
+    /// What `look` makes of each buffer that reaches the element.
+    fn probe<T: Send + 'static>(
+        &self,
+        name: &str,
+        look: impl Fn(&gst::Pad, &gst::Buffer) -> T + Send + Sync + 'static,
+    ) -> Arc<Mutex<Vec<T>>> {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let into = seen.clone();
+        let pad = self.0.by_name(name).unwrap().static_pad("sink").unwrap();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            into.lock().unwrap().push(look(pad, info.buffer().unwrap()));
+            gst::PadProbeReturn::Ok
+        });
+        seen
+    }
+}
+
+impl Drop for Playing {
+    fn drop(&mut self) {
+        let _ = self.0.set_state(gst::State::Null);
+    }
 }
 
 /// A process group that ends with its scope.
@@ -138,25 +215,19 @@ fn numbers(raw: &[u8]) -> Vec<u32> {
 fn nvdec_to_four_processes(name: &'static str, options: &str, codec: &str) {
     let site = Site::new(name);
     // The subscribers come first, and wait.
-    let files: Vec<_> = (0..4).map(|n| site.dir.join(format!("{n}.raw"))).collect();
-    let subscribers: Vec<_> = ["", "", "io-mode=copy", "max-held=0"]
-        .iter()
-        .zip(&files)
-        .map(|(mode, file)| {
-            site.launch(&format!(
-                "cuframessrc key=cam1 mode=strict num-buffers=90 {mode} ! video/x-raw(memory:CUDAMemory) \
-                 ! cudadownload ! video/x-raw,format=NV12 ! filesink location={}",
-                file.display()
-            ))
-        })
-        .collect();
+    let modes = ["", "", "io-mode=copy", "max-held=0"];
+    let start = |(n, mode): (usize, &&str)| site.subscriber(&format!("{n}.raw"), mode);
+    let subscribers: Vec<_> = modes.iter().enumerate().map(start).collect();
     let _running = site.camera(options, codec);
-    subscribers.into_iter().for_each(Running::success);
-    for file in files {
-        let numbers = numbers(&std::fs::read(file).unwrap());
-        assert_eq!(numbers.len(), 90);
-        assert_eq!(numbers[89] - numbers[0], 89, "every frame in order");
-    }
+    subscribers.into_iter().for_each(every_frame);
+}
+
+/// Waits for the subscriber, which has to have got every frame, in order and whole.
+fn every_frame((subscriber, file): (Running, PathBuf)) {
+    subscriber.success();
+    let numbers = numbers(&std::fs::read(file).unwrap());
+    assert_eq!(numbers.len(), 90);
+    assert_eq!(numbers[89] - numbers[0], 89, "every frame in order");
 }
 
 #[test]
@@ -176,41 +247,33 @@ fn nvdec_h265_reaches_four_processes() {
     nvdec_to_four_processes("nvdec-h265", &options, "h265");
 }
 
-/// A source of this process; what it sees is downloaded, as downstream takes host memory only.
-fn watch(site: &Site) -> (gst::Pipeline, Arc<Mutex<Vec<u8>>>) {
-    let pipeline = gst::parse::launch(
-        "cuframessrc name=src key=cam1 ! video/x-raw,format=NV12 ! fakesink name=out sync=false",
-    );
-    let pipeline = pipeline.unwrap().downcast::<gst::Pipeline>().unwrap();
-    let source = pipeline.by_name("src").unwrap();
-    source.set_property("runtime-dir", site.dir.to_str().unwrap());
-    let bytes = Arc::new(Mutex::new(Vec::new()));
-    let into = bytes.clone();
-    let pad = pipeline.by_name("out").unwrap().static_pad("sink").unwrap();
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-        let map = info.buffer().unwrap().map_readable().unwrap();
-        into.lock().unwrap().extend_from_slice(&map);
-        gst::PadProbeReturn::Ok
-    });
-    pipeline.set_state(gst::State::Playing).unwrap();
-    (pipeline, bytes)
+/// The number in a frame that is mapped for the CPU; it has to be whole.
+fn number(pad: &gst::Pad, buffer: &gst::Buffer) -> u32 {
+    let info = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()).unwrap();
+    let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).unwrap();
+    let (width, height) = (info.width() as usize, info.height() as usize);
+    let stride = frame.plane_stride()[0] as usize;
+    stamp::read(frame.plane_data(0).unwrap(), stride, width, height).expect("a whole frame")
 }
 
-fn stat(pipeline: &gst::Pipeline, field: &str) -> u64 {
-    let source = pipeline.by_name("src").unwrap();
-    source.property::<gst::Structure>("stats").get(field).unwrap()
+fn rising(numbers: &[u32]) {
+    assert!(numbers.windows(2).all(|pair| pair[1] > pair[0]), "{numbers:?}");
 }
+
+const DOWNLOADED: &str =
+    "cuframessrc name=src key=cam1 ! video/x-raw,format=NV12 ! fakesink name=out sync=false";
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn host_memory_downstream_gets_downloads() {
     let site = Site::new("download");
-    let (pipeline, bytes) = watch(&site);
+    let watched = site.play(DOWNLOADED);
+    let seen = watched.probe("out", number);
     let _running = site.camera("--size 640x360 --gop 15", "h264");
-    until(|| stat(&pipeline, "received") >= 60);
-    assert_eq!(stat(&pipeline, "downloaded"), stat(&pipeline, "received"));
-    pipeline.set_state(gst::State::Null).unwrap();
-    assert!(numbers(&bytes.lock().unwrap()).len() >= 60);
+    until(|| watched.count("src", "received") >= 60);
+    assert_eq!(watched.count("src", "downloaded"), watched.count("src", "received"));
+    watched.0.set_state(gst::State::Null).unwrap();
+    rising(&seen.lock().unwrap());
 }
 
 /// A publisher that is killed, most likely between a copy and its end, hangs nobody.
@@ -218,18 +281,326 @@ fn host_memory_downstream_gets_downloads() {
 #[ignore = "needs an NVIDIA GPU"]
 fn a_killed_publisher_is_replaced() {
     let site = Site::new("killed");
-    let (pipeline, bytes) = watch(&site);
+    let watched = site.play(DOWNLOADED);
+    let seen = watched.probe("out", number);
     for round in 0..3 {
         let (camera, publisher) = site.camera("--size 640x360 --gop 5", "h264");
-        let before = stat(&pipeline, "received");
+        let before = watched.count("src", "received");
         until(|| {
-            stat(&pipeline, "reconnects") >= round && stat(&pipeline, "received") > before + 20
+            watched.count("src", "reconnects") >= round
+                && watched.count("src", "received") > before + 20
         });
         publisher.kill();
         drop(camera);
         // Each camera counts anew.
-        let seen = std::mem::take(&mut *bytes.lock().unwrap());
-        numbers(&seen);
+        rising(&std::mem::take(&mut *seen.lock().unwrap()));
     }
-    pipeline.set_state(gst::State::Null).unwrap();
+}
+
+/// All kinds of memory, and all ways to wait for it, between processes.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn every_kind_of_memory_crosses() {
+    let site = Site::new("kinds");
+    for (memory, sync) in [
+        ("vmm", "timeline"),
+        ("vmm", "host"),
+        ("ipc", "timeline"),
+        ("ipc", "event"),
+        ("auto", "event"),
+    ] {
+        let subscribers =
+            ["", "io-mode=copy"].map(|how| site.subscriber(&how.len().to_string(), how));
+        let (_camera, decode) = site.decoded("--size 640x360 --gop 15", "h264");
+        let publisher = site.play(&format!(
+            "{decode} ! cuframessink name=sink key=cam1 policy=wait memory={memory} sync-mode={sync}"
+        ));
+        subscribers.into_iter().for_each(every_frame);
+        let stats = publisher.stats("sink");
+        let kind = if sync == "event" { "ipc" } else { memory };
+        assert_eq!(stats.get::<String>("memory").unwrap(), kind);
+        assert_eq!(stats.get::<String>("sync-mode").unwrap(), sync);
+    }
+    let refused =
+        site.play("videotestsrc ! cudaupload ! cuframessink key=cam2 memory=vmm sync-mode=event");
+    assert!(refused.error().contains("memory=ipc"));
+}
+
+/// Upstream is lent the slots, and writes into them.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn upstream_writes_into_the_slots() {
+    let site = Site::new("lent");
+    for make in [
+        "NVDEC",
+        "videotestsrc is-live=true ! video/x-raw,format=NV12,width=640,height=360 ! cudaupload ! cudaconvertscale ! video/x-raw(memory:CUDAMemory),width=320,height=180",
+    ] {
+        let (camera, decode) = site.decoded("--size 640x360 --gop 15", "h264");
+        let nvdec = make == "NVDEC";
+        let make = if nvdec { &decode } else { make };
+        let subscriber = nvdec.then(|| site.subscriber("lent.raw", ""));
+        let watched = site.play(DOWNLOADED);
+        let publisher = site.play(&format!("{make} ! cuframessink name=sink key=cam1 policy=wait"));
+        subscriber.into_iter().for_each(every_frame);
+        until(|| watched.count("src", "received") >= 30);
+        assert!(publisher.count("sink", "published") >= 30);
+        assert_eq!(publisher.count("sink", "copied"), 0);
+        assert_eq!(publisher.count("sink", "dropped"), 0);
+        drop(camera);
+    }
+}
+
+/// One source behind another in one process and one pipeline; each has every frame.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn two_subscribers_in_the_process_of_the_publisher() {
+    let site = Site::new("two");
+    let (_camera, decode) = site.decoded("--size 640x360 --gop 15", "h264");
+    let both = site.play(
+        "cuframessrc name=a key=cam1 mode=strict ! cudadownload ! fakesink name=x sync=false \
+         cuframessrc name=b key=cam1 mode=strict ! cudadownload ! fakesink name=y sync=false",
+    );
+    let seen = ["x", "y"].map(|name| both.probe(name, number));
+    let _publisher = site.play(&format!("{decode} ! cuframessink key=cam1 policy=wait"));
+    until(|| seen.iter().all(|seen| seen.lock().unwrap().len() >= 60));
+    for (source, seen) in ["a", "b"].iter().zip(&seen) {
+        let seen = seen.lock().unwrap();
+        assert!(seen.windows(2).all(|pair| pair[1] == pair[0] + 1), "{source}: {seen:?}");
+    }
+}
+
+/// The picture grows and shrinks while it is published, and moves to host memory and back.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn caps_change_while_frames_flow() {
+    let site = Site::new("caps");
+    let source = "videotestsrc is-live=true ! capsfilter name=size caps=video/x-raw,format=NV12,width=640,height=360,framerate=60/1";
+    let watched = site.play("cuframessrc name=src key=cam1 ! fakesink name=out sync=false");
+    let seen = watched.probe("out", |pad, buffer| {
+        let caps = pad.current_caps().unwrap();
+        let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
+        // What the caps say is what is there, whichever memory it is in.
+        let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).unwrap();
+        assert_eq!(
+            frame.plane_data(0).unwrap().len() / frame.plane_stride()[0] as usize,
+            info.height() as usize
+        );
+        (info.width(), gstcuframes::gpu::gstcuda::is_cuda(buffer.peek_memory(0)))
+    });
+    let last = |width, cuda| {
+        let seen = seen.clone();
+        move || {
+            seen.lock().unwrap().iter().rev().take(20).filter(|s| **s == (width, cuda)).count()
+                == 20
+        }
+    };
+    for upload in ["cudaupload !", "", "cudaupload !"] {
+        let publisher = site.play(&format!(
+            "{source} ! {upload} cuframessink name=sink key=cam1 forward-eos=false"
+        ));
+        let size = publisher.0.by_name("size").unwrap();
+        for width in [640, 1280, 320] {
+            let caps = format!(
+                "video/x-raw,format=NV12,width={width},height={},framerate=60/1",
+                width * 9 / 16
+            );
+            size.set_property("caps", caps.parse::<gst::Caps>().unwrap());
+            until(last(width, !upload.is_empty()));
+        }
+        assert_eq!(publisher.count("sink", "dropped"), 0);
+    }
+}
+
+/// Who maps a frame for writing is refused, and so is who writes to its address.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_subscriber_that_writes_is_refused_and_nobody_notices() {
+    use gstcuframes::gpu::{Stream, gstcuda};
+    let site = Site::new("write");
+    let other = site.subscriber("other.raw", "");
+    let vandal = site.play("cuframessrc name=src key=cam1 ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false");
+    let refused = vandal.probe("out", |_, buffer| {
+        let memory = buffer.peek_memory(0);
+        let context = gstcuda::memory_context(memory).unwrap().driver_context().unwrap();
+        let (address, len) = {
+            let map = gstcuda::map_device(memory).unwrap();
+            (map.address(), map.len())
+        };
+        // SAFETY: zeros are a valid GstMapInfo; the memory is valid, and not mapped if that fails.
+        let mapped = unsafe {
+            let mut info: gst::ffi::GstMapInfo = std::mem::zeroed();
+            gst::ffi::gst_memory_map(memory.as_ptr().cast_mut(), &mut info, gst::ffi::GST_MAP_WRITE)
+        };
+        // SAFETY: that the driver refuses it is what is tried here.
+        let filled = unsafe { Stream::default_of(&context).fill(address, 0, len) };
+        (mapped == gst::glib::ffi::GFALSE, filled.is_err())
+    });
+    let _running = site.camera("--size 640x360 --gop 15", "h264");
+    every_frame(other);
+    let refused = refused.lock().unwrap();
+    assert!(refused.len() > 10 && refused.iter().all(|r| *r == (true, true)), "{refused:?}");
+}
+
+const ROLE: &str = "CUFRAMES_GPU_ROLE";
+
+/// Not a test: a publisher that is killed while its GPU still works on the frame that it published.
+#[test]
+#[ignore = "a process of another test"]
+fn role() {
+    use gstcuframes::gpu::{Context, Device, DeviceMemory, HostAccess, RegisteredHost, Stream};
+    use gstcuframes::memory::cuda::CudaBackend;
+    use gstcuframes::{FrameInfo, Publisher, PublisherConfig};
+    let Some(dir) = std::env::var_os(ROLE) else { return };
+    let context = Context::primary(&Device::by_ordinal(0).unwrap()).unwrap();
+    let mut config = PublisherConfig::new("cam1");
+    config.runtime_dir = Some(dir.into());
+    let (joined, came) = std::sync::mpsc::channel();
+    let backend = Arc::new(CudaBackend::new(context.clone()).unwrap());
+    let publisher = Publisher::open(config, backend, move |_| joined.send(()).unwrap()).unwrap();
+    let size = 640 * 360 * 3 / 2;
+    let caps = "video/x-raw(memory:CUDAMemory),format=NV12,width=640,height=360,framerate=30/1";
+    publisher.set_format(caps, size).unwrap();
+    came.recv().unwrap();
+    let stream = Stream::new(&context).unwrap();
+    let ballast = DeviceMemory::new(&context, 1 << 30).unwrap();
+    let (at, len, offset, keep) = publisher.ready_word();
+    // SAFETY: mapped for writing while `keep` lives, and read as what others write.
+    let ready =
+        unsafe { RegisteredHost::new(&context, at, len, HostAccess::ReadWrite, keep) }.unwrap();
+    let planes = gstcuframes::Planes::new(&[0, 640 * 360], &[640, 640]);
+    let info = FrameInfo { size, planes, ..Default::default() };
+    let loan = publisher.loan(size).unwrap().unwrap();
+    let address = loan.address();
+    let seq = publisher.publish_unready(loan, &info);
+    // SAFETY: both memories live longer than this process.
+    unsafe {
+        for byte in 0..=255 {
+            stream.fill(ballast.address(), byte, ballast.len()).unwrap();
+        }
+        stream.fill(address, 7, size).unwrap();
+    }
+    stream.write_value(&ready, offset, seq).unwrap();
+    assert!(!stream.is_done().unwrap(), "the GPU is too fast for this test");
+    nix::sys::signal::raise(Signal::SIGKILL).unwrap();
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_publisher_killed_while_its_gpu_works_hangs_nobody() {
+    let site = Site::new("enqueued");
+    let watched = site.play(DOWNLOADED);
+    let seen = watched.probe("out", number);
+    let own = std::env::args().next().unwrap();
+    let mut role = site.command(&own);
+    role.args(["--exact", "role", "--ignored"]).env(ROLE, &site.dir).stdout(Stdio::null());
+    let status = role.status().unwrap();
+    assert!(!status.success());
+    // The frame was never complete, so nobody gets it; the source goes on with the next publisher.
+    let _running = site.camera("--size 640x360 --gop 5", "h264");
+    until(|| watched.count("src", "received") > 20);
+    assert_eq!(watched.count("src", "reconnects"), 1);
+    rising(&seen.lock().unwrap());
+}
+
+/// A socket in a directory that both see is all that they share.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn other_namespaces_get_the_frames() {
+    let site = Site::new("namespaces");
+    let isolate = "--pid --ipc --mount --net --uts --fork --mount-proc --kill-child";
+    let tried = Command::new("unshare").args(isolate.split(' ')).arg("true").status();
+    if !tried.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this user may not make namespaces");
+        return;
+    }
+    let file = site.dir.join("isolated.raw");
+    let inner = site.command("gst-launch-1.0");
+    let mut command = Command::new("unshare");
+    command.args(isolate.split(' ')).arg(inner.get_program()).args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.args(["-q", "cuframessrc", "key=cam1", "mode=strict", "num-buffers=90", "!"]);
+    command.args(["video/x-raw(memory:CUDAMemory)", "!", "cudadownload", "!"]);
+    command.args(["video/x-raw,format=NV12", "!", "filesink"]);
+    let location = format!("location={}", file.display());
+    let isolated = Running(command.arg(location).process_group(0).spawn().unwrap());
+    let _running = site.camera("--size 640x360 --gop 15", "h264");
+    every_frame((isolated, file));
+}
+
+/// The GPUs of this machine; a test that needs more says so and ends.
+fn has_two_gpus() -> bool {
+    let two = gstcuframes::gpu::Device::all().unwrap().len() > 1;
+    if !two {
+        eprintln!("skipped: this machine has one GPU");
+    }
+    two
+}
+
+const ON_SECOND: &str = "videotestsrc is-live=true pattern=ball ! video/x-raw,format=NV12,width=640,height=360 \
+     ! cudaupload cuda-device-id=1 ! cuframessink name=sink key=cam1";
+
+/// Sums of the bytes of frames: the ball moves, so they differ, and both see the same.
+fn sums(site: &Site, source: &str, device: u32) -> Vec<(u64, u64)> {
+    let watched = site
+        .play(&format!("{source} ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false"));
+    let seen = watched.probe("out", move |_, buffer| {
+        let memory = buffer.peek_memory(0);
+        let context = gstcuframes::gpu::gstcuda::memory_context(memory).unwrap();
+        assert_eq!(context.device_id(), device);
+        let map = buffer.map_readable().unwrap();
+        (buffer.offset(), map.iter().map(|b| u64::from(*b)).sum())
+    });
+    until(|| seen.lock().unwrap().len() >= 30);
+    watched.0.set_state(gst::State::Null).unwrap();
+    std::mem::take(&mut *seen.lock().unwrap())
+}
+
+#[test]
+#[ignore = "needs two NVIDIA GPUs"]
+fn frames_reach_another_gpu() {
+    if !has_two_gpus() {
+        return;
+    }
+    let site = Site::new("peers");
+    for memory in ["vmm", "ipc"] {
+        // Processes of their own, since a process can't open its own memory with memory=ipc.
+        let _publisher =
+            site.launch(&ON_SECOND.replace("key=cam1", &format!("key=cam1 memory={memory}")));
+        // By itself a source goes to the publisher's GPU.
+        let own = sums(&site, "cuframessrc key=cam1 mode=strict", 1);
+        let peer = sums(&site, "cuframessrc key=cam1 mode=strict cuda-device-id=0", 0);
+        let copied =
+            sums(&site, "cuframessrc key=cam1 mode=strict cuda-device-id=0 io-mode=copy", 0);
+        for all in [own, peer, copied] {
+            assert!(all.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1), "{all:?}");
+            assert!(all.windows(2).any(|pair| pair[1].1 != pair[0].1), "{all:?}");
+        }
+    }
+}
+
+/// PyTorch and CuPy read the publisher's memory where it is, in Python.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn python_takes_tensors_without_a_copy() {
+    let site = Site::new("tensor");
+    let python = std::env::var("PYTHON").unwrap_or("python3".into());
+    let script = std::env::var_os("CUFRAMES_BUILT").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/python/tensor.py"),
+        |built| PathBuf::from(built).join("examples/python/tensor.py"),
+    );
+    let _publisher = site.launch(
+        "videotestsrc is-live=true pattern=white ! video/x-raw,format=NV12,width=640,height=360 \
+         ! cudaupload ! cuframessink key=cam1",
+    );
+    for library in ["torch", "cupy"] {
+        let has = Command::new(&python).args(["-c", &format!("import {library}")]).status();
+        if !has.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: {python} has no {library}");
+            continue;
+        }
+        let mut command = site.command(&python);
+        let output = command.arg(&script).args(["cam1", "20", library]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.matches("(360, 640) mean 235.000 no copy").count(), 20, "{output:?}");
+    }
 }

@@ -163,6 +163,12 @@ impl Planes {
         offsets.iter().zip(strides).map(plane).collect()
     }
 
+    /// The same planes in memory that begins this many bytes earlier.
+    pub fn moved(self, by: u32) -> Self {
+        let moved = |p: &Plane| Plane { offset: p.offset + by, stride: p.stride };
+        self.iter().map(moved).collect()
+    }
+
     /// Offsets and strides; the first [`Planes::len`](slice::len) of each count.
     pub fn to_arrays(&self) -> ([usize; MAX_PLANES], [i32; MAX_PLANES]) {
         (self.planes.map(|p| p.offset as usize), self.planes.map(|p| p.stride))

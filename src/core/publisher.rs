@@ -191,12 +191,18 @@ impl Publisher {
     /// A slot for a frame of `size` bytes; `None` where all are in use. Under [`Policy::Wait`] this is
     /// where the publisher waits.
     pub fn loan(&self, size: usize) -> Result<Option<Loan>> {
-        self.frames.loan(size, &|| false)
+        self.frames.loan(size, None, &|| false)
     }
 
-    /// As [`Publisher::loan`], but gives up waiting soon after `cancelled` says so.
-    pub fn loan_unless(&self, size: usize, cancelled: &dyn Fn() -> bool) -> Result<Option<Loan>> {
-        self.frames.loan(size, cancelled)
+    /// As [`Publisher::loan`], in memory of this backend, and gives up waiting soon after `cancelled`
+    /// says so. All slots move to another backend with the first loan from it.
+    pub fn loan_in(
+        &self,
+        backend: &Arc<dyn Backend>,
+        size: usize,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Loan>> {
+        self.frames.loan(size, Some(backend), cancelled)
     }
 
     /// Publishes what was written to a slot, and gives its sequence number, which starts at 1.
@@ -218,15 +224,17 @@ impl Publisher {
         (memory.as_ptr(), memory.len(), offset, self.frames.clone())
     }
 
-    /// Publishes the loan that the address falls into; its owner goes on reading it, and has to write
-    /// no more. `info` is handed the distance from the slot's start in bytes. `None` if the address is
-    /// in no slot on loan, or the slot was published already.
+    /// Publishes the loan that the address falls into; its owner goes on reading it. If the frame is
+    /// `ready`, the owner has to write no more; otherwise as in [`Publisher::publish_unready`]. `info` is
+    /// handed the distance from the slot's start in bytes. `None` if the address is in no slot on loan,
+    /// or the slot was published already.
     pub(crate) fn publish_at(
         &self,
         address: u64,
+        ready: bool,
         info: impl FnOnce(u64) -> FrameInfo,
     ) -> Option<u64> {
-        self.frames.publish_at(address, info)
+        self.frames.publish_at(address, ready, info)
     }
 
     /// Counts a frame that could not be published.

@@ -49,7 +49,8 @@ pub struct Wait<'a> {
     pub interrupt: &'a Interrupt,
     /// `None` is forever.
     pub timeout: Option<Duration>,
-    /// How long to look for a frame without sleeping, each time; costs a CPU and saves the wake-up.
+    /// How long to look for a frame without sleeping, around the time at which the next is expected by
+    /// the pace of those before; costs as much CPU time and saves the wake-up.
     pub spin: Duration,
     /// At the end of the stream, go on waiting for a publisher that starts it again.
     pub past_eos: bool,

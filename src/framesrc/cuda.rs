@@ -1,23 +1,29 @@
-//! Frames of a publisher of device memory: wrapped where they are, or downloaded.
+//! Frames of a publisher of device memory: wrapped where they are, copied, or downloaded.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use gst_video::VideoInfo;
 
-use crate::gpu::gstcuda::{self, CudaContext, CudaStream};
-use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream};
+use crate::core::board::lock;
+use crate::gpu::gstcuda::{self, Content, CudaContext, CudaStream};
+use crate::gpu::{
+    self, Address, Context, Copy2d, DeviceMemory, HostAccess, RegisteredHost, Stream,
+};
 use crate::properties::plane_size;
 use crate::{Frame, Subscriber};
 
 /// What emits the frames of one publisher in one CUDA context.
 pub struct DeviceSource {
     context: CudaContext,
+    driver: Context,
     /// What downstream enqueues its work on.
     stream: CudaStream,
     driver_stream: Arc<Stream>,
     /// The page of the claims, for the device to clear them. `None` if it can't; then the CPU waits for
     /// downstream's work before it gives a frame back.
     claims: Option<Arc<RegisteredHost>>,
+    /// Memory for copies that nobody uses any more. What is enqueued on the stream may still read it.
+    spare: Arc<Mutex<Vec<DeviceMemory>>>,
 }
 
 impl DeviceSource {
@@ -35,7 +41,24 @@ impl DeviceSource {
             None
         };
         let driver_stream = Arc::new(stream.driver_stream(&driver));
-        Ok(Self { context, stream, driver_stream, claims })
+        Ok(Self { context, driver, stream, driver_stream, claims, spare: Arc::default() })
+    }
+
+    /// Whether the device can read the frame where it is.
+    pub fn reaches(&self, frame: &Frame) -> bool {
+        frame.memory().context().is_none_or(|c| c.device() == self.driver.device())
+    }
+
+    /// Gives a frame back when all work is done that was enqueued on the stream by then.
+    fn give_back(stream: &Stream, claims: Option<&RegisteredHost>, frame: Frame) {
+        frame.release_with(|offset| {
+            let cleared = claims.map(|claims| stream.write_value(claims, offset, 0));
+            if matches!(cleared, Some(Ok(()))) {
+                return true;
+            }
+            let _ = stream.synchronize();
+            false
+        });
     }
 
     /// The frame as memory that downstream takes as its own. The claim goes when the last reference is
@@ -43,21 +66,40 @@ impl DeviceSource {
     pub fn wrap(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gpu::Error> {
         let layout = layout(&frame, video)?;
         let (stream, claims) = (self.driver_stream.clone(), self.claims.clone());
-        let address = frame.address();
-        let freed = move || {
-            frame.release_with(|offset| {
-                let cleared = claims.as_ref().map(|c| stream.write_value(c, offset, 0));
-                if matches!(cleared, Some(Ok(()))) {
-                    return true;
-                }
-                let _ = stream.synchronize();
-                false
-            });
-        };
+        let at = (frame.address(), Content::Complete);
+        let freed = move || Self::give_back(&stream, claims.as_deref(), frame);
         // SAFETY: the frame's planes lie within its slot, which the caller has checked. The slot is
         // mapped while `freed` has the frame, and not written by the publisher before the claim is
         // cleared, behind the work on the stream.
-        unsafe { gstcuda::wrap(&self.context, Some(&self.stream), &layout, address, freed) }
+        unsafe { gstcuda::wrap(&self.context, Some(&self.stream), &layout, at, freed) }
+    }
+
+    /// A copy of the frame in memory of this device. The CPU does not wait for it.
+    pub fn copy(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gpu::Error> {
+        let layout = layout(&frame, video)?;
+        let size = layout.size();
+        // What was made for smaller frames is of no use any more.
+        let spare = std::iter::from_fn(|| lock(&self.spare).pop()).find(|m| m.len() >= size);
+        let memory = match spare {
+            Some(memory) => memory,
+            None => DeviceMemory::new(&self.driver, size)?,
+        };
+        let (from, to) = (frame.address(), memory.address());
+        // SAFETY: the frame is mapped, and as it is, until it is given back below, behind the copy. The
+        // memory is as long, and kept by what is wrapped; what read it before is before the copy.
+        unsafe {
+            match frame.memory().context().filter(|_| !self.reaches(&frame)) {
+                Some(owner) => self.driver_stream.copy_from_peer((from, owner), to, size)?,
+                None => self.driver_stream.copy(from, to, size)?,
+            }
+        }
+        Self::give_back(&self.driver_stream, self.claims.as_deref(), frame);
+        let spare = self.spare.clone();
+        let freed = move || lock(&spare).push(memory);
+        // SAFETY: the memory is as long as the layout, and goes back to be used on the same stream.
+        unsafe {
+            gstcuda::wrap(&self.context, Some(&self.stream), &layout, (to, Content::Pending), freed)
+        }
     }
 
     /// A copy of the frame in host memory.
@@ -66,6 +108,11 @@ impl DeviceSource {
         let mut buffer = gst::Buffer::with_size(video.size())
             .map_err(|_| problem("There is no memory left for a frame"))?;
         let from = layout(frame, video)?;
+        // Where this device does not reach, that of the memory downloads.
+        let own = match frame.memory().context().filter(|_| !self.reaches(frame)) {
+            Some(owner) => &Stream::default_of(owner),
+            None => &*self.driver_stream,
+        };
         {
             let buffer = buffer.make_mut();
             let mut map =
@@ -84,9 +131,9 @@ impl DeviceSource {
                 };
                 // SAFETY: both ends are valid until the stream is waited for below, since frame and map
                 // are borrowed until then.
-                unsafe { self.driver_stream.copy_2d(&copy) }?;
+                unsafe { own.copy_2d(&copy) }?;
             }
-            self.driver_stream.synchronize()?;
+            own.synchronize()?;
         }
         Ok(buffer)
     }

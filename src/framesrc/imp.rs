@@ -31,6 +31,7 @@ use gst_video::video_frame::VideoBufferExt;
 use super::cuda::DeviceSource;
 use super::{IoMode, Mode};
 use crate::core::wake::now_ns;
+use crate::gpu::Device;
 use crate::gpu::gstcuda::ContextSlot;
 use crate::log::CAT;
 use crate::memory::Importer;
@@ -170,9 +171,14 @@ impl CuframesSrc {
     /// Maps device memory in the context that the pipeline shares, once there is some to be mapped.
     fn importer(&self, device_id: i32) -> Importer {
         let weak = self.obj().downgrade();
-        Importer::cuda_when_needed(move || {
+        Importer::cuda_when_needed(move |publishers| {
             let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
             let obj = weak.upgrade().ok_or_else(gone)?;
+            // By its UUID, since the GPU may have another number here.
+            let device_id = match Device::by_uuid(publishers) {
+                Ok(device) if device_id < 0 => device.ordinal(),
+                _ => device_id,
+            };
             Ok(obj.imp().context.ensure(&obj, device_id)?.driver_context()?)
         })
     }
@@ -198,16 +204,21 @@ impl CuframesSrc {
         Ok(())
     }
 
-    /// The running time of a frame, `None` for one that is older than this pipeline and not the first.
-    fn running_time(&self, state: &mut State, frame: &Frame) -> Option<gst::ClockTime> {
+    /// The running time of a frame. One that is older than this pipeline has none: the first of these
+    /// goes out at 0, and in strict mode the others right behind it; else they are left out (`None`).
+    fn running_time(&self, state: &mut State, frame: &Frame, mode: Mode) -> Option<gst::ClockTime> {
         let pts = frame.info.pts.unwrap_or(frame.info.captured);
         let latency = self.outlet.latency().as_nanos() as i64;
         let shift = *state.shift.get_or_insert_with(|| time::shift(frame.published, pts, latency));
         let origin = state.origin.get(&*self.obj())?;
         match u64::try_from(pts + shift - origin) {
             Ok(ns) => Some(gst::ClockTime::from_nseconds(ns)),
-            Err(_) if state.last.is_none() => Some(gst::ClockTime::ZERO),
-            Err(_) => None,
+            Err(_) => match state.last {
+                None => Some(gst::ClockTime::ZERO),
+                Some(last) => {
+                    (mode == Mode::Strict).then_some(last + gst::ClockTime::from_nseconds(1))
+                }
+            },
         }
     }
 
@@ -248,12 +259,22 @@ impl CuframesSrc {
         }
         let device = frame.memory().kind().is_device();
         let download = device && format.download;
+        let full = match io_mode {
+            IoMode::Auto => held >= credit,
+            IoMode::Import => false,
+            IoMode::Copy => true,
+        };
+        let mut copy = full && !download;
         let mut buffer = if download {
             self.device(state)?.download(&frame, &format.info).map_err(|e| self.fail(e.into()))?
         } else if device {
-            let memory = self.device(state)?.wrap(frame, &format.info);
+            let source = self.device(state)?;
+            // The GPU of this pipeline may not reach the memory.
+            copy |= !source.reaches(&frame);
+            let emit = if copy { DeviceSource::copy } else { DeviceSource::wrap };
+            let memory = emit(source, frame, &format.info).map_err(|e| self.fail(e.into()))?;
             let mut buffer = gst::Buffer::new();
-            buffer.make_mut().append_memory(memory.map_err(|e| self.fail(e.into()))?);
+            buffer.make_mut().append_memory(memory);
             buffer
         } else {
             gst::Buffer::from_slice(FrameBytes(frame))
@@ -275,17 +296,11 @@ impl CuframesSrc {
                 gst_video::VideoCropMeta::add(buffer, (c.x, c.y, c.width, c.height));
             }
         }
-        let copy = !download
-            && match io_mode {
-                IoMode::Auto => held >= credit,
-                IoMode::Import => false,
-                IoMode::Copy => true,
-            };
-        if copy {
+        if copy && !device {
             buffer = buffer.copy_deep().map_err(|_| gst::FlowError::Error)?;
-            if let Some(subscriber) = &state.subscriber {
-                subscriber.count_copied();
-            }
+        }
+        if copy && let Some(subscriber) = &state.subscriber {
+            subscriber.count_copied();
         }
         {
             let buffer = buffer.make_mut();
@@ -368,7 +383,7 @@ impl ObjectImpl for CuframesSrc {
                     .build(),
                 glib::ParamSpecUInt::builder("spin")
                     .nick("Spin")
-                    .blurb("Look for the next frame for this long before sleeping: less latency, more CPU (µs)")
+                    .blurb("Around the time at which the next frame is expected, look for it without sleeping for this long: less latency, more CPU (µs)")
                     .maximum(1_000_000)
                     .default_value(DEFAULT_SPIN)
                     .mutable_playing()
@@ -380,7 +395,7 @@ impl ObjectImpl for CuframesSrc {
                     .build(),
                 glib::ParamSpecInt::builder("cuda-device-id")
                     .nick("CUDA device id")
-                    .blurb("The GPU to map device memory for (-1 = that of the pipeline, or the first)")
+                    .blurb("The GPU to map device memory for (-1 = that of the pipeline's CUDA context, or the publisher's)")
                     .minimum(-1)
                     .default_value(DEFAULT_CUDA_DEVICE_ID)
                     .mutable_ready()
@@ -536,7 +551,7 @@ impl PushSrcImpl for CuframesSrc {
         loop {
             let frame = self.next_frame(&mut state, &settings)?;
             self.set_format(&mut state, &frame)?;
-            let Some(pts) = self.running_time(&mut state, &frame) else {
+            let Some(pts) = self.running_time(&mut state, &frame, settings.mode) else {
                 gst::log!(CAT, imp = self, "Frame {} is older than the pipeline", frame.seq);
                 continue;
             };

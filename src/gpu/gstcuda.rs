@@ -5,12 +5,10 @@ use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;
 use std::marker::PhantomData;
-use std::os::fd::BorrowedFd;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdeviceptr, CUstream};
 use gst::ffi::{
-    GstBufferPool, GstContext, GstElement, GstMapFlags, GstMapInfo, GstMemory, GstQuery,
-    GstStructure,
+    GstContext, GstElement, GstMapFlags, GstMapInfo, GstMemory, GstQuery, GstStructure,
 };
 use gst::glib::ffi::{GDestroyNotify, gboolean, gpointer};
 use gst::glib::{self, translate::*};
@@ -33,24 +31,24 @@ pub const CONTEXT_TYPE: &str = "gst.cuda.context";
 /// `GST_MAP_CUDA`: asks a GstCudaMemory for its device address.
 const MAP_CUDA: GstMapFlags = gst::ffi::GST_MAP_FLAG_LAST << 1;
 
-/// `GST_CUDA_MEMORY_ALLOC_MMAP`: memory that can be exported as an fd.
-const ALLOC_MMAP: c_int = 2;
+/// `GST_CUDA_MEMORY_TRANSFER_NEED_SYNC`: who works on another stream has to wait for the memory's.
+const NEED_SYNC: u32 = gst::ffi::GST_MEMORY_FLAG_LAST << 2;
 
 /// A GstCudaContext, which is a GstObject.
 #[repr(C)]
-struct RawContext {
+pub(super) struct RawContext {
     _opaque: [u8; 0],
 }
 
 /// A GstCudaStream, which is a GstMiniObject.
 #[repr(C)]
-struct RawStream {
+pub(super) struct RawStream {
     _opaque: [u8; 0],
 }
 
 /// The public head of a GstCudaMemory, the same from 1.24 to 1.28. Its private rest is behind it.
 #[repr(C)]
-struct RawMemory {
+pub(super) struct RawMemory {
     memory: GstMemory,
     context: *mut RawContext,
     info: GstVideoInfo,
@@ -60,7 +58,7 @@ macro_rules! table {
     ($($name:ident($($argument:ty),*) $(-> $result:ty)?;)*) => {
         /// The functions in use, by their names.
         pub struct GstCuda {
-            $($name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+            $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
         }
 
         impl GstCuda {
@@ -93,12 +91,10 @@ table! {
     gst_is_cuda_memory(*mut GstMemory) -> gboolean;
     gst_cuda_memory_get_stream(*mut RawMemory) -> *mut RawStream;
     gst_cuda_memory_sync(*mut RawMemory);
-    gst_cuda_memory_get_alloc_method(*mut RawMemory) -> c_int;
-    gst_cuda_memory_export(*mut RawMemory, gpointer) -> gboolean;
+    gst_cuda_allocator_alloc(*mut c_void, *mut RawContext, *mut RawStream, *const GstVideoInfo) -> *mut GstMemory;
     gst_cuda_allocator_alloc_wrapped(*mut c_void, *mut RawContext, *mut RawStream, *const GstVideoInfo, CUdeviceptr, gpointer, GDestroyNotify) -> *mut GstMemory;
-    gst_cuda_buffer_pool_new(*mut RawContext) -> *mut GstBufferPool;
-    gst_buffer_pool_config_set_cuda_stream(*mut GstStructure, *mut RawStream);
-    gst_buffer_pool_config_set_cuda_alloc_method(*mut GstStructure, c_int);
+    gst_cuda_buffer_pool_get_type() -> glib::ffi::GType;
+    gst_buffer_pool_config_get_cuda_stream(*mut GstStructure) -> *mut RawStream;
 }
 
 impl fmt::Debug for GstCuda {
@@ -149,14 +145,14 @@ impl GstCuda {
     }
 }
 
-fn failed<T>(function: &'static str) -> Result<T> {
+pub(super) fn failed<T>(function: &'static str) -> Result<T> {
     Err(Error::Gst { function })
 }
 
 /// A GstCudaContext.
 #[derive(Clone, Debug)]
 pub struct CudaContext {
-    lib: &'static GstCuda,
+    pub(super) lib: &'static GstCuda,
     object: gst::Object,
 }
 
@@ -175,7 +171,7 @@ impl CudaContext {
         Self { lib, object: unsafe { from_glib_none(raw.cast::<gst::ffi::GstObject>()) } }
     }
 
-    fn raw(&self) -> *mut RawContext {
+    pub(super) fn raw(&self) -> *mut RawContext {
         self.object.as_ptr().cast()
     }
 
@@ -222,31 +218,6 @@ impl CudaContext {
     /// The GPU's number, as elements call it.
     pub fn device_id(&self) -> u32 {
         self.object.property("cuda-device-id")
-    }
-
-    /// A pool of buffers in device memory that can be exported as fds ([`exported_fd`]), for upstream
-    /// to write to. `configure` sets caps and sizes.
-    pub fn exportable_pool(
-        &self,
-        stream: Option<&CudaStream>,
-        configure: impl FnOnce(&mut gst::BufferPoolConfigRef),
-    ) -> Result<gst::BufferPool> {
-        // SAFETY: the object is a GstCudaContext; the pool that comes is ours.
-        let pool: gst::BufferPool =
-            unsafe { from_glib_full((self.lib.gst_cuda_buffer_pool_new)(self.raw())) };
-        let mut config = pool.config();
-        configure(&mut config);
-        let structure = config.as_mut().as_mut_ptr();
-        // SAFETY: the configuration is ours to write; the stream is valid, and the setter takes a
-        // reference of its own.
-        unsafe {
-            (self.lib.gst_buffer_pool_config_set_cuda_alloc_method)(structure, ALLOC_MMAP);
-            if let Some(stream) = stream {
-                (self.lib.gst_buffer_pool_config_set_cuda_stream)(structure, stream.raw);
-            }
-        }
-        pool.set_config(config).or_else(|_| failed("gst_buffer_pool_set_config"))?;
-        Ok(pool)
     }
 }
 
@@ -437,6 +408,12 @@ impl CudaStream {
         Ok(Self { lib, raw })
     }
 
+    /// # Safety
+    /// `raw` has to be a reference to a GstCudaStream that the caller gives away.
+    pub(super) unsafe fn from_full(lib: &'static GstCuda, raw: *mut RawStream) -> Self {
+        Self { lib, raw }
+    }
+
     fn handle(&self) -> CUstream {
         // SAFETY: valid while `self` lives.
         unsafe { (self.lib.gst_cuda_stream_get_handle)(self.raw) }
@@ -460,6 +437,17 @@ unsafe extern "C" fn on_free<F: FnOnce() + Send + 'static>(data: gpointer) {
     }
 }
 
+/// What wrapped memory may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// It is complete, and not to be written: who asks for that is refused, or gets a copy.
+    Complete,
+    /// What writes it is enqueued on its stream, for others to wait for.
+    Pending,
+    /// It is there to be written.
+    Blank,
+}
+
 /// Device memory as GstCudaMemory. `info` says where the planes lie in it: its offsets, strides and
 /// size have to be the memory's. Elements downstream enqueue their work on `stream`.
 ///
@@ -474,7 +462,7 @@ pub unsafe fn wrap<F: FnOnce() + Send + 'static>(
     context: &CudaContext,
     stream: Option<&CudaStream>,
     info: &gst_video::VideoInfo,
-    address: u64,
+    (address, content): (u64, Content),
     freed: F,
 ) -> Result<gst::Memory> {
     let lib = context.lib;
@@ -501,6 +489,32 @@ pub unsafe fn wrap<F: FnOnce() + Send + 'static>(
             // Nothing took the data.
             drop(Box::from_raw(data));
             return failed("gst_cuda_allocator_alloc_wrapped");
+        }
+        (*memory).mini_object.flags |= match content {
+            Content::Complete => gst::ffi::GST_MEMORY_FLAG_READONLY,
+            Content::Pending => NEED_SYNC,
+            Content::Blank => 0,
+        };
+        Ok(from_glib_full(memory))
+    }
+}
+
+/// New device memory for a picture, laid out as GStreamer likes it.
+pub fn allocate(
+    context: &CudaContext,
+    stream: Option<&CudaStream>,
+    info: &gst_video::VideoInfo,
+) -> Result<gst::Memory> {
+    let lib = context.lib;
+    let stream = stream.map_or(std::ptr::null_mut(), |s| s.raw);
+    // SAFETY: all objects are valid, and GStreamer takes references of its own; `info` is copied. No
+    // allocator means the default one. What comes is null or ours.
+    unsafe {
+        let allocator = std::ptr::null_mut();
+        let memory =
+            (lib.gst_cuda_allocator_alloc)(allocator, context.raw(), stream, info.to_glib_none().0);
+        if memory.is_null() {
+            return failed("gst_cuda_allocator_alloc");
         }
         Ok(from_glib_full(memory))
     }
@@ -544,21 +558,6 @@ pub fn sync(memory: &gst::MemoryRef) {
     {
         // SAFETY: a GstCudaMemory.
         unsafe { (lib.gst_cuda_memory_sync)(raw) };
-    }
-}
-
-/// The fd of device memory that can be exported, which the memory keeps: see
-/// [`CudaContext::exportable_pool`].
-pub fn exported_fd(memory: &gst::MemoryRef) -> Option<BorrowedFd<'_>> {
-    let lib = GstCuda::get().ok()?;
-    let raw = lib.cuda(memory)?;
-    let mut fd: c_int = -1;
-    let to: *mut c_int = &mut fd;
-    // SAFETY: a GstCudaMemory; the library writes an int, an fd that is open while the memory lives.
-    unsafe {
-        let exported = (lib.gst_cuda_memory_get_alloc_method)(raw) == ALLOC_MMAP
-            && (lib.gst_cuda_memory_export)(raw, to.cast()) != glib::ffi::GFALSE;
-        (exported && fd >= 0).then(|| BorrowedFd::borrow_raw(fd))
     }
 }
 

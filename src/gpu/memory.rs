@@ -331,6 +331,10 @@ impl IpcMemory {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
 }
 
 /// How the device may use host memory.

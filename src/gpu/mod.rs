@@ -7,6 +7,7 @@ mod context;
 mod driver;
 pub mod gstcuda;
 mod memory;
+pub mod pool;
 mod stream;
 
 use std::fmt;

@@ -104,10 +104,6 @@ impl CudaImport {
     pub(super) fn new(context: &Context, fd: OwnedFd, geometry: Geometry) -> io::Result<Self> {
         let len = whole(context, geometry)?;
         let allocation = VmmAllocation::import(context, fd.as_fd())?;
-        let (owner, device) = (allocation.device()?, context.device());
-        if !device.can_access(&owner) {
-            return Err(super::no_access(device, &owner));
-        }
         // An allocation that is smaller than announced can't be mapped at this length.
         let map = VmmMapping::new(context, &allocation, len, Access::ReadOnly)?;
         Ok(Self { map, geometry })
@@ -126,5 +122,9 @@ unsafe impl Imported for CudaImport {
 
     fn address(&self, slot: u32) -> u64 {
         self.geometry.address(self.map.address(), slot)
+    }
+
+    fn context(&self) -> Option<&Context> {
+        Some(self.map.context())
     }
 }

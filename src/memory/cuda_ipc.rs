@@ -2,6 +2,8 @@
 //!
 //! For systems whose driver exports no fds. It has its limits: both processes have to be in the same
 //! PID and IPC namespaces, a process can't open its own memory, and subscribers could write to it.
+//!
+//! For devices that can't write numbers in the order of a stream there is an event for each slot, too.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,35 +16,48 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::cuda::device_geometry;
 use super::{Backend, Chunk, Geometry, Imported, Kind};
-use crate::gpu::{Context, DeviceMemory, IpcHandle, IpcMemory, Uuid};
+use crate::core::layout::MAX_SLOTS;
+use crate::gpu::{Context, DeviceMemory, Event, IpcHandle, IpcMemory, Uuid};
 
-/// Puts the handle into a file of its own: a chunk travels as an fd, of whatever kind it is.
-fn write_handle(handle: &IpcHandle) -> io::Result<OwnedFd> {
+const HANDLE: usize = size_of::<IpcHandle>();
+
+/// Puts the handles into a file of their own, that of the memory first and then those of the events, if
+/// any: a chunk travels as an fd, of whatever kind it is.
+fn write_handles(handles: &[IpcHandle]) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let mut file = File::from(memfd_create("cuframes-ipc", flags)?);
-    file.write_all(handle)?;
+    file.write_all(handles.as_flattened())?;
     fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
     Ok(file.into())
 }
 
-fn read_handle(fd: OwnedFd) -> io::Result<IpcHandle> {
+/// The handle of the memory, and as many of events as there are slots, or none.
+fn read_handles(fd: OwnedFd, slots: u32) -> io::Result<(IpcHandle, Vec<IpcHandle>)> {
+    let bad = |text| io::Error::new(io::ErrorKind::InvalidData, text);
     let file = File::from(fd);
-    let mut handle = [0; size_of::<IpcHandle>()];
     // Nothing waits here: only a memfd has seals.
-    fcntl(&file, FcntlArg::F_GET_SEALS)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the fd is not a memfd"))?;
-    file.read_exact_at(&mut handle, 0)?;
-    Ok(handle)
+    fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| bad("the fd is not a memfd"))?;
+    let read = |n: usize| {
+        let mut handle = [0; HANDLE];
+        file.read_exact_at(&mut handle, (n * HANDLE) as u64).map(|()| handle)
+    };
+    let events = if file.metadata()?.len() <= HANDLE as u64 { 0 } else { slots };
+    if events > MAX_SLOTS {
+        return Err(bad("there can't be as many slots"));
+    }
+    Ok((read(0)?, (1..=events as usize).map(read).collect::<io::Result<_>>()?))
 }
 
 #[derive(Debug)]
 pub struct CudaIpcBackend {
     context: Context,
+    events: bool,
 }
 
 impl CudaIpcBackend {
-    pub fn new(context: Context) -> Self {
-        Self { context }
+    /// With `events`, subscribers wait for an event of the slot ([`Chunk::event`]).
+    pub fn new(context: Context, events: bool) -> Self {
+        Self { context, events }
     }
 
     pub fn context(&self) -> &Context {
@@ -63,14 +78,22 @@ impl Backend for CudaIpcBackend {
         let geometry = device_geometry(slots, size)?;
         let bytes = geometry.bytes().ok_or(io::ErrorKind::InvalidInput)?;
         let memory = DeviceMemory::new(&self.context, bytes)?;
-        let fd = write_handle(&memory.ipc_handle()?)?;
-        Ok(Arc::new(CudaIpcChunk { memory, fd, geometry }))
+        let event = |_| Event::interprocess(&self.context);
+        let events: Vec<Event> =
+            (0..slots).filter(|_| self.events).map(event).collect::<Result<_, _>>()?;
+        let mut handles = vec![memory.ipc_handle()?];
+        for event in &events {
+            handles.push(event.ipc_handle()?);
+        }
+        Ok(Arc::new(CudaIpcChunk { memory, events, fd: write_handles(&handles)?, geometry }))
     }
 }
 
 #[derive(Debug)]
 struct CudaIpcChunk {
     memory: DeviceMemory,
+    /// One for each slot, or none.
+    events: Vec<Event>,
     fd: OwnedFd,
     geometry: Geometry,
 }
@@ -88,12 +111,17 @@ unsafe impl Chunk for CudaIpcChunk {
     fn address(&self, slot: u32) -> u64 {
         self.geometry.address(self.memory.address(), slot)
     }
+
+    fn event(&self, slot: u32) -> Option<&Event> {
+        self.events.get(slot as usize)
+    }
 }
 
 /// A chunk of another process.
 #[derive(Debug)]
 pub struct CudaIpcImport {
     memory: IpcMemory,
+    events: Vec<Event>,
     geometry: Geometry,
 }
 
@@ -102,11 +130,14 @@ impl CudaIpcImport {
         let bad = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let bytes =
             geometry.bytes().ok_or_else(|| bad("the numbers of the memory make no sense"))?;
-        let memory = IpcMemory::open(context, &read_handle(fd)?)?;
+        let (handle, events) = read_handles(fd, geometry.slots)?;
+        let memory = IpcMemory::open(context, &handle)?;
         if memory.len() < bytes {
             return Err(bad("the memory is shorter than announced"));
         }
-        Ok(Self { memory, geometry })
+        let open = |handle| Event::open(context, handle);
+        let events = events.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { memory, events, geometry })
     }
 }
 
@@ -123,6 +154,14 @@ unsafe impl Imported for CudaIpcImport {
     fn address(&self, slot: u32) -> u64 {
         self.geometry.address(self.memory.address(), slot)
     }
+
+    fn event(&self, slot: u32) -> Option<&Event> {
+        self.events.get(slot as usize)
+    }
+
+    fn context(&self) -> Option<&Context> {
+        Some(self.memory.context())
+    }
 }
 
 #[cfg(test)]
@@ -130,20 +169,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handle_travels_as_a_file_that_nobody_can_change() {
-        let handle: IpcHandle = std::array::from_fn(|i| i as u8);
-        let fd = write_handle(&handle).unwrap();
+    fn handles_travel_as_a_file_that_nobody_can_change() {
+        let handles = [1, 2, 3].map(|n| -> IpcHandle { std::array::from_fn(|i| i as u8 * n) });
+        let fd = write_handles(&handles).unwrap();
         let mut other = File::from(fd.try_clone().unwrap());
         assert!(other.write_all(b"x").is_err());
         assert!(other.set_len(0).is_err());
-        assert_eq!(read_handle(fd).unwrap(), handle);
+        assert_eq!(read_handles(fd, 2).unwrap(), (handles[0], handles[1..].to_vec()));
+        let alone = write_handles(&handles[..1]).unwrap();
+        assert_eq!(read_handles(alone, 2).unwrap(), (handles[0], vec![]));
     }
 
     #[test]
     fn what_is_no_handle_is_refused() {
         let null = File::open("/dev/null").unwrap();
-        assert!(read_handle(null.into()).is_err());
+        assert!(read_handles(null.into(), 1).is_err());
         let short = memfd_create("short", MFdFlags::MFD_CLOEXEC).unwrap();
-        assert!(read_handle(short).is_err());
+        assert!(read_handles(short, 1).is_err());
+        let few = write_handles(&[[0; HANDLE]; 2]).unwrap();
+        assert!(read_handles(few.try_clone().unwrap(), 2).is_err());
+        assert!(read_handles(few, u32::MAX).is_err());
     }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::gpu::{Context, Device, Uuid};
+use crate::gpu::{Context, Device, Event, Uuid};
 
 /// A kind of memory, by its number in the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +103,11 @@ pub unsafe trait Chunk: Send + Sync {
 
     /// Where the slot begins: an address of the CPU or of the device.
     fn address(&self, slot: u32) -> u64;
+
+    /// What has to be recorded behind the work that writes the slot, if subscribers wait for that.
+    fn event(&self, _slot: u32) -> Option<&Event> {
+        None
+    }
 }
 
 /// The subscriber's side of a [`Chunk`].
@@ -116,6 +121,16 @@ pub unsafe trait Imported: Send + Sync {
 
     /// Where the slot begins: an address of the CPU or of the device, to be read only.
     fn address(&self, slot: u32) -> u64;
+
+    /// What the frame in the slot is complete behind. It was recorded before the frame was published.
+    fn event(&self, _slot: u32) -> Option<&Event> {
+        None
+    }
+
+    /// The context that addresses of a device are valid in.
+    fn context(&self) -> Option<&Context> {
+        None
+    }
 }
 
 /// What a subscriber can map. Host memory always; device memory, if it has a context for it.
@@ -127,7 +142,7 @@ pub struct Importer {
 #[derive(Clone)]
 enum Cuda {
     Context(Context),
-    WhenNeeded(Arc<dyn Fn() -> io::Result<Context> + Send + Sync>),
+    WhenNeeded(Arc<dyn Fn(Uuid) -> io::Result<Context> + Send + Sync>),
 }
 
 impl fmt::Debug for Importer {
@@ -151,10 +166,11 @@ impl Importer {
         Self { cuda: Some(Cuda::Context(context)) }
     }
 
-    /// Also device memory, for a context that `make` gives for each chunk: a context takes memory of
-    /// the GPU, which a subscriber of host memory need not spend.
+    /// Also device memory, for a context that `make` gives for each chunk, which is handed the
+    /// publisher's GPU: a context takes memory of the GPU, which a subscriber of host memory need not
+    /// spend.
     pub fn cuda_when_needed(
-        make: impl Fn() -> io::Result<Context> + Send + Sync + 'static,
+        make: impl Fn(Uuid) -> io::Result<Context> + Send + Sync + 'static,
     ) -> Self {
         Self { cuda: Some(Cuda::WhenNeeded(Arc::new(make))) }
     }
@@ -167,19 +183,22 @@ impl Importer {
         }
     }
 
-    /// Maps a chunk that a publisher sent. Its numbers are not trusted.
+    /// Maps a chunk that a publisher sent, of memory on the GPU `owner`. Its numbers are not trusted.
+    ///
+    /// Device memory is mapped in the importer's context, if its GPU can read that of the owner, else
+    /// in a context on the owner's: then [`Imported::context`] is another, and frames have to be copied.
     ///
     /// Errors: the numbers make no sense, the fd is not what the kind says, the address space is full,
-    /// or this subscriber has no GPU, or one that can't reach the publisher's.
+    /// or this subscriber has no GPU, or does not see the publisher's.
     pub fn import(
         &self,
-        kind: Kind,
+        (kind, owner): (Kind, Uuid),
         fd: OwnedFd,
         geometry: Geometry,
     ) -> io::Result<Arc<dyn Imported>> {
         let context = || match &self.cuda {
             Some(Cuda::Context(context)) => Ok(context.clone()),
-            Some(Cuda::WhenNeeded(make)) => make(),
+            Some(Cuda::WhenNeeded(make)) => make(owner),
             None => {
                 let text =
                     "they are in the memory of a GPU, and this subscriber takes host memory only";
@@ -188,16 +207,36 @@ impl Importer {
         };
         Ok(match kind {
             Kind::Host => Arc::new(host::HostImport::new(fd, geometry)?),
-            Kind::CudaVmm => Arc::new(cuda::CudaImport::new(&context()?, fd, geometry)?),
-            Kind::CudaIpc => Arc::new(cuda_ipc::CudaIpcImport::new(&context()?, fd, geometry)?),
+            Kind::CudaVmm => {
+                let context = reachable(&context()?, owner)?;
+                Arc::new(cuda::CudaImport::new(&context, fd, geometry)?)
+            }
+            Kind::CudaIpc => {
+                let context = reachable(&context()?, owner)?;
+                Arc::new(cuda_ipc::CudaIpcImport::new(&context, fd, geometry)?)
+            }
         })
     }
 }
 
-/// Two GPUs of which one can't read the other's memory.
-fn no_access(own: &Device, other: &Device) -> io::Error {
-    let text = format!(
-        "{own} can't read the memory of {other}: use the same GPU on both sides, or let the publisher publish host memory"
-    );
-    io::Error::new(io::ErrorKind::Unsupported, text)
+/// The context, if its GPU can read the memory of the GPU `owner`, else one on that.
+///
+/// Errors: this process does not see the owner.
+fn reachable(context: &Context, owner: Uuid) -> io::Result<Context> {
+    let own = context.device();
+    if owner == Uuid::NONE || own.uuid()? == owner {
+        return Ok(context.clone());
+    }
+    let device = Device::by_uuid(owner).map_err(|e| {
+        let text = format!(
+            "they are on another GPU than {own}, and that one is not visible here ({e}): make it visible too (CUDA_VISIBLE_DEVICES, --gpus), or publish with memory=host"
+        );
+        io::Error::new(io::ErrorKind::Unsupported, text)
+    })?;
+    // On some machines the access is there and does not work, as with some IOMMUs.
+    let disabled = std::env::var_os("CUFRAMES_P2P_DISABLE").is_some_and(|value| value == "1");
+    if own.can_access(&device) && !disabled {
+        return Ok(context.clone());
+    }
+    Ok(Context::primary(&device)?)
 }

@@ -1,25 +1,177 @@
-//! Frames of device memory: one asynchronous copy into a slot, on the stream of whoever made the frame,
-//! and the frame's number behind it. The CPU waits for neither.
+//! Frames of device memory: where upstream could write them into a slot, they are published as they are,
+//! else by one asynchronous copy on the stream of whoever made them. The CPU waits for neither.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use gst_video::VideoInfo;
+
+use super::{Memory, SyncMode};
 use crate::core::Publisher;
-use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream, gstcuda};
+use crate::gpu::gstcuda::{self, Content, CudaContext};
+use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream, pool};
+use crate::log::CAT;
+use crate::memory::Backend;
 use crate::memory::cuda::CudaBackend;
+use crate::memory::cuda_ipc::CudaIpcBackend;
 use crate::properties::plane_size;
 use crate::{FrameInfo, Planes};
 
-/// Rows and planes begin on multiples of this, as textures want it (512 bytes).
+/// Rows and planes of slots that upstream writes begin on multiples of this, as textures want it (512
+/// bytes).
 const ALIGNMENT: u32 = 512 - 1;
+/// More than a decoder has surfaces. It would hand those out, and wait for them to come back, if a pool
+/// asked for fewer buffers; so it copies into what the pool lends, which is the only copy then.
+const MORE_THAN_SURFACES: u32 = 65;
 
-/// What publishes frames of one CUDA context.
-pub struct DeviceSink {
+/// The slots in one CUDA context.
+pub struct DeviceSlots {
     context: Context,
-    /// The memory with the number of the newest complete frame, and where in it that is. `None` if the
-    /// device can't write it; then the CPU waits for each copy.
+    backend: Arc<dyn Backend>,
+    /// Never [`SyncMode::Auto`].
+    sync: SyncMode,
+}
+
+impl DeviceSlots {
+    /// Chooses what is left to choose.
+    ///
+    /// Errors: the device, or the driver on this system, can't do what was asked for.
+    pub fn new(
+        context: &CudaContext,
+        (memory, sync): (Memory, SyncMode),
+    ) -> Result<Arc<Self>, gpu::Error> {
+        let context = context.driver_context()?;
+        let device = *context.device();
+        let ipc = match memory {
+            Memory::Auto => sync == SyncMode::Event || !device.can_export_fds(),
+            Memory::Ipc => true,
+            Memory::Vmm | Memory::Host => false,
+        };
+        let sync = match sync {
+            SyncMode::Auto if device.can_write_values() => SyncMode::Timeline,
+            SyncMode::Auto if ipc => SyncMode::Event,
+            SyncMode::Auto => SyncMode::Host,
+            chosen => chosen,
+        };
+        let problem = |problem: &str| Err(gpu::Error::Value { problem: problem.to_owned() });
+        if sync == SyncMode::Event && !ipc {
+            return problem("sync-mode=event needs memory=ipc, which has events: set that too");
+        }
+        if sync == SyncMode::Timeline && !device.can_write_values() {
+            return problem(
+                "sync-mode=timeline needs a driver of version 515 or later: update it, or leave it to sync-mode=auto",
+            );
+        }
+        let backend: Arc<dyn Backend> = if ipc {
+            Arc::new(CudaIpcBackend::new(context.clone(), sync == SyncMode::Event))
+        } else {
+            Arc::new(CudaBackend::new(context.clone())?)
+        };
+        Ok(Arc::new(Self { context, backend, sync }))
+    }
+
+    pub fn sync(&self) -> SyncMode {
+        self.sync
+    }
+
+    /// Whether the slots are in the context of this memory.
+    pub fn serve(&self, memory: &gst::MemoryRef) -> bool {
+        gstcuda::memory_context(memory)
+            .and_then(|context| context.driver_context().ok())
+            .is_some_and(|context| context == self.context)
+    }
+
+    /// Offers the slots to upstream, whose context this is.
+    pub fn propose(
+        self: &Arc<Self>,
+        publisher: &Arc<Publisher>,
+        context: &CudaContext,
+        caps: &gst::Caps,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gpu::Error> {
+        // In the other modes, upstream's work would have to be waited for or marked first.
+        if self.sync != SyncMode::Timeline {
+            return Ok(());
+        }
+        let video = VideoInfo::from_caps(caps).map_err(|_| gpu::Error::Value {
+            problem: format!("Not a raw video format: {caps}"),
+        })?;
+        let layout = aligned(&video)?;
+        let (slots, publisher) = (self.clone(), Arc::downgrade(publisher));
+        let own = context.clone();
+        let pool = pool::lending_pool(context, move |wanted, cancelled| {
+            slots.lend(&publisher, &own, wanted, cancelled)
+        })?;
+        query.add_allocation_pool(Some(&pool), layout.size() as u32, MORE_THAN_SURFACES, 0);
+        Ok(())
+    }
+
+    /// A buffer on a slot; where none is free, on other memory of the device.
+    fn lend(
+        &self,
+        publisher: &Weak<Publisher>,
+        context: &CudaContext,
+        wanted: &pool::Wanted,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<gst::Buffer, gst::FlowError> {
+        let publisher = publisher.upgrade().ok_or(gst::FlowError::Flushing)?;
+        let stream = wanted.stream.as_deref();
+        let memory = || -> Result<_, crate::Error> {
+            let layout = aligned(&wanted.video)?;
+            let Some(loan) = publisher.loan_in(&self.backend, layout.size(), cancelled)? else {
+                // Upstream can't be made to skip a frame.
+                return Ok(gstcuda::allocate(context, stream, &wanted.video)?);
+            };
+            let at = (loan.address(), Content::Blank);
+            // SAFETY: the loan is as many bytes of device memory, and keeps them until it is dropped.
+            // What upstream has enqueued by then comes before what it writes to the next loan of that
+            // slot, and before what the sink copies there, which is in the order of a stream, too.
+            Ok(unsafe { gstcuda::wrap(context, stream, &layout, at, move || drop(loan)) }?)
+        };
+        let memory = memory().map_err(|e| {
+            gst::error!(CAT, "{e}");
+            gst::FlowError::Error
+        })?;
+        if cancelled() {
+            return Err(gst::FlowError::Flushing);
+        }
+        let info = gstcuda::memory_info(&memory).ok_or(gst::FlowError::Error)?;
+        let mut buffer = gst::Buffer::new();
+        {
+            let buffer = buffer.make_mut();
+            buffer.append_memory(memory);
+            gst_video::VideoMeta::add_full(
+                buffer,
+                gst_video::VideoFrameFlags::empty(),
+                info.format(),
+                info.width(),
+                info.height(),
+                info.offset(),
+                info.stride(),
+            )
+            .map_err(|_| gst::FlowError::Error)?;
+        }
+        Ok(buffer)
+    }
+}
+
+/// The picture, laid out for the device.
+fn aligned(video: &VideoInfo) -> Result<VideoInfo, gpu::Error> {
+    let mut layout = video.clone();
+    let mut alignment = gst_video::VideoAlignment::new(0, 0, 0, 0, &[ALIGNMENT; 4]);
+    layout.align(&mut alignment).map_err(|_| gpu::Error::Value {
+        problem: format!("{} frames can't be laid out in device memory", video.format()),
+    })?;
+    Ok(layout)
+}
+
+/// What publishes the frames of one format in one CUDA context.
+pub struct DeviceSink {
+    slots: Arc<DeviceSlots>,
+    /// The memory with the number of the newest complete frame, and where in it that is; for
+    /// [`SyncMode::Timeline`].
     ready: Option<(RegisteredHost, usize)>,
-    /// Where the planes lie in a slot.
-    layout: gst_video::VideoInfo,
+    /// Where the planes lie in a slot: as in the first frame, so that copies are simple.
+    layout: VideoInfo,
     /// The stream of the last frame.
     stream: Option<Stream>,
 }
@@ -28,56 +180,40 @@ impl DeviceSink {
     /// Publishes frames like this one from here on.
     pub fn new(
         publisher: &Publisher,
+        slots: Arc<DeviceSlots>,
         caps: &gst::Caps,
-        info: &gst_video::VideoInfo,
         memory: &gst::MemoryRef,
     ) -> Result<Self, crate::Error> {
-        let context = gstcuda::memory_context(memory)
-            .ok_or_else(|| gpu::Error::Value {
-                problem: "Frames with CUDA caps came in other memory".into(),
-            })?
-            .driver_context()?;
-        let backend = Arc::new(CudaBackend::new(context.clone())?);
-        let mut layout = info.clone();
-        let mut alignment = gst_video::VideoAlignment::new(0, 0, 0, 0, &[ALIGNMENT; 4]);
-        layout.align(&mut alignment).map_err(|_| gpu::Error::Value {
-            problem: format!("{caps} can't be laid out in device memory"),
-        })?;
-        let ready = if context.device().can_write_values() {
+        let ready = if slots.sync == SyncMode::Timeline {
             let (start, len, offset, keep) = publisher.ready_word();
+            let access = HostAccess::ReadWrite;
             // SAFETY: the segment is mapped for writing until `keep` is dropped, and made of atomics
             // that are read as such.
-            let memory =
-                unsafe { RegisteredHost::new(&context, start, len, HostAccess::ReadWrite, keep) }?;
+            let memory = unsafe { RegisteredHost::new(&slots.context, start, len, access, keep) }?;
             Some((memory, offset))
         } else {
             None
         };
-        publisher.set_format_in(backend, &caps.to_string(), layout.size())?;
-        Ok(Self { context, ready, layout, stream: None })
+        let layout = info(memory)?;
+        publisher.set_format_in(slots.backend.clone(), &caps.to_string(), layout.size())?;
+        Ok(Self { slots, ready, layout, stream: None })
     }
 
-    /// How subscribers learn that a frame is complete.
-    pub fn sync_mode(&self) -> &'static str {
-        if self.ready.is_some() { "timeline" } else { "host" }
-    }
-
-    /// Publishes a frame. False where no slot is free, or the wait for one was cancelled.
+    /// Publishes a frame, and says whether it had to be copied. `None` where no slot is free, or the wait
+    /// for one was cancelled.
     pub fn publish(
         &mut self,
         publisher: &Publisher,
         buffer: &gst::BufferRef,
-        info: FrameInfo,
+        frame: &FrameInfo,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<bool, crate::Error> {
+    ) -> Result<Option<bool>, crate::Error> {
         let memory = buffer.peek_memory(0);
         let map = gstcuda::map_device(memory)?;
-        let Some(loan) = publisher.loan_unless(self.layout.size(), cancelled)? else {
-            return Ok(false);
-        };
+        let source = info(memory)?;
         let stream = match gstcuda::memory_stream(memory) {
-            Some(stream) => stream.driver_stream(&self.context),
-            None => Stream::default_of(&self.context),
+            Some(stream) => stream.driver_stream(&self.slots.context),
+            None => Stream::default_of(&self.slots.context),
         };
         // Frames become ready in their order, so a new stream begins when the old one is done.
         if let Some(before) = &self.stream
@@ -85,38 +221,87 @@ impl DeviceSink {
         {
             before.synchronize()?;
         }
-        let source = gstcuda::memory_info(memory).ok_or_else(|| gpu::Error::Value {
-            problem: "A frame without a layout in device memory".into(),
-        })?;
+        let describe = |layout: &VideoInfo, start: u64| {
+            let planes = Planes::new(layout.offset(), layout.stride()).moved(start as u32);
+            FrameInfo { size: layout.size() + start as usize, planes, ..frame.clone() }
+        };
+        let mut copied = false;
+        if let Some((ready, offset)) = &self.ready {
+            let in_place = |start| describe(&source, start);
+            let seq = match publisher.publish_at(map.address(), false, in_place) {
+                Some(seq) => seq,
+                None => {
+                    let Some(loan) = self.loan(publisher, cancelled)? else { return Ok(None) };
+                    copied = true;
+                    // Before the copy: subscribers wake while it is enqueued and runs. The loan is
+                    // kept until then.
+                    let address = loan.address();
+                    let seq = publisher
+                        .publish_at(address, false, |start| describe(&self.layout, start))
+                        .expect("a loan that was not published belongs to its owner");
+                    self.copy(&stream, (&source, &map), address)?;
+                    seq
+                }
+            };
+            stream.write_value(ready, *offset, seq)?;
+        } else {
+            let Some(loan) = self.loan(publisher, cancelled)? else { return Ok(None) };
+            copied = true;
+            self.copy(&stream, (&source, &map), loan.address())?;
+            match loan.event() {
+                Some(event) => event.record(&stream)?,
+                None => stream.synchronize()?,
+            }
+            publisher.publish(loan, &describe(&self.layout, 0));
+        }
+        self.stream = Some(stream);
+        Ok(Some(copied))
+    }
+
+    fn loan(
+        &self,
+        publisher: &Publisher,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<crate::Loan>, crate::Error> {
+        publisher.loan_in(&self.slots.backend, self.layout.size(), cancelled)
+    }
+
+    /// Enqueues the copy of a frame into a slot.
+    fn copy(
+        &self,
+        stream: &Stream,
+        (source, map): (&VideoInfo, &gstcuda::DeviceMap<'_>),
+        slot: u64,
+    ) -> Result<(), gpu::Error> {
+        // SAFETY, for both: the planes lie within the frame as its own GstVideoInfo says, and within the
+        // slot by the layout that the slot was made for. The frame may be let go of when this function
+        // returns: whatever writes to it next does so on the same stream, behind this copy. The slot is
+        // not used again before a subscriber could see the frame, which is behind it as well.
+        if source.offset() == self.layout.offset()
+            && source.stride() == self.layout.stride()
+            && map.len() >= self.layout.size()
+        {
+            return unsafe { stream.copy(map.address(), slot, self.layout.size()) };
+        }
         for plane in 0..self.layout.n_planes() as usize {
             let (height, width) = plane_size(&self.layout, plane);
             let copy = Copy2d {
                 from: Address::Device(map.address() + source.offset()[plane] as u64),
                 from_pitch: source.stride()[plane] as usize,
-                to: Address::Device(loan.address() + self.layout.offset()[plane] as u64),
+                to: Address::Device(slot + self.layout.offset()[plane] as u64),
                 to_pitch: self.layout.stride()[plane] as usize,
                 width,
                 height,
             };
-            // SAFETY: the planes lie within the frame as its own GstVideoInfo says, and within the slot
-            // by the layout that the slot was made for. The frame may be let go of when this function
-            // returns: whatever writes to it next does so on the same stream, behind this copy. The slot
-            // is not used again before a subscriber could see the frame, which is behind it as well.
             unsafe { stream.copy_2d(&copy) }?;
         }
-        let planes = Planes::new(self.layout.offset(), self.layout.stride());
-        let info = FrameInfo { size: self.layout.size(), planes, ..info };
-        match &self.ready {
-            Some((memory, offset)) => {
-                let seq = publisher.publish_unready(loan, &info);
-                stream.write_value(memory, *offset, seq)?;
-            }
-            None => {
-                stream.synchronize()?;
-                publisher.publish(loan, &info);
-            }
-        }
-        self.stream = Some(stream);
-        Ok(true)
+        Ok(())
     }
+}
+
+/// How a frame lies in its memory.
+fn info(memory: &gst::MemoryRef) -> Result<VideoInfo, gpu::Error> {
+    gstcuda::memory_info(memory).ok_or_else(|| gpu::Error::Value {
+        problem: "Frames with CUDA caps came in other memory".into(),
+    })
 }

@@ -8,16 +8,18 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::video_frame::VideoBufferExt;
 
-use super::cuda::DeviceSink;
+use super::cuda::{DeviceSink, DeviceSlots};
 use super::imp::{Published, lock};
 use super::pool::slot_buffer;
+use super::{Memory, SyncMode};
 use crate::core::Publisher;
 use crate::core::wake::now_ns;
+use crate::gpu;
+use crate::gpu::gstcuda::{self, ContextSlot, CudaContext};
 use crate::log::CAT;
-use crate::memory::host::HostBackend;
-use crate::properties::{is_cuda, post_error};
+use crate::properties::{CUDA_MEMORY, is_cuda, post_error};
 use crate::time::{self, Origin};
-use crate::{FrameInfo, Plane, Planes};
+use crate::{FrameInfo, Planes};
 
 const FRAMES_BETWEEN_QUERIES: u64 = 100;
 
@@ -26,6 +28,8 @@ struct State {
     format: Option<(gst::Caps, gst_video::VideoInfo)>,
     /// Subscribers have been told of it.
     announced: bool,
+    /// What upstream was offered, if that is in device memory.
+    slots: Option<Arc<DeviceSlots>>,
     /// For frames in device memory.
     device: Option<DeviceSink>,
     origin: Origin,
@@ -38,11 +42,15 @@ pub struct FrameSink {
     state: Mutex<State>,
     /// Render is to return.
     unlocked: AtomicBool,
+    /// The CUDA context that this pipeline shares.
+    context: ContextSlot,
 }
 
 impl super::FrameSink {
     pub fn new(published: Arc<Published>) -> Self {
-        let sink: Self = glib::Object::builder().property("name", "frames").build();
+        // Under a name that GStreamer makes up: gst-launch looks for names in bins, too, and would find
+        // this sink for an element that a user calls the same.
+        let sink: Self = glib::Object::new();
         let _ = sink.imp().published.set(published);
         sink
     }
@@ -68,16 +76,24 @@ impl FrameSink {
             return Ok(());
         };
         // What is still under way on the old device is done before anything comes after it.
-        let was_device = state.device.take().is_some();
+        state.device = None;
+        let published = self.published();
+        let mut sync = SyncMode::Host;
         if is_cuda(caps) {
-            let device = DeviceSink::new(publisher, caps, info, first.peek_memory(0))?;
-            gst::info!(CAT, imp = self, "Publishing {caps}, sync {}", device.sync_mode());
-            state.device = Some(device);
-        } else if was_device {
-            publisher.set_format_in(Arc::new(HostBackend), &caps.to_string(), info.size())?;
+            let memory = first.peek_memory(0);
+            let slots = match state.slots.take().filter(|slots| slots.serve(memory)) {
+                Some(slots) => slots,
+                None => DeviceSlots::new(&context_of(memory)?, published.memory())?,
+            };
+            sync = slots.sync();
+            state.device = Some(DeviceSink::new(publisher, slots.clone(), caps, memory)?);
+            state.slots = Some(slots);
         } else {
-            publisher.set_format(&caps.to_string(), info.size())?;
+            state.slots = None;
+            publisher.set_format_in(published.host.clone(), &caps.to_string(), info.size())?;
         }
+        gst::info!(CAT, imp = self, "Publishing {caps}, sync-mode {sync:?}");
+        *lock(&published.sync_mode) = sync;
         state.announced = true;
         Ok(())
     }
@@ -96,8 +112,10 @@ impl FrameSink {
         info: &FrameInfo,
     ) -> Result<bool, gst::FlowError> {
         let unlocked = || self.unlocked.load(Ordering::Acquire);
-        let published = device.publish(publisher, buffer, info.clone(), &unlocked);
-        published.map_err(|e| self.fail(&e))
+        let published = device.publish(publisher, buffer, info, &unlocked);
+        let published = published.map_err(|e| self.fail(&e))?;
+        self.published().copied.fetch_add(u64::from(published == Some(true)), Ordering::Relaxed);
+        Ok(published.is_some())
     }
 
     /// False where no slot is free.
@@ -116,6 +134,21 @@ impl FrameSink {
         self.publish_in_place(publisher, &copy, &FrameInfo { size, planes, ..info.clone() });
         self.published().copied.fetch_add(1, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// Offers slots in the context of upstream.
+    fn propose_slots(
+        &self,
+        publisher: &Arc<Publisher>,
+        caps: &gst::Caps,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gpu::Error> {
+        self.context.clear();
+        let context = self.context.ensure(&*self.obj(), -1)?;
+        let slots = DeviceSlots::new(&context, self.published().memory())?;
+        slots.propose(publisher, &context, caps, query)?;
+        lock(&self.state).slots = Some(slots);
+        Ok(())
     }
 
     /// How far behind its timestamps upstream delivers, if it is live: from time to time, since it may
@@ -145,13 +178,10 @@ impl FrameSink {
             return false;
         }
         let Ok(map) = buffer.peek_memory(0).map_readable() else { return false };
-        let published = publisher.publish_at(map.as_ptr() as u64, |start| {
-            let at = |p: &Plane| Plane { offset: p.offset + start as u32, stride: p.stride };
-            FrameInfo {
-                planes: info.planes.iter().map(at).collect(),
-                size: info.size + start as usize,
-                ..info.clone()
-            }
+        let published = publisher.publish_at(map.as_ptr() as u64, true, |start| FrameInfo {
+            planes: info.planes.moved(start as u32),
+            size: info.size + start as usize,
+            ..info.clone()
         });
         published.is_some()
     }
@@ -164,7 +194,9 @@ impl FrameSink {
         info: &gst_video::VideoInfo,
     ) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let unlocked = || self.unlocked.load(Ordering::Acquire);
-        let slot = slot_buffer(publisher, info.size(), &unlocked).map_err(|e| self.fail(&e))?;
+        let host = &self.published().host;
+        let slot = slot_buffer(publisher, host, info.size(), &unlocked);
+        let slot = slot.map_err(|e| self.fail(&e))?;
         let Some(slot) = slot else { return Ok(None) };
         let from = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, info);
         let to = gst_video::VideoFrame::from_buffer_writable(slot, info);
@@ -175,6 +207,12 @@ impl FrameSink {
         from.copy(&mut to.as_mut_video_frame_ref()).map_err(|_| gst::FlowError::Error)?;
         Ok(Some(to.into_buffer()))
     }
+}
+
+fn context_of(memory: &gst::MemoryRef) -> Result<CudaContext, gpu::Error> {
+    gstcuda::memory_context(memory).ok_or_else(|| gpu::Error::Value {
+        problem: "Frames with CUDA caps came in other memory".into(),
+    })
 }
 
 /// Where the planes of a buffer begin, and how long their rows are.
@@ -223,12 +261,39 @@ impl ElementImpl for FrameSink {
         });
         &TEMPLATES
     }
+
+    fn set_context(&self, context: &gst::Context) {
+        self.context.set_context(&*self.obj(), context, -1);
+        self.parent_set_context(context);
+    }
 }
 
 impl BaseSinkImpl for FrameSink {
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         *lock(&self.state) = State::default();
+        self.context.clear();
         Ok(())
+    }
+
+    fn caps(&self, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
+        let all = self.obj().sink_pad().pad_template_caps();
+        let memory = self.published().memory().0;
+        let fits = |features: &gst::CapsFeaturesRef| match memory {
+            Memory::Auto => true,
+            Memory::Vmm | Memory::Ipc => features.contains(CUDA_MEMORY),
+            Memory::Host => !features.contains(CUDA_MEMORY),
+        };
+        let fitting = all.iter_with_features().filter(|(_, features)| fits(features));
+        let caps: gst::Caps =
+            fitting.map(|(s, features)| (s.to_owned(), features.to_owned())).collect();
+        Some(match filter {
+            Some(filter) => filter.intersect_with_mode(&caps, gst::CapsIntersectMode::First),
+            None => caps,
+        })
+    }
+
+    fn query(&self, query: &mut gst::QueryRef) -> bool {
+        self.context.answer(&*self.obj(), query) || BaseSinkImplExt::parent_query(self, query)
     }
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
@@ -254,13 +319,16 @@ impl BaseSinkImpl for FrameSink {
             return Ok(());
         };
         if is_cuda(&caps) {
-            // Copied on the device whatever its layout is, so upstream may use the pool that it likes.
             query.add_allocation_meta::<gst_video::VideoMeta>(None);
+            // Without the pool, frames are copied.
+            if let Err(e) = self.propose_slots(&publisher, &caps, query) {
+                gst::warning!(CAT, imp = self, "Upstream writes no frames into slots: {e}");
+            }
             return Ok(());
         }
         let info = gst_video::VideoInfo::from_caps(&caps)
             .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format: {caps}"))?;
-        let pool = super::SlotPool::new(Arc::downgrade(&publisher));
+        let pool = super::SlotPool::new(Arc::downgrade(&publisher), self.published().host.clone());
         let size = info.size() as u32;
         let mut config = pool.config();
         config.set_params(Some(&caps), size, 0, 0);

@@ -37,15 +37,20 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::BaseSinkExt;
 
-use super::{FrameSink, PacketSink, Policy};
+use super::{FrameSink, Memory, PacketSink, Policy, SyncMode};
+use crate::core::channel::directory;
 use crate::core::publisher as core;
 use crate::core::{Publisher, PublisherConfig};
+use crate::gpu::gstcuda::GstCuda;
 use crate::log::CAT;
+use crate::memory::Backend;
 use crate::memory::host::HostBackend;
 use crate::properties::{post_error, runtime_dir};
 use crate::{Event, Mode, SubscriberInfo, TrackConfig};
 
 const DEFAULT_POLICY: Policy = Policy::Drop;
+const DEFAULT_MEMORY: Memory = Memory::Auto;
+const DEFAULT_SYNC_MODE: SyncMode = SyncMode::Auto;
 const DEFAULT_WAIT_TIMEOUT: gst::ClockTime = gst::ClockTime::from_seconds(5);
 const DEFAULT_WINDOW: u32 = 2;
 const DEFAULT_MAX_SUBSCRIBERS: u32 = 32;
@@ -90,16 +95,40 @@ impl Default for Settings {
 }
 
 /// What the bin and the sinks in it share: the publisher, between READY and PAUSED.
-#[derive(Default)]
 pub struct Published {
     publisher: Mutex<Option<Arc<Publisher>>>,
+    /// Makes the slots in host memory.
+    pub host: Arc<dyn Backend>,
+    /// As asked for.
+    memory: Mutex<(Memory, SyncMode)>,
+    /// How subscribers learn that a frame is complete.
+    pub sync_mode: Mutex<SyncMode>,
     /// Frames that did not come in a slot.
     pub copied: AtomicU64,
     no_eos: AtomicBool,
     tracks: Mutex<TrackConfig>,
 }
 
+impl Default for Published {
+    fn default() -> Self {
+        Self {
+            publisher: Mutex::default(),
+            host: Arc::new(HostBackend),
+            memory: Mutex::new((DEFAULT_MEMORY, DEFAULT_SYNC_MODE)),
+            sync_mode: Mutex::new(SyncMode::Host),
+            copied: AtomicU64::new(0),
+            no_eos: AtomicBool::new(false),
+            tracks: Mutex::default(),
+        }
+    }
+}
+
 impl Published {
+    /// The kind of memory that was asked for, and how to wait for it.
+    pub fn memory(&self) -> (Memory, SyncMode) {
+        *lock(&self.memory)
+    }
+
     pub fn get(&self) -> Option<Arc<Publisher>> {
         lock(&self.publisher).clone()
     }
@@ -149,8 +178,9 @@ impl CuframesSink {
                 obj.imp().announce(event);
             }
         };
-        let publisher = Publisher::open(config, Arc::new(HostBackend), events)?;
+        let publisher = Publisher::open(config, self.published.host.clone(), events)?;
         self.published.copied.store(0, Ordering::Relaxed);
+        *lock(&self.published.sync_mode) = SyncMode::Host;
         *lock(&self.published.tracks) = TrackConfig {
             bytes: settings.packet_buffer_bytes,
             time: settings.packet_buffer_time.into(),
@@ -198,6 +228,7 @@ impl CuframesSink {
             .field("dropped", stats.pool.dropped)
             .field("copied", copied)
             .field("memory", stats.pool.memory.to_string())
+            .field("sync-mode", nick(*lock(&self.published.sync_mode)))
             .field("slots", stats.pool.slots)
             .field("chunks", stats.pool.chunks)
             .field("bytes", stats.pool.bytes)
@@ -229,6 +260,12 @@ fn subscriber_structure(name: &str, s: &SubscriberInfo, head: Option<u64>) -> gs
         .build()
 }
 
+/// An enum's value as a pipeline writes it.
+fn nick(value: impl ToValue) -> String {
+    let value = value.to_value();
+    glib::EnumValue::from_value(&value).map_or_else(String::new, |(_, value)| value.nick().into())
+}
+
 fn program() -> String {
     glib::prgname().map_or_else(|| "a program without a name".into(), |name| name.to_string())
 }
@@ -257,6 +294,16 @@ impl ObjectImpl for CuframesSink {
                 glib::ParamSpecEnum::builder_with_default("policy", DEFAULT_POLICY)
                     .nick("Policy")
                     .blurb("What happens to a new frame when subscribers are not done with the old ones")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecEnum::builder_with_default("memory", DEFAULT_MEMORY)
+                    .nick("Memory")
+                    .blurb("Where published frames lie: what is not possible is not negotiated with upstream")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecEnum::builder_with_default("sync-mode", DEFAULT_SYNC_MODE)
+                    .nick("Sync mode")
+                    .blurb("How subscribers learn that a frame on a GPU is complete")
                     .mutable_ready()
                     .build(),
                 glib::ParamSpecUInt64::builder("wait-timeout")
@@ -323,7 +370,7 @@ impl ObjectImpl for CuframesSink {
                     .build(),
                 glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                     .nick("Statistics")
-                    .blurb("published, dropped, copied (frames), memory, slots, chunks, bytes; subscribers: name, pid, uid, credit, held, lag, skipped …; tracks")
+                    .blurb("published, dropped, copied (frames), memory, sync-mode, slots, chunks, bytes; subscribers: name, pid, uid, credit, held, lag, skipped …; tracks")
                     .read_only()
                     .build(),
             ]
@@ -339,6 +386,8 @@ impl ObjectImpl for CuframesSink {
             "key" => settings.key = value.get().unwrap(),
             "runtime-dir" => settings.runtime_dir = value.get().unwrap(),
             "policy" => settings.policy = value.get().unwrap(),
+            "memory" => lock(&self.published.memory).0 = value.get().unwrap(),
+            "sync-mode" => lock(&self.published.memory).1 = value.get().unwrap(),
             "wait-timeout" => settings.wait_timeout = time(),
             "window" => settings.window = value.get().unwrap(),
             "max-subscribers" => settings.max_subscribers = value.get().unwrap(),
@@ -370,6 +419,8 @@ impl ObjectImpl for CuframesSink {
             "key" => settings.key.to_value(),
             "runtime-dir" => settings.runtime_dir.to_value(),
             "policy" => settings.policy.to_value(),
+            "memory" => self.published.memory().0.to_value(),
+            "sync-mode" => self.published.memory().1.to_value(),
             "wait-timeout" => settings.wait_timeout.nseconds().to_value(),
             "window" => settings.window.to_value(),
             "max-subscribers" => settings.max_subscribers.to_value(),
@@ -481,7 +532,9 @@ impl ElementImpl for CuframesSink {
         let opened = match transition {
             gst::StateChange::NullToReady => {
                 let key = lock(&self.settings).key.clone().unwrap_or_default();
-                crate::core::channel::directory::check_key(&key)
+                let on_gpu = matches!(self.published.memory().0, Memory::Vmm | Memory::Ipc);
+                let gpu = if on_gpu { GstCuda::get().err() } else { None };
+                directory::check_key(&key).and(gpu.map_or(Ok(()), |e| Err(e.into())))
             }
             gst::StateChange::ReadyToPaused => self.open(),
             _ => Ok(()),

@@ -28,6 +28,42 @@ pub enum Policy {
     Wait,
 }
 
+/// Where published frames lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstCuframesMemory")]
+pub enum Memory {
+    #[default]
+    #[enum_value(
+        name = "Where upstream makes them; on a GPU, vmm where the driver can",
+        nick = "auto"
+    )]
+    Auto,
+    #[enum_value(name = "On a GPU, as file descriptors of the driver", nick = "vmm")]
+    Vmm,
+    #[enum_value(
+        name = "On a GPU, by the driver's older handles: the same PID and IPC namespaces only",
+        nick = "ipc"
+    )]
+    Ipc,
+    #[enum_value(name = "In host memory: upstream downloads", nick = "host")]
+    Host,
+}
+
+/// How subscribers learn that a frame on a GPU is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstCuframesSyncMode")]
+pub enum SyncMode {
+    #[default]
+    #[enum_value(name = "The best that device and memory can", nick = "auto")]
+    Auto,
+    #[enum_value(name = "The GPU writes the frame's number behind it", nick = "timeline")]
+    Timeline,
+    #[enum_value(name = "An event of the driver for each slot, with memory=ipc", nick = "event")]
+    Event,
+    #[enum_value(name = "The publisher's CPU waits for the GPU", nick = "host")]
+    Host,
+}
+
 glib::wrapper! {
     pub struct CuframesSink(ObjectSubclass<imp::CuframesSink>)
         @extends gst::Bin, gst::Element, gst::Object, @implements gst::ChildProxy;
@@ -50,7 +86,9 @@ glib::wrapper! {
 
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     #[cfg(feature = "doc")]
-    Policy::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    for class in [Policy::static_type(), Memory::static_type(), SyncMode::static_type()] {
+        class.mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    }
     gst::Element::register(
         Some(plugin),
         "cuframessink",

@@ -1,6 +1,6 @@
 //! The publisher's slots as a buffer pool: what upstream writes is published without a copy.
 
-use std::sync::{Mutex, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use gst::glib;
 use gst::subclass::prelude::*;
@@ -8,6 +8,7 @@ use gst::subclass::prelude::*;
 use super::imp::lock;
 use crate::core::Publisher;
 use crate::log::CAT;
+use crate::memory::Backend;
 use crate::{Error, Loan};
 
 /// The part of a slot that a buffer shows; dropped with the last reference to the memory.
@@ -25,16 +26,19 @@ impl AsMut<[u8]> for SlotBytes {
 /// A buffer on a slot of its own, `None` where all are in use or the wait for one was cancelled.
 pub fn slot_buffer(
     publisher: &Publisher,
+    backend: &Arc<dyn Backend>,
     size: usize,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<gst::Buffer>, Error> {
-    let loan = publisher.loan_unless(size, cancelled)?;
+    let loan = publisher.loan_in(backend, size, cancelled)?;
     Ok(loan.map(|loan| gst::Buffer::from_mut_slice(SlotBytes { loan, size })))
 }
 
 #[derive(Default)]
 struct State {
     publisher: Weak<Publisher>,
+    /// Of host memory.
+    backend: Option<Arc<dyn Backend>>,
     size: Option<usize>,
     flushing: bool,
 }
@@ -45,9 +49,11 @@ pub struct SlotPool {
 }
 
 impl super::SlotPool {
-    pub fn new(publisher: Weak<Publisher>) -> Self {
+    pub fn new(publisher: Weak<Publisher>, backend: Arc<dyn Backend>) -> Self {
         let pool: Self = glib::Object::new();
-        lock(&pool.imp().state).publisher = publisher;
+        let mut state = lock(&pool.imp().state);
+        (state.publisher, state.backend) = (publisher, Some(backend));
+        drop(state);
         pool
     }
 }
@@ -96,10 +102,11 @@ impl BufferPoolImpl for SlotPool {
             return Err(gst::FlowError::Flushing);
         }
         let (publisher, size) = (state.publisher.upgrade(), state.size);
+        let ours = publisher.zip(state.backend.clone());
         drop(state);
         let size = size.ok_or(gst::FlowError::NotNegotiated)?;
         let flushing = || lock(&self.state).flushing;
-        let slot = match publisher.map(|p| slot_buffer(&p, size, &flushing)) {
+        let slot = match ours.map(|(p, backend)| slot_buffer(&p, &backend, size, &flushing)) {
             None => return Err(gst::FlowError::Flushing),
             Some(Ok(slot)) => slot,
             Some(Err(e)) => {

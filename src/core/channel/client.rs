@@ -20,6 +20,7 @@ use crate::core::layout::{LAYOUT_VERSION, MAGIC, MAX_SLOTS};
 use crate::core::shm::{Control, Mapping, Page, Sharing, TrackSegment};
 use crate::core::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::core::wake::{self, Doorbell, Interrupt};
+use crate::gpu::Uuid;
 use crate::memory::{Geometry, Imported, Importer, Kind};
 
 /// A publisher that accepted the connection has this long to answer.
@@ -189,12 +190,12 @@ impl Shared {
             }
             // Who takes no frames needs no memory for them, and may have no GPU.
             Message::Chunk { .. } if self.credit == 0 => {}
-            Message::Chunk { id, kind, slots, stride, size, .. } => {
+            Message::Chunk { id, kind, device, slots, stride, size } => {
                 let kind = Kind::try_from(kind).map_err(|k| format!("unknown memory kind {k}"))?;
                 let geometry = Geometry { slots, stride, size };
                 let chunk = self
                     .importer
-                    .import(kind, fd(), geometry)
+                    .import((kind, Uuid(device)), fd(), geometry)
                     .map_err(|e| format!("the frames can't be mapped: {e}"))?;
                 let mut state = lock(&self.state);
                 if state.chunks.len() >= MAX_ANNOUNCED {

@@ -192,10 +192,7 @@ impl Frames {
         backend: Option<Arc<dyn Backend>>,
     ) -> Result<()> {
         let mut pool = lock(&self.pool);
-        let moved = backend.is_some();
-        if let Some(backend) = backend {
-            pool.backend = backend;
-        }
+        let moved = backend.is_some_and(|backend| pool.move_to(&backend));
         pool.look_at_peers(&self.board);
         pool.generation += 1;
         self.board.format(pool.generation, caps, pool.head_generation);
@@ -230,11 +227,13 @@ impl Frames {
         }
     }
 
-    /// A slot for a frame of `size` bytes, which is the caller's until it drops the loan. `None` if all
-    /// are in use, or if it would have to be waited for and `cancelled` says not to.
+    /// A slot for a frame of `size` bytes, in memory of `backend` where that is given. It is the caller's
+    /// until it drops the loan. `None` if all are in use, or if it would have to be waited for and
+    /// `cancelled` says not to.
     pub fn loan(
         self: &Arc<Self>,
         size: usize,
+        backend: Option<&Arc<dyn Backend>>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Loan>> {
         let deadline = match self.policy {
@@ -247,7 +246,7 @@ impl Frames {
         loop {
             let mut pool = lock(&self.pool);
             pool.look_at_peers(&self.board);
-            if size > pool.slot_size {
+            if backend.is_some_and(|b| pool.move_to(b)) || size > pool.slot_size {
                 self.resize(&mut pool, size)?;
             }
             // Whoever joined before there was a format has no slots for its credit yet.
@@ -326,8 +325,8 @@ impl Frames {
         slot.published = false;
         Loan {
             kind: pool.backend.kind(),
-            address: slot.memory.address(slot.index),
-            size: slot.memory.geometry().size as usize,
+            memory: slot.memory.clone(),
+            index: slot.index,
             slot: number,
             frames: self.clone(),
         }
@@ -441,9 +440,14 @@ impl Frames {
         Some(seq)
     }
 
-    /// Publishes the loaned slot that an address falls into, and that is complete. `info` is handed the
-    /// distance from the slot's start. `None` if it is no such slot, or was published before.
-    pub fn publish_at(&self, address: u64, info: impl FnOnce(u64) -> FrameInfo) -> Option<u64> {
+    /// Publishes the loaned slot that an address falls into. `info` is handed the distance from the
+    /// slot's start. `None` if it is no such slot, or was published before.
+    pub fn publish_at(
+        &self,
+        address: u64,
+        ready: bool,
+        info: impl FnOnce(u64) -> FrameInfo,
+    ) -> Option<u64> {
         let (number, offset) = {
             let pool = lock(&self.pool);
             pool.chunks.iter().find_map(|c| {
@@ -453,7 +457,7 @@ impl Frames {
                 Some((*number, offset % stride))
             })?
         };
-        self.publish(number, &info(offset), true)
+        self.publish(number, &info(offset), ready)
     }
 
     /// Replaces all chunks by ones with bigger or smaller slots. Frames that are in use stay until
@@ -596,6 +600,15 @@ fn held_by_any(board: &Board, peers: &mut Vec<Arc<Peer>>, version: &mut u64, slo
 }
 
 impl Pool {
+    /// Has the backend make the slots from now on. True if it is another than before.
+    fn move_to(&mut self, backend: &Arc<dyn Backend>) -> bool {
+        let moved = !Arc::ptr_eq(&self.backend, backend);
+        if moved {
+            self.backend = backend.clone();
+        }
+        moved
+    }
+
     fn look_at_peers(&mut self, board: &Board) {
         if board.version() != self.peers_version {
             (self.peers_version, self.peers) = board.peers();
@@ -618,29 +631,36 @@ pub struct Loan {
     frames: Arc<Frames>,
     slot: u32,
     kind: Kind,
-    address: u64,
-    size: usize,
+    memory: Arc<dyn Chunk>,
+    /// Of the slot in its chunk.
+    index: u32,
 }
 
 impl std::fmt::Debug for Loan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loan").field("slot", &self.slot).field("size", &self.size).finish()
+        f.debug_struct("Loan").field("slot", &self.slot).field("size", &self.len()).finish()
     }
 }
 
 impl Loan {
     /// Where the slot begins: an address of the CPU or of the device, by the publisher's kind of memory.
     pub fn address(&self) -> u64 {
-        self.address
+        self.memory.address(self.index)
     }
 
     /// Bytes of the slot.
     pub fn len(&self) -> usize {
-        self.size
+        self.memory.geometry().size as usize
     }
 
     pub fn is_empty(&self) -> bool {
-        self.size == 0
+        self.len() == 0
+    }
+
+    /// Where subscribers wait for an event: what has to be recorded behind the work that writes the
+    /// frame, before it is published.
+    pub fn event(&self) -> Option<&crate::gpu::Event> {
+        self.memory.event(self.index)
     }
 
     /// The bytes to write, of a publisher of host memory.
@@ -650,7 +670,7 @@ impl Loan {
         // and not published no subscriber has a claim on it, and no other loan has it; `&mut self`
         // says the same for this one. (Only `Frames::publish_at` publishes a loan that lives on, and
         // the sink, its one caller, has no bytes of the loan borrowed then.)
-        unsafe { std::slice::from_raw_parts_mut(self.address as *mut u8, self.size) }
+        unsafe { std::slice::from_raw_parts_mut(self.address() as *mut u8, self.len()) }
     }
 
     pub(crate) fn publish(&self, info: &FrameInfo, ready: bool) -> Option<u64> {

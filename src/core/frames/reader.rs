@@ -1,5 +1,6 @@
 //! The subscriber's way to frames: waits, claims, and hands out leases.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::core::shm::Page;
 use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
 use crate::core::wake;
+use crate::gpu::Event;
 use crate::memory::{Imported, Kind};
 
 /// A device that has not written a published frame after waiting for this long never will.
@@ -112,8 +114,38 @@ pub(crate) struct Reader {
     /// Sequence number of the frame that was taken last.
     cursor: u64,
     first: bool,
+    pace: Pace,
     skipped: u64,
     received: u64,
+}
+
+/// When frames come, by when they came.
+#[derive(Default)]
+struct Pace {
+    /// Sequence number and time of publication of the last frame.
+    last: Option<(u64, i64)>,
+    /// From one frame to the next, in ns; 0 while that is not known.
+    period: i64,
+}
+
+impl Pace {
+    fn note(&mut self, seq: u64, published: i64) {
+        if let Some((before, then)) = self.last {
+            // The times are the publisher's, so they may be anything.
+            let period = published.wrapping_sub(then) / seq.wrapping_sub(before).max(1) as i64;
+            // Smoothed, as cameras and networks are not that regular.
+            let old = if self.period == 0 { period } else { self.period };
+            self.period = old - old / 8 + period / 8;
+        }
+        self.last = Some((seq, published));
+    }
+
+    /// The time around the next frame, as long as `around`. `None` if that is zero, or nothing is known.
+    fn expect(&self, around: Duration) -> Option<Range<Duration>> {
+        let (_, last) = self.last.filter(|_| !around.is_zero() && self.period > 0)?;
+        let next = Duration::from_nanos(u64::try_from(last.checked_add(self.period)?).ok()?);
+        Some(next.saturating_sub(around / 2)..next + around / 2)
+    }
 }
 
 impl Reader {
@@ -122,7 +154,7 @@ impl Reader {
         let joined = shared.page.header().cursor.load(Ordering::Relaxed);
         // Who wants the newest is glad of the one that is there.
         let cursor = if mode == Mode::Newest { joined.saturating_sub(1) } else { joined };
-        Self { shared, mode, cursor, first: true, skipped: 0, received: 0 }
+        Self { shared, mode, cursor, first: true, pace: Pace::default(), skipped: 0, received: 0 }
     }
 
     pub fn counters(&self) -> (u64, u64) {
@@ -133,7 +165,6 @@ impl Reader {
         let shared = self.shared.clone();
         let h = shared.control.header();
         let deadline = wait.timeout.map(|t| wake::now() + t);
-        let mut spin_until = None;
         loop {
             // Both numbers are read before what they stand for, so no change goes unnoticed.
             let seen = shared.bell.seen();
@@ -170,12 +201,13 @@ impl Reader {
             if deadline.is_some_and(|d| now >= d) {
                 return Ok(Next::TimedOut);
             }
-            if !full && !wait.spin.is_zero() && now < *spin_until.get_or_insert(now + wait.spin) {
+            let expected = self.pace.expect(wait.spin).filter(|around| !full && now < around.end);
+            if expected.as_ref().is_some_and(|around| around.start <= now) {
                 std::hint::spin_loop();
                 continue;
             }
-            spin_until = None;
-            let left = deadline.map(|d| d - now);
+            let until = expected.map(|around| around.start).into_iter().chain(deadline).min();
+            let left = until.map(|until| until - now);
             if full && clearing {
                 // A device rings no bell.
                 shared.bell.wait(seen, Some(left.map_or(READY_STEP, |left| left.min(READY_STEP))));
@@ -216,10 +248,11 @@ impl Reader {
         if record.slot_in_chunk >= geometry.slots || info.size as u64 > geometry.size || !inside {
             return Err(protocol("a frame lies outside its memory"));
         }
-        self.wait_until_ready(seq, wait)?;
+        self.wait_until_ready(seq, memory.event(record.slot_in_chunk), wait)?;
 
         let skipped = if self.first { 0 } else { seq - self.cursor - 1 };
         self.first = false;
+        self.pace.note(seq, record.published);
         self.cursor = seq;
         self.received += 1;
         self.skipped += skipped;
@@ -254,14 +287,18 @@ impl Reader {
         claim::claim(control.slot(slot), self.shared.page.held(slot), seq).then_some(slot)
     }
 
-    /// Waits for the pixels: `ready` reaches `seq` when the device has written them. Host memory is
-    /// ready when it is published. The wait ends with the publisher, which may die in between.
-    fn wait_until_ready(&self, seq: u64, wait: &Wait<'_>) -> Result<()> {
+    /// Waits for the pixels: `ready` reaches `seq` when the device has written them, or the slot's event
+    /// is done. Host memory is ready when it is published. The wait ends with the publisher, which may
+    /// die in between.
+    fn wait_until_ready(&self, seq: u64, event: Option<&Event>, wait: &Wait<'_>) -> Result<()> {
         let ready = &self.shared.control.header().ready;
         let begin = wake::now();
-        // Pairs with the Release in `Frames::publish`, or with the device's write, which is ordered
-        // behind those of the pixels.
-        while ready.load(Ordering::Acquire) < seq {
+        let complete = || -> Result<bool, crate::gpu::Error> {
+            // Pairs with the Release in `Frames::publish`, or with the device's write, which is ordered
+            // behind those of the pixels.
+            Ok(ready.load(Ordering::Acquire) >= seq && event.map_or(Ok(true), Event::is_done)?)
+        };
+        while !complete()? {
             let waited = wake::now() - begin;
             let closed = lock(&self.shared.state).closed.clone();
             if wait.interrupt.is_set() {
