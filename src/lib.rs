@@ -20,6 +20,8 @@ mod source;
 mod time;
 
 pub use core::channel::message::{Code, Mode};
+pub use core::channel::observe::{LiveKey, keys, status};
+pub use core::channel::status::{Status, SubscriberStatus, TrackStatus};
 pub use core::layout::{Crop, FrameInfo, PacketId, Plane, Planes};
 pub use core::packets::PacketInfo;
 pub use core::publisher::{

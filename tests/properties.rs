@@ -25,6 +25,8 @@ fn words(count: usize) -> Vec<AtomicU64> {
 mod messages {
     use super::*;
     use gstcuframes::core::channel::message::{Code, Hello, MAX_NAME, Malformed, Message, Mode};
+    use gstcuframes::memory::Kind;
+    use gstcuframes::{Status, SubscriberStatus, TrackStatus};
 
     fn code() -> impl Strategy<Value = Code> {
         // Those that are known, and some that are not.
@@ -71,7 +73,68 @@ mod messages {
             }),
             (code(), text()).prop_map(|(code, text)| Message::Bye { code, text }),
             Just(Message::Leave),
+            any::<((u16, u16), u64)>().prop_map(|(versions, from)| Message::Ask { versions, from }),
+            (any::<(u16, u64)>(), status()).prop_map(|((version, next), status)| {
+                Message::Status { version, next, status: Box::new(status) }
+            }),
         ]
+    }
+
+    fn status() -> impl Strategy<Value = Status> {
+        let track =
+            (any::<(u32, u64, u64)>(), text()).prop_map(|((track, published, bytes), caps)| {
+                TrackStatus { track, caps, published, in_ring: bytes / 2, too_big: 1, bytes }
+            });
+        let subscriber = (any::<(u32, i32, u64)>(), ".{0,40}", any::<Option<u32>>()).prop_map(
+            |((id, pid, received), name, latency)| SubscriberStatus {
+                id,
+                name,
+                pid,
+                uid: id / 2,
+                gid: id / 3,
+                mode: if pid < 0 { Mode::Strict } else { Mode::Newest },
+                credit: 4,
+                held: id % 4,
+                lag: received / 2,
+                received,
+                skipped: received / 3,
+                copied: received / 4,
+                latency_ns: latency.map(u64::from),
+            },
+        );
+        let texts = (".{0,40}", ".{0,40}", text());
+        let entries = (vec(track, 0..4), vec(subscriber, 0..4));
+        let numbers = any::<(i32, u32, u64, i64, u64, Option<u32>)>();
+        (texts, entries, numbers, 1..4u32).prop_map(
+            |(
+                (key, name, caps),
+                (tracks, subscribers),
+                (pid, uid, epoch, time_ns, n, last),
+                kind,
+            )| {
+                Status {
+                    key,
+                    name,
+                    pid,
+                    uid,
+                    epoch,
+                    time_ns,
+                    caps,
+                    memory: Kind::try_from(kind).unwrap(),
+                    slots: uid / 2,
+                    chunks: uid / 3,
+                    bytes: n,
+                    published: n / 2,
+                    dropped: n / 3,
+                    last_frame_ns: last.map(i64::from),
+                    latency_ns: n / 4,
+                    max_subscribers: uid / 4,
+                    max_credit: uid / 5,
+                    tracks,
+                    subscribers,
+                }
+            },
+        )
     }
 
     /// Decodes what a stranger sent, with any number of fds. What is understood has one form only.
@@ -123,7 +186,7 @@ mod messages {
         }
 
         #[test]
-        fn any_bytes_are_decoded_or_refused(kind in 0..12u32, rest in vec(any::<u8>(), 0..80)) {
+        fn any_bytes_are_decoded_or_refused(kind in 0..14u32, rest in vec(any::<u8>(), 0..80)) {
             check_strange(&rest);
             // Most of those that begin like a message get further.
             check_strange(&[&kind.to_le_bytes(), rest.as_slice()].concat());

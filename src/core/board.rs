@@ -210,6 +210,17 @@ impl Board {
         state.tracks.push(TrackNotice { track, segment: (message, fd), formats: Vec::new() });
     }
 
+    /// The caps of the newest frame, empty before the first; and those of each track's newest packet.
+    pub fn caps(&self) -> (String, Vec<(u32, String)>) {
+        let state = lock(&self.state);
+        let frames = match state.formats.last() {
+            Some((_, Message::Format { caps, .. })) => caps.clone(),
+            _ => String::new(),
+        };
+        let of = |n: &TrackNotice| Some((n.track, n.formats.last()?.1.clone()));
+        (frames, state.tracks.iter().filter_map(of).collect())
+    }
+
     /// New caps of a track; generations before `oldest` have no packets any more.
     pub fn track_format(&self, track: u32, generation: u32, caps: &str, oldest: u32) {
         let mut state = lock(&self.state);

@@ -116,11 +116,14 @@ pub struct PublisherStats {
     pub tracks: Vec<TrackStats>,
 }
 
+/// All tracks of a publisher.
+pub(crate) type Tracks = Arc<Mutex<Vec<Arc<track::Track>>>>;
+
 /// The owner of a key. Dropping it tells the subscribers and frees the key; loans may live on.
 pub struct Publisher {
     frames: Arc<Frames>,
     board: Arc<Board>,
-    tracks: Mutex<Vec<Arc<track::Track>>>,
+    tracks: Tracks,
     stop: Arc<AtomicBool>,
     server: Option<JoinHandle<()>>,
 }
@@ -154,11 +157,14 @@ impl Publisher {
             Frames::new(backend, board.clone(), config.window, config.policy, credits, epoch)?;
         let frames = Arc::new(frames);
         let stop = Arc::new(AtomicBool::new(false));
+        let tracks = Tracks::default();
         let server = Server {
             key: config.key,
+            name: config.name,
             endpoint,
             board: board.clone(),
             frames: frames.clone(),
+            tracks: tracks.clone(),
             epoch,
             max_subscribers: config.max_subscribers,
             max_credit: config.max_credit,
@@ -170,7 +176,7 @@ impl Publisher {
             .name("cuframes-server".into())
             .spawn(move || server.run())
             .context("start the server thread")?;
-        Ok(Self { frames, board, tracks: Mutex::default(), stop, server: Some(server) })
+        Ok(Self { frames, board, tracks, stop, server: Some(server) })
     }
 
     /// Frames from now on have these caps, and need slots of this many bytes.
@@ -273,12 +279,10 @@ impl Publisher {
     }
 
     pub fn stats(&self) -> PublisherStats {
-        let mut tracks: Vec<_> = lock(&self.tracks).iter().map(|t| t.stats()).collect();
-        tracks.sort_by_key(|t| t.track);
         PublisherStats {
             pool: self.frames.stats(),
             subscribers: self.board.peers().1.iter().map(|p| SubscriberInfo::of(p)).collect(),
-            tracks,
+            tracks: track_stats(&self.tracks),
         }
     }
 }
@@ -294,6 +298,12 @@ impl Drop for Publisher {
             let _ = server.join();
         }
     }
+}
+
+pub(crate) fn track_stats(tracks: &Tracks) -> Vec<TrackStats> {
+    let mut tracks: Vec<_> = lock(tracks).iter().map(|t| t.stats()).collect();
+    tracks.sort_by_key(|t| t.track);
+    tracks
 }
 
 /// A track of a publisher.

@@ -238,7 +238,9 @@ impl Shared {
             Message::Hello(_)
             | Message::Welcome { .. }
             | Message::Refused { .. }
-            | Message::Leave => {
+            | Message::Leave
+            | Message::Ask { .. }
+            | Message::Status { .. } => {
                 return Err("a message came out of order".into());
             }
         }

@@ -5,9 +5,11 @@
 
 use std::fmt;
 
+use super::status::Status;
+
 /// Versions of the protocol that this code speaks.
 pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
-/// First field of HELLO.
+/// First field of HELLO and ASK.
 pub const HELLO_MAGIC: u64 = super::super::layout::MAGIC;
 /// Bytes of a message at most.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -123,6 +125,17 @@ pub enum Message {
     },
     /// The subscriber takes no more frames; it closes the connection when it has released the last.
     Leave,
+    /// An observer's question, instead of HELLO: what the publisher is. `from` is the entry to begin with.
+    Ask {
+        versions: (u16, u16),
+        from: u64,
+    },
+    /// The answer. `next` is the entry to ask for next; 0 if that was all.
+    Status {
+        version: u16,
+        next: u64,
+        status: Box<Status>,
+    },
 }
 
 /// Why bytes are no message.
@@ -134,6 +147,7 @@ pub enum Malformed {
     Text,
     Magic,
     Mode(u32),
+    Kind(u32),
     Fds { expected: usize, got: usize },
 }
 
@@ -146,6 +160,7 @@ impl fmt::Display for Malformed {
             Self::Text => f.write_str("a text is too long or no UTF-8"),
             Self::Magic => f.write_str("the peer does not speak the cuframes protocol"),
             Self::Mode(m) => write!(f, "unknown mode {m}"),
+            Self::Kind(k) => write!(f, "unknown memory kind {k}"),
             Self::Fds { expected, got } => {
                 write!(f, "{got} fds came with it instead of {expected}")
             }
@@ -155,29 +170,29 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-struct Writer(Vec<u8>);
+pub(super) struct Writer(Vec<u8>);
 
 impl Writer {
     fn u16(mut self, v: u16) -> Self {
         self.0.extend(v.to_le_bytes());
         self
     }
-    fn u32(mut self, v: u32) -> Self {
+    pub(super) fn u32(mut self, v: u32) -> Self {
         self.0.extend(v.to_le_bytes());
         self
     }
-    fn u64(mut self, v: u64) -> Self {
+    pub(super) fn u64(mut self, v: u64) -> Self {
         self.0.extend(v.to_le_bytes());
         self
     }
-    fn text(self, s: &str) -> Self {
+    pub(super) fn text(self, s: &str) -> Self {
         let mut this = self.u32(s.len() as u32);
         this.0.extend(s.as_bytes());
         this
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn bytes(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
@@ -191,18 +206,32 @@ impl<'a> Reader<'a> {
     fn u16(&mut self) -> Result<u16, Malformed> {
         Ok(u16::from_le_bytes(self.array()?))
     }
-    fn u32(&mut self) -> Result<u32, Malformed> {
+    pub(super) fn u32(&mut self) -> Result<u32, Malformed> {
         Ok(u32::from_le_bytes(self.array()?))
     }
-    fn u64(&mut self) -> Result<u64, Malformed> {
+    pub(super) fn u64(&mut self) -> Result<u64, Malformed> {
         Ok(u64::from_le_bytes(self.array()?))
     }
-    fn text(&mut self, max: usize) -> Result<String, Malformed> {
+    pub(super) fn text(&mut self, max: usize) -> Result<String, Malformed> {
         let len = self.u32()? as usize;
         if len > max {
             return Err(Malformed::Text);
         }
         String::from_utf8(self.bytes(len)?.to_vec()).map_err(|_| Malformed::Text)
+    }
+    pub(super) fn mode(&mut self) -> Result<Mode, Malformed> {
+        match self.u32()? {
+            0 => Ok(Mode::Newest),
+            1 => Ok(Mode::Strict),
+            other => Err(Malformed::Mode(other)),
+        }
+    }
+    /// The magic comes first, so that a stranger is told as such whatever version it has.
+    fn versions(&mut self) -> Result<(u16, u16), Malformed> {
+        if self.u64()? != HELLO_MAGIC {
+            return Err(Malformed::Magic);
+        }
+        Ok((self.u16()?, self.u16()?))
     }
 }
 
@@ -216,13 +245,14 @@ const TRACK: u32 = 7;
 const TRACK_FORMAT: u32 = 8;
 const BYE: u32 = 9;
 const LEAVE: u32 = 10;
+const ASK: u32 = 11;
+const STATUS: u32 = 12;
 
 impl Message {
     pub fn encode(&self) -> Vec<u8> {
         let w = |kind: u32| Writer(Vec::with_capacity(128)).u32(kind);
         match self {
             Self::Hello(h) => {
-                // The magic comes first, so that a stranger is told as such whatever version it has.
                 let mut w = w(HELLO).u64(HELLO_MAGIC).u16(h.versions.0).u16(h.versions.1);
                 w = w.u32(h.mode as u32).u32(h.credit);
                 w.0.extend(h.gpu);
@@ -245,6 +275,12 @@ impl Message {
             }
             Self::Bye { code, text } => w(BYE).u32(*code as u32).text(text),
             Self::Leave => w(LEAVE),
+            Self::Ask { versions, from } => {
+                w(ASK).u64(HELLO_MAGIC).u16(versions.0).u16(versions.1).u64(*from)
+            }
+            Self::Status { version, next, status } => {
+                status.encode(w(STATUS).u16(*version).u64(*next))
+            }
         }
         .0
     }
@@ -253,22 +289,13 @@ impl Message {
     pub fn decode(bytes: &[u8], fds: usize) -> Result<Self, Malformed> {
         let mut r = Reader(bytes);
         let message = match r.u32()? {
-            HELLO => {
-                if r.u64()? != HELLO_MAGIC {
-                    return Err(Malformed::Magic);
-                }
-                Self::Hello(Hello {
-                    versions: (r.u16()?, r.u16()?),
-                    mode: match r.u32()? {
-                        0 => Mode::Newest,
-                        1 => Mode::Strict,
-                        other => return Err(Malformed::Mode(other)),
-                    },
-                    credit: r.u32()?,
-                    gpu: r.array()?,
-                    name: r.text(MAX_NAME)?,
-                })
-            }
+            HELLO => Self::Hello(Hello {
+                versions: r.versions()?,
+                mode: r.mode()?,
+                credit: r.u32()?,
+                gpu: r.array()?,
+                name: r.text(MAX_NAME)?,
+            }),
             WELCOME => Self::Welcome {
                 version: r.u16()?,
                 epoch: r.u64()?,
@@ -295,6 +322,12 @@ impl Message {
             },
             BYE => Self::Bye { code: r.u32()?.into(), text: r.text(MAX_MESSAGE)? },
             LEAVE => Self::Leave,
+            ASK => Self::Ask { versions: r.versions()?, from: r.u64()? },
+            STATUS => Self::Status {
+                version: r.u16()?,
+                next: r.u64()?,
+                status: Box::new(Status::decode(&mut r)?),
+            },
             other => return Err(Malformed::Type(other)),
         };
         if !r.0.is_empty() {

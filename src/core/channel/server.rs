@@ -11,11 +11,12 @@ use nix::sys::socket::{Shutdown, SockFlag, accept4, shutdown};
 
 use super::directory::Endpoint;
 use super::message::{Code, Hello, Message, VERSIONS};
+use super::observers::Observers;
 use super::socket::{Connection, Received};
 use crate::core::board::{Board, Peer};
 use crate::core::frames::pool::Frames;
 use crate::core::layout::{LAYOUT_VERSION, MAGIC};
-use crate::core::publisher::{Event, SubscriberInfo};
+use crate::core::publisher::{Event, SubscriberInfo, Tracks};
 use crate::core::shm::{Mapping, Page, Sharing};
 use crate::core::sync::{AtomicBool, Ordering};
 use crate::core::wake;
@@ -31,9 +32,11 @@ const STALLED_AFTER: Duration = Duration::from_secs(3);
 
 pub(crate) struct Server {
     pub key: String,
+    pub name: String,
     pub endpoint: Endpoint,
     pub board: Arc<Board>,
     pub frames: Arc<Frames>,
+    pub tracks: Tracks,
     pub epoch: u64,
     pub max_subscribers: u32,
     pub max_credit: u32,
@@ -58,6 +61,7 @@ impl Server {
         let mut strangers: Vec<(Connection, Duration)> = Vec::new();
         let mut progress: HashMap<u32, Progress> = HashMap::new();
         let mut next_id = 1;
+        let mut observers = Observers::default();
         // There was no fd for a stranger; it is asked in again after a tick, not at once.
         let mut exhausted = false;
         while !self.stop.load(Ordering::Acquire) {
@@ -74,7 +78,7 @@ impl Server {
                 let readable = ready.strangers.get(index).copied().unwrap_or(false);
                 index += 1;
                 if readable {
-                    return !self.greet(connection, &mut next_id);
+                    return !self.greet(connection, &mut next_id, &mut observers);
                 }
                 now < *deadline
             });
@@ -138,8 +142,13 @@ impl Server {
         Ok(Connection::new(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Hears a stranger's HELLO. True when that is over, for better or worse.
-    fn greet(&self, connection: &mut Connection, next_id: &mut u32) -> bool {
+    /// Hears a stranger's HELLO, or what it asks. True when that is over, for better or worse.
+    fn greet(
+        &self,
+        connection: &mut Connection,
+        next_id: &mut u32,
+        observers: &mut Observers,
+    ) -> bool {
         let refused = match connection.receive() {
             Ok(Received::Nothing) => return false,
             Ok(Received::Closed) | Err(_) => return true,
@@ -153,8 +162,14 @@ impl Server {
                     Err(refused) => refused,
                 }
             }
+            Ok(Received::Message(Message::Ask { versions, from }, _)) => {
+                match check_versions("observer", versions) {
+                    Ok(version) => return observers.answer(self, connection, version, from),
+                    Err(refused) => refused,
+                }
+            }
             Ok(Received::Message(..)) => {
-                (Code::Malformed, "the first message has to be HELLO".to_owned())
+                (Code::Malformed, "the first message has to be HELLO or ASK".to_owned())
             }
             Ok(Received::Malformed(e)) => (Code::Malformed, e.to_string()),
         };
@@ -165,17 +180,7 @@ impl Server {
     }
 
     fn join(&self, connection: Connection, hello: Hello, id: u32) -> Result<(), (Code, String)> {
-        let (first, last) = hello.versions;
-        if first > *VERSIONS.end() || last < *VERSIONS.start() {
-            return Err((
-                Code::Version,
-                format!(
-                    "the subscriber speaks versions {first} to {last} of the protocol, the publisher {} to {}: update the older one",
-                    VERSIONS.start(),
-                    VERSIONS.end()
-                ),
-            ));
-        }
+        let version = check_versions("subscriber", hello.versions)?;
         if hello.credit > self.max_credit {
             return Err((
                 Code::OverCredit,
@@ -209,7 +214,7 @@ impl Server {
         let asked = (hello.credit, hello.mode, hello.name);
         let peer = Arc::new(Peer::new(id, connection, page, asked, credentials));
         let welcome = Message::Welcome {
-            version: last.min(*VERSIONS.end()),
+            version,
             epoch: self.epoch,
             id,
             slots,
@@ -295,6 +300,20 @@ impl Server {
             self.board.kick(peer, Code::Stalled, text);
         }
     }
+}
+
+/// The version to speak with a peer that speaks these.
+fn check_versions(peer: &str, (first, last): (u16, u16)) -> Result<u16, (Code, String)> {
+    let (oldest, newest) = (*VERSIONS.start(), *VERSIONS.end());
+    if first > newest || last < oldest {
+        return Err((
+            Code::Version,
+            format!(
+                "the {peer} speaks versions {first} to {last} of the protocol, the publisher {oldest} to {newest}: update the older one"
+            ),
+        ));
+    }
+    Ok(last.min(newest))
 }
 
 struct Ready {
