@@ -1,7 +1,7 @@
 # make demo                    the whole chain, with a camera that is simulated
 # make demo RTSP=rtsp://…      the same with a real one
 # make test                    everything that needs no GPU
-# make build                   the plugin: target/release/libgstcuframes.so
+# make build                   the plugin and the command: target/release/{libgstcuframes.so,cuframes}
 # make install                 for this user; system-wide: sudo make install PREFIX=/usr
 # make gpu-test                the tests that need an NVIDIA GPU
 # make lint                    what CI asks of the code and the scripts
@@ -11,6 +11,7 @@ RTSP ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where GStreamer looks for a user's own plugins, or, with PREFIX, for the system's.
 PLUGINS = $(if $(PREFIX),$(shell pkg-config --define-variable=prefix=$(PREFIX) --variable=pluginsdir gstreamer-1.0),$(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins)
+BIN = $(or $(PREFIX),$(HOME)/.local)/bin
 
 .PHONY: help demo test gpu-test build install lint docs packages
 help:
@@ -28,11 +29,12 @@ gpu-test: packages
 	cargo test --locked --test gpu --test conformance -- --ignored --test-threads=1
 
 build: packages
-	cargo build --release --locked --lib
+	cargo build --release --locked --lib --bin cuframes
 
 # Not built here when it is there: sudo has no cargo as a rule.
-install: $(if $(wildcard $(TARGET)/release/libgstcuframes.so),,build)
+install: $(if $(and $(wildcard $(TARGET)/release/libgstcuframes.so),$(wildcard $(TARGET)/release/cuframes)),,build)
 	install -D -m 755 $(TARGET)/release/libgstcuframes.so '$(DESTDIR)$(PLUGINS)/libgstcuframes.so'
+	install -D -m 755 $(TARGET)/release/cuframes '$(DESTDIR)$(BIN)/cuframes'
 
 lint: packages
 	cargo fmt --check
