@@ -11,6 +11,7 @@ pub mod core;
 pub mod gpu;
 pub mod memory;
 
+mod device;
 mod framesrc;
 mod log;
 mod packetsrc;
@@ -42,7 +43,8 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     unsafe { gst_video::ffi::gst_video_multiview_flagset_get_type() };
     sink::register(plugin)?;
     framesrc::register(plugin)?;
-    packetsrc::register(plugin)
+    packetsrc::register(plugin)?;
+    device::register(plugin)
 }
 
 gst::plugin_define!(

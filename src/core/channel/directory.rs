@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::sys::inotify::AddWatchFlags;
 use nix::sys::socket::{Backlog, UnixAddr, bind, connect, listen};
 use nix::unistd::{AccessFlags, access, getuid};
 
@@ -226,12 +227,23 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// For those who wait for a publisher.
     pub fn new(dirs: &[PathBuf]) -> Self {
-        use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+        Self::with(dirs, AddWatchFlags::IN_MOVED_TO)
+    }
+
+    /// Notices publishers that go, too: one that is killed closes its lock file and removes nothing.
+    pub fn coming_and_going(dirs: &[PathBuf]) -> Self {
+        use AddWatchFlags as Flags;
+        Self::with(dirs, Flags::IN_MOVED_TO | Flags::IN_DELETE | Flags::IN_CLOSE_WRITE)
+    }
+
+    fn with(dirs: &[PathBuf], events: AddWatchFlags) -> Self {
+        use nix::sys::inotify::{InitFlags, Inotify};
         let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
         let inotify = Inotify::init(flags).ok();
         let complete = inotify.as_ref().is_some_and(|i| {
-            let watched = |d: &&PathBuf| i.add_watch(*d, AddWatchFlags::IN_MOVED_TO).is_ok();
+            let watched = |d: &&PathBuf| i.add_watch(*d, events).is_ok();
             dirs.iter().filter(watched).count() == dirs.len()
         });
         Self { inotify, complete }

@@ -1,0 +1,131 @@
+//! A device, and how it becomes an element.
+
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use gst::glib;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+
+use crate::{LiveKey, Status};
+
+/// What a device stands for: two that are equal need not be told apart by anybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub key: LiveKey,
+    /// A track of packets; `None` for the frames.
+    pub track: Option<u32>,
+    caps: String,
+    publisher: String,
+    pid: i32,
+}
+
+impl Target {
+    /// The frames and the tracks of a publisher, as far as their caps are known.
+    pub fn all_of(key: &LiveKey, status: &Status) -> Vec<Self> {
+        let frames = std::iter::once((None, &status.caps));
+        let tracks = status.tracks.iter().map(|t| (Some(t.track), &t.caps));
+        let target = |(track, caps): (Option<u32>, &String)| Self {
+            key: key.clone(),
+            track,
+            caps: caps.clone(),
+            publisher: status.name.clone(),
+            pid: status.pid,
+        };
+        frames.chain(tracks).filter(|(_, caps)| !caps.is_empty()).map(target).collect()
+    }
+
+    /// Whether both are called the same, whatever has become of them.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.key, self.track) == (&other.key, other.track)
+    }
+
+    /// `None` if its caps are none: they come from another process.
+    pub fn device(&self) -> Option<super::CuframesDevice> {
+        let caps = gst::Caps::from_str(&self.caps).ok()?;
+        let key = &self.key.key;
+        let name = match self.track {
+            None => key.clone(),
+            Some(track) => format!("{key} (packets_{track})"),
+        };
+        let properties = gst::Structure::builder("cuframes-proplist")
+            .field("device.api", "cuframes")
+            .field("cuframes.key", key)
+            .field("cuframes.runtime-dir", self.dir())
+            .field_if_some("cuframes.track", self.track)
+            .field("cuframes.publisher", &self.publisher)
+            .field("cuframes.pid", self.pid)
+            .build();
+        // What is no video does not concern those who look for cameras.
+        let class = match self.caps.split('/').next() {
+            Some("video") => "Source/Video",
+            Some("audio") => "Source/Audio",
+            _ => "Source",
+        };
+        let device: super::CuframesDevice = glib::Object::builder()
+            .property("display-name", name)
+            .property("device-class", class)
+            .property("caps", caps)
+            .property("properties", properties)
+            .build();
+        let _ = device.imp().target.set(self.clone());
+        Some(device)
+    }
+
+    fn dir(&self) -> &str {
+        // A path that is no UTF-8 can't be a property of the elements either.
+        self.key.dir.to_str().unwrap_or_default()
+    }
+
+    fn factory(&self) -> &'static str {
+        if self.track.is_some() { "cuframespacketsrc" } else { "cuframessrc" }
+    }
+
+    fn configure(&self, element: &gst::Element) {
+        element.set_property("key", &self.key.key);
+        element.set_property("runtime-dir", self.dir());
+        if let Some(track) = self.track {
+            element.set_property("track", track);
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct CuframesDevice {
+    pub target: OnceLock<Target>,
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for CuframesDevice {
+    const NAME: &'static str = "GstCuframesDevice";
+    type Type = super::CuframesDevice;
+    type ParentType = gst::Device;
+}
+
+impl ObjectImpl for CuframesDevice {}
+
+impl GstObjectImpl for CuframesDevice {}
+
+impl DeviceImpl for CuframesDevice {
+    fn create_element(&self, name: Option<&str>) -> Result<gst::Element, gst::LoggableError> {
+        let unset = || gst::loggable_error!(crate::log::CAT, "A device without a key");
+        let target = self.target.get().ok_or_else(unset)?;
+        let element = gst::ElementFactory::make(target.factory()).name_if_some(name).build()?;
+        target.configure(&element);
+        Ok(element)
+    }
+
+    fn reconfigure_element(&self, element: &gst::Element) -> Result<(), gst::LoggableError> {
+        let target = self.target.get();
+        let fits = |t: &&Target| element.factory().is_some_and(|f| f.name() == t.factory());
+        let Some(target) = target.filter(fits) else {
+            return Err(gst::loggable_error!(
+                crate::log::CAT,
+                "'{}' is no element for this device: have the device make one",
+                element.name()
+            ));
+        };
+        target.configure(element);
+        Ok(())
+    }
+}

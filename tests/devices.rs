@@ -1,0 +1,181 @@
+//! The live keys as devices, for applications that look for cameras.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use gst::prelude::*;
+use gstcuframes::memory::host::HostBackend;
+use gstcuframes::{Publisher, PublisherConfig, TrackConfig};
+use nix::sys::signal::Signal;
+use support::{SIZE, Site};
+
+#[allow(dead_code, reason = "what other tests need")]
+mod support;
+
+const CAPS: &str =
+    "video/x-raw, format=(string)NV12, width=(int)320, height=(int)240, framerate=(fraction)30/1";
+
+/// One directory for all tests of this program, since a provider looks in the usual place only; and one
+/// test at a time, since all monitors of a process share one provider.
+struct Turn {
+    dir: &'static PathBuf,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.dir);
+    }
+}
+
+fn site(test: &str) -> (Site, Turn) {
+    static ONE: Mutex<()> = Mutex::new(());
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = DIR.get_or_init(|| {
+        let dir = std::env::temp_dir().join(format!("cuframes-devices-{}", std::process::id()));
+        // SAFETY: every test begins here, and waits here, so no other thread reads the environment yet.
+        unsafe { std::env::set_var("CUFRAMES_RUNTIME_DIR", &dir) };
+        gst::init().unwrap();
+        gstcuframes::plugin_register_static().unwrap();
+        dir
+    });
+    std::fs::create_dir_all(dir).unwrap();
+    (Site::at(dir, test), Turn { dir, _turn: turn })
+}
+
+fn publisher(site: &Site, key: &str) -> Publisher {
+    let config = PublisherConfig { key: key.into(), ..site.config() };
+    Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap()
+}
+
+fn monitor() -> gst::DeviceMonitor {
+    let monitor = gst::DeviceMonitor::new();
+    monitor.add_filter(Some("Source/Video"), None).unwrap();
+    monitor
+}
+
+/// The key and the track that a device stands for.
+fn target(device: &gst::Device) -> (String, Option<u32>) {
+    let properties = device.properties().unwrap();
+    let key = properties.get::<String>("cuframes.key").unwrap_or_default();
+    (key, properties.get("cuframes.track").ok())
+}
+
+/// Waits for what the monitor says next about a key: added, changed or removed.
+fn next(bus: &gst::Bus, key: &str) -> (&'static str, gst::Device) {
+    for message in bus.iter_timed(gst::ClockTime::NONE) {
+        let said = match message.view() {
+            gst::MessageView::DeviceAdded(m) => ("added", m.device()),
+            gst::MessageView::DeviceChanged(m) => ("changed", m.device_changed().0),
+            gst::MessageView::DeviceRemoved(m) => ("removed", m.device()),
+            _ => continue,
+        };
+        if target(&said.1).0 == key {
+            return said;
+        }
+    }
+    unreachable!("the iterator ends with the bus only")
+}
+
+#[test]
+fn keys_are_followed_as_they_come_and_go() {
+    let (site, _turn) = site("follow");
+    let monitor = monitor();
+    let bus = monitor.bus();
+    monitor.start().unwrap();
+
+    // No device before its caps are known.
+    let publisher = publisher(&site, "follow");
+    publisher.set_format(CAPS, SIZE).unwrap();
+    let (what, device) = next(&bus, "follow");
+    assert_eq!((what, device.display_name().as_str()), ("added", "follow"));
+    assert_eq!(device.device_class(), "Source/Video");
+    assert_eq!(device.caps().unwrap().to_string(), CAPS);
+
+    let smaller = CAPS.replace("320", "160");
+    publisher.set_format(&smaller, SIZE / 2).unwrap();
+    let (what, device) = next(&bus, "follow");
+    assert_eq!((what, device.caps().unwrap().to_string()), ("changed", smaller));
+
+    let h264 = "video/x-h264, stream-format=(string)avc";
+    let track = publisher.add_track(1, h264, TrackConfig::default()).unwrap();
+    let (what, device) = next(&bus, "follow");
+    assert_eq!((what, device.display_name().as_str()), ("added", "follow (packets_1)"));
+    assert_eq!(device.caps().unwrap().to_string(), h264);
+
+    drop((track, publisher));
+    assert_eq!([next(&bus, "follow").0, next(&bus, "follow").0], ["removed"; 2]);
+    monitor.stop();
+}
+
+#[test]
+fn keys_that_are_there_are_listed_at_once() {
+    let (site, _turn) = site("probe");
+    let publisher = publisher(&site, "probe");
+    publisher.set_format(CAPS, SIZE).unwrap();
+    let monitor = monitor();
+    let listed = || monitor.devices().iter().any(|d| target(d) == ("probe".into(), None));
+    assert!(listed(), "without starting the monitor");
+    monitor.start().unwrap();
+    assert!(listed());
+    monitor.stop();
+}
+
+#[test]
+fn a_device_makes_its_element() {
+    let (site, _turn) = site("element");
+    let publisher = publisher(&site, "element");
+    publisher.set_format(CAPS, SIZE).unwrap();
+    let _track = publisher.add_track(2, "video/x-h264", TrackConfig::default()).unwrap();
+    let devices = monitor().devices();
+    let device = |track| devices.iter().find(|d| target(d) == ("element".into(), track)).unwrap();
+    let check = |element: &gst::Element, factory: &str| {
+        assert_eq!(element.factory().unwrap().name(), factory);
+        assert_eq!(element.property::<String>("key"), "element");
+        assert_eq!(element.property::<String>("runtime-dir"), site.dir.to_str().unwrap());
+    };
+    let source = device(None).create_element(Some("camera")).unwrap();
+    check(&source, "cuframessrc");
+    assert_eq!(source.name(), "camera");
+    let packets = device(Some(2)).create_element(None).unwrap();
+    check(&packets, "cuframespacketsrc");
+    assert_eq!(packets.property::<u32>("track"), 2);
+
+    let other = gst::ElementFactory::make("cuframessrc").property("key", "other").build().unwrap();
+    device(None).reconfigure_element(&other).unwrap();
+    check(&other, "cuframessrc");
+    device(Some(2)).reconfigure_element(&other).unwrap_err();
+}
+
+/// A publisher that is killed leaves its files; its device goes all the same.
+#[test]
+fn a_killed_publisher_is_removed() {
+    let (site, _turn) = site("killed");
+    let monitor = monitor();
+    let bus = monitor.bus();
+    monitor.start().unwrap();
+    let mut publisher = Command::new("gst-launch-1.0");
+    publisher
+        .args("-q videotestsrc is-live=true ! cuframessink key=killed".split(' '))
+        // Where cargo leaves the plugin for tests: among the test programs.
+        .env("GST_PLUGIN_PATH", std::env::current_exe().unwrap().parent().unwrap())
+        .env("GST_REGISTRY", std::env::temp_dir().join("cuframes-test-registry.bin"))
+        .stdin(Stdio::null());
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        publisher.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into))
+    };
+    let mut publisher = publisher.spawn().unwrap();
+    let (what, device) = next(&bus, "killed");
+    assert_eq!(what, "added");
+    let properties = device.properties().unwrap();
+    assert_eq!(properties.get::<i32>("cuframes.pid").unwrap() as u32, publisher.id());
+    publisher.kill().unwrap();
+    publisher.wait().unwrap();
+    assert_eq!(next(&bus, "killed").0, "removed");
+    assert!(site.files().contains(&"killed.sock".to_owned()));
+    monitor.stop();
+}
