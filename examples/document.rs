@@ -28,6 +28,11 @@ fn document(element: &gst::Element) {
             factory.metadata(key).unwrap_or_default()
         );
     }
+    if let Some(handler) = element.dynamic_cast_ref::<gst::URIHandler>() {
+        for protocol in handler.protocols() {
+            println!("URI: `{protocol}://KEY?PROPERTY=VALUE&…`  ");
+        }
+    }
     println!("\n### Pads\n");
     for template in element.pad_template_list() {
         let (name, direction) = (template.name_template(), template.direction());

@@ -19,6 +19,7 @@ mod properties;
 mod sink;
 mod source;
 mod time;
+mod uri;
 
 pub use core::channel::message::{Code, Mode};
 pub use core::channel::observe::{LiveKey, keys, status};

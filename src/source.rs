@@ -353,6 +353,22 @@ impl Outlet {
     }
 }
 
+/// Leaves the ALLOCATION query to the base class. The bindings' way there demands that nobody else has a
+/// reference to the query, but in uridecodebin3 somebody has.
+pub fn inherit_allocation<T>(class: &mut T::Class)
+where
+    T: ObjectSubclass<ParentType = gst_base::PushSrc>,
+{
+    let class = std::ptr::from_mut(class).cast::<gst_base::ffi::GstPushSrcClass>();
+    // SAFETY: a class begins with that of its parent, which by the bound is a GstPushSrcClass. The
+    // parent's own is there before its subclasses' are, and is never freed.
+    unsafe {
+        let parent = T::type_data().as_ref().parent_class();
+        let parent = parent as *const gst_base::ffi::GstPushSrcClass;
+        (*class).parent_class.decide_allocation = (*parent).parent_class.decide_allocation;
+    }
+}
+
 /// The key as it has to be to leave NULL; posts the error if it is not.
 pub fn check_key<T>(
     element: &T,

@@ -18,6 +18,12 @@
  * |[
  * gst-launch-1.0 cuframessrc key=cam1 ! videoconvert ! autovideosink
  * ]|
+ *
+ * The same by a URI; what follows the question mark are properties:
+ *
+ * |[
+ * gst-launch-1.0 playbin3 uri=cuframes://cam1?mode=newest
+ * ]|
  */
 use std::str::FromStr;
 use std::sync::{LazyLock, Mutex};
@@ -40,6 +46,8 @@ use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
 use crate::{Error, Frame, Subscriber};
+
+const URI_SCHEME: &str = "cuframes";
 
 const DEFAULT_MODE: Mode = Mode::Newest;
 const DEFAULT_MAX_HELD: u32 = 4;
@@ -352,6 +360,11 @@ impl ObjectSubclass for CuframesSrc {
     const NAME: &'static str = "GstCuframesSrc";
     type Type = super::CuframesSrc;
     type ParentType = gst_base::PushSrc;
+    type Interfaces = (gst::URIHandler,);
+
+    fn class_init(class: &mut Self::Class) {
+        source::inherit_allocation::<Self>(class);
+    }
 
     fn new() -> Self {
         Self {
@@ -495,6 +508,22 @@ impl ElementImpl for CuframesSrc {
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
         source::check_key(self, transition, lock(&self.settings).source.key.as_deref())?;
         self.parent_change_state(transition)
+    }
+}
+
+impl URIHandlerImpl for CuframesSrc {
+    const URI_TYPE: gst::URIType = gst::URIType::Src;
+
+    fn protocols() -> &'static [&'static str] {
+        &[URI_SCHEME]
+    }
+
+    fn uri(&self) -> Option<String> {
+        crate::uri::get(self.obj().upcast_ref(), URI_SCHEME)
+    }
+
+    fn set_uri(&self, uri: &str) -> Result<(), glib::Error> {
+        crate::uri::set(self.obj().upcast_ref(), URI_SCHEME, uri)
     }
 }
 

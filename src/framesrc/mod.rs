@@ -44,7 +44,8 @@ pub enum IoMode {
 
 glib::wrapper! {
     pub struct CuframesSrc(ObjectSubclass<imp::CuframesSrc>)
-        @extends gst_base::PushSrc, gst_base::BaseSrc, gst::Element, gst::Object;
+        @extends gst_base::PushSrc, gst_base::BaseSrc, gst::Element, gst::Object,
+        @implements gst::URIHandler;
 }
 
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {

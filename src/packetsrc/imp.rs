@@ -18,6 +18,12 @@
  * |[
  * gst-launch-1.0 -e cuframespacketsrc key=cam1 ! h264parse ! mp4mux ! filesink location=cam1.mp4
  * ]|
+ *
+ * Decodes it here, by a URI; what follows the question mark are properties:
+ *
+ * |[
+ * gst-launch-1.0 uridecodebin3 uri=cuframes-packets://cam1?track=0 ! videoconvert ! autovideosink
+ * ]|
  */
 use std::str::FromStr;
 use std::sync::{LazyLock, Mutex};
@@ -36,6 +42,8 @@ use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
 use crate::{Error, Mode, Packet, PacketReader, Subscriber};
+
+const URI_SCHEME: &str = "cuframes-packets";
 
 const DEFAULT_TRACK: u32 = 0;
 const DEFAULT_START: Start = Start::LatestKeyframe;
@@ -156,6 +164,11 @@ impl ObjectSubclass for CuframesPacketSrc {
     const NAME: &'static str = "GstCuframesPacketSrc";
     type Type = super::CuframesPacketSrc;
     type ParentType = gst_base::PushSrc;
+    type Interfaces = (gst::URIHandler,);
+
+    fn class_init(class: &mut Self::Class) {
+        source::inherit_allocation::<Self>(class);
+    }
 
     fn new() -> Self {
         Self {
@@ -264,6 +277,22 @@ impl ElementImpl for CuframesPacketSrc {
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
         source::check_key(self, transition, lock(&self.settings).source.key.as_deref())?;
         self.parent_change_state(transition)
+    }
+}
+
+impl URIHandlerImpl for CuframesPacketSrc {
+    const URI_TYPE: gst::URIType = gst::URIType::Src;
+
+    fn protocols() -> &'static [&'static str] {
+        &[URI_SCHEME]
+    }
+
+    fn uri(&self) -> Option<String> {
+        crate::uri::get(self.obj().upcast_ref(), URI_SCHEME)
+    }
+
+    fn set_uri(&self, uri: &str) -> Result<(), glib::Error> {
+        crate::uri::set(self.obj().upcast_ref(), URI_SCHEME, uri)
     }
 }
 

@@ -21,7 +21,8 @@ pub enum Start {
 
 glib::wrapper! {
     pub struct CuframesPacketSrc(ObjectSubclass<imp::CuframesPacketSrc>)
-        @extends gst_base::PushSrc, gst_base::BaseSrc, gst::Element, gst::Object;
+        @extends gst_base::PushSrc, gst_base::BaseSrc, gst::Element, gst::Object,
+        @implements gst::URIHandler;
 }
 
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
