@@ -11,15 +11,14 @@ fn bad(text: String) -> glib::Error {
 }
 
 /// The properties that a URI can set: the element's own, but for the key, which is the host.
-fn properties(element: &gst::Element) -> impl Iterator<Item = glib::ParamSpec> {
+fn properties(element: &gst::Element) -> Vec<glib::ParamSpec> {
     let own = element.type_();
-    let all = element.list_properties();
-    let settable = move |p: &glib::ParamSpec| {
+    let settable = |p: &&glib::ParamSpec| {
         p.owner_type() == own
             && p.flags().contains(glib::ParamFlags::READWRITE)
             && p.name() != "key"
     };
-    all.to_vec().into_iter().filter(settable)
+    element.list_properties().iter().filter(settable).cloned().collect()
 }
 
 fn unescape(text: &str) -> Result<String, glib::Error> {
@@ -47,13 +46,15 @@ pub fn set(element: &gst::Element, scheme: &str, uri: &str) -> Result<(), glib::
             .split_once('=')
             .ok_or_else(|| bad(format!("'{part}' in '{uri}' has no value: {}", example())))?;
         let (name, text) = (unescape(name)?, unescape(text)?);
-        let property = properties(element).find(|p| p.name() == name).ok_or_else(|| {
-            let names: Vec<_> = properties(element).map(|p| p.name().to_owned()).collect();
-            bad(format!(
-                "'{name}' in '{uri}' can't be set by a URI: there are {}",
-                names.join(", ")
-            ))
-        })?;
+        let property =
+            properties(element).into_iter().find(|p| p.name() == name).ok_or_else(|| {
+                let names: Vec<_> =
+                    properties(element).iter().map(|p| p.name().to_owned()).collect();
+                bad(format!(
+                    "'{name}' in '{uri}' can't be set by a URI: there are {}",
+                    names.join(", ")
+                ))
+            })?;
         values.push((name, value(&property, &text, uri)?));
     }
     if element.current_state() > gst::State::Ready {

@@ -38,7 +38,7 @@ impl Source {
     /// Packets of a byte each, keyframes where there is a `K`.
     fn push(&self, packets: &str) -> u64 {
         let push = |c| self.track.push(info(c == 'K'), &[c as u8]).unwrap();
-        packets.chars().map(push).last().unwrap()
+        packets.chars().map(push).fold(0, |_, seq| seq)
     }
 
     fn in_ring(&self) -> u64 {
