@@ -206,3 +206,25 @@ fn an_observer_is_done_with_the_last_piece() {
     assert_eq!(publisher.stats().subscribers, []);
     assert_eq!(publisher.loan(SIZE).unwrap().unwrap().len() % SIZE, 0);
 }
+
+#[test]
+fn an_observer_that_never_ends_is_cut_off() {
+    let site = Site::new("chatty");
+    let publisher = publisher(&site, |_| {});
+    let config = TrackConfig { bytes: 4096, ..Default::default() };
+    for track in 0..10 {
+        publisher.add_track(track, &"x".repeat(10_000), config).unwrap();
+    }
+    let fd = connect(&site.dir);
+    let first = Message::Ask { versions: (1, 1), from: 0 }.encode();
+    // It never asks for the last piece.
+    until(|| match say(&fd, &first) {
+        Some(Message::Status { next, .. }) => {
+            assert_ne!(next, 0);
+            false
+        }
+        Some(other) => panic!("{other:?}"),
+        None => true,
+    });
+    assert!(status("cam", Some(&site.dir)).is_ok());
+}

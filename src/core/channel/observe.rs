@@ -69,6 +69,14 @@ fn is_live(lock: &Path) -> bool {
 /// [`SubscriberConfig`](crate::SubscriberConfig). Takes no subscriber's place, and does not disturb
 /// the stream. A publisher looks at itself 20 times a second at most.
 ///
+/// ```no_run
+/// for live in gstcuframes::keys(None) {
+///     let status = gstcuframes::status(&live.key, Some(&live.dir))?;
+///     println!("{}: {}, {} subscribers", live.key, status.caps, status.subscribers.len());
+/// }
+/// # Ok::<(), gstcuframes::Error>(())
+/// ```
+///
 /// Errors: [`Error::NoPublisher`] if there is none now or it does not answer within 2 s,
 /// [`Error::Refused`], [`Error::Protocol`], a bad key, a socket that this user may not write to.
 pub fn status(key: &str, runtime_dir: Option<&Path>) -> Result<Status> {

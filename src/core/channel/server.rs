@@ -77,9 +77,10 @@ impl Server {
             strangers.retain_mut(|(connection, deadline)| {
                 let readable = ready.strangers.get(index).copied().unwrap_or(false);
                 index += 1;
-                if readable {
-                    return !self.greet(connection, &mut next_id, &mut observers);
+                if readable && self.greet(connection, &mut next_id, &mut observers) {
+                    return false;
                 }
+                // Also for an observer that always has another question.
                 now < *deadline
             });
             if ready.listener && strangers.len() < MAX_STRANGERS {
