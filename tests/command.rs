@@ -92,10 +92,11 @@ fn top_shows_keys_tracks_and_subscribers() {
     for picture in pictures {
         assert_eq!(line(picture, "cam")[..5], ["cam", &pid, "NV12", "320x240", "0.0"]);
         assert_eq!(line(picture, "packets_0")[1..4], ["h264", "0.0", "0"]);
-        // Name, pid, mode, rate, latency and its unit, lag, held, skipped.
+        // Name, pid, mode, rate, latency and its unit, lag, held, skipped, memory and its unit.
         let subscriber = line(picture, "detector?[2J");
         assert_eq!(subscriber[2..5], [&pid, "newest", "0.0"]);
-        assert_eq!(subscriber[6..], ["ms", "1", "1/2", "0"]);
+        assert_eq!(subscriber[6..10], ["ms", "1", "1/2", "0"]);
+        assert_eq!(subscriber[11..], ["KiB"]);
     }
     assert_eq!(camera.viewer.subscriber.counters(), (1, 0));
     assert_eq!(camera.publisher.stats().subscribers.len(), 1, "no place is taken");

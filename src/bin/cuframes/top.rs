@@ -118,7 +118,8 @@ fn rows(table: &mut Table, s: &Status, before: Option<&Status>) {
             only(p.lag.to_string()),
             only(format!("{}/{}", p.held, p.credit)),
             only(p.skipped.to_string()),
-            none(),
+            // The publisher has that many slots for it.
+            only(look::bytes(s.bytes / u64::from(s.slots.max(1)) * u64::from(p.credit))),
         ]);
     }
 }
