@@ -93,21 +93,21 @@ impl Status {
             (Some(from), Some(to)) if to > from => (from, to),
             _ => (earlier.time_ns, self.time_ns),
         };
-        rate(frames, to - from)
+        rate(frames, to.wrapping_sub(from))
     }
 
     /// Packets a second of a track from an earlier look to this one.
     pub fn packet_rate_since(&self, earlier: &Self, track: u32) -> Option<f64> {
         let of = |s: &Self| s.tracks.iter().find(|t| t.track == track).map(|t| t.published);
         let packets = of(self.since(earlier)?)?.checked_sub(of(earlier)?)?;
-        rate(packets, self.time_ns - earlier.time_ns)
+        rate(packets, self.time_ns.wrapping_sub(earlier.time_ns))
     }
 
     /// Frames a second that a subscriber took from an earlier look to this one.
     pub fn taken_since(&self, earlier: &Self, id: u32) -> Option<f64> {
         let of = |s: &Self| s.subscribers.iter().find(|s| s.id == id).map(|s| s.received);
         let frames = of(self.since(earlier)?)?.checked_sub(of(earlier)?)?;
-        rate(frames, self.time_ns - earlier.time_ns)
+        rate(frames, self.time_ns.wrapping_sub(earlier.time_ns))
     }
 
     fn since(&self, earlier: &Self) -> Option<&Self> {
