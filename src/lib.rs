@@ -25,13 +25,13 @@ pub use core::channel::message::{Code, Mode};
 pub use core::channel::observe::{LiveKey, keys, status};
 pub use core::channel::status::{Status, SubscriberStatus, TrackStatus};
 pub use core::layout::{Crop, FrameInfo, PacketId, Plane, Planes};
-pub use core::packets::PacketInfo;
+pub use core::packets::{PacketInfo, Reference};
 pub use core::publisher::{
-    Event, Loan, Policy, Publisher, PublisherConfig, PublisherStats, SubscriberInfo, Track,
-    TrackConfig,
+    Event, Loan, Policy, Publisher, PublisherConfig, PublisherStats, ReaderInfo, Refused,
+    SubscriberInfo, Track, TrackConfig, TrackStats,
 };
 pub use core::subscriber::{
-    Frame, Next, Packet, PacketReader, Start, Subscriber, SubscriberConfig, Wait,
+    Frame, Next, Packet, PacketReader, Place, Start, Subscriber, SubscriberConfig, Wait,
 };
 pub use core::wake::Interrupt;
 pub use core::{Error, Result};

@@ -63,11 +63,7 @@ mod messages {
                 },
             ),
             any::<u32>().prop_map(|chunk| Message::Retire { chunk }),
-            any::<(u32, u32, u64)>().prop_map(|(track, entries, bytes)| Message::Track {
-                track,
-                entries,
-                bytes
-            }),
+            any::<(u32, u64)>().prop_map(|(track, bytes)| Message::Track { track, bytes }),
             (any::<(u32, u32)>(), text()).prop_map(|((track, generation), caps)| {
                 Message::TrackFormat { track, generation, caps }
             }),
@@ -212,30 +208,26 @@ mod packets {
     use std::collections::VecDeque;
 
     use super::*;
-    use gstcuframes::core::packets::ring::{
-        ENTRY_WORDS, Entry, META_WORDS, Overwritten, Ring, TooBig, Writer,
-    };
+    use gstcuframes::core::layout::PACKET_META_WORDS as META_WORDS;
+    use gstcuframes::core::packets::ring::{Entry, Overwritten, Ring, TooBig, Writer};
+
+    /// Bytes of a packet's header.
+    const HEADER: usize = (2 + META_WORDS) * 8;
 
     struct Memory {
         head: AtomicU64,
         tail: AtomicU64,
-        entries: Vec<AtomicU64>,
-        bytes: Vec<AtomicU64>,
+        words: Vec<AtomicU64>,
     }
 
     impl Memory {
-        fn new(entries: usize, words_of_bytes: usize) -> Self {
-            Self {
-                head: AtomicU64::new(0),
-                tail: AtomicU64::new(0),
-                entries: words(entries * ENTRY_WORDS),
-                bytes: words(words_of_bytes),
-            }
+        fn new(count: usize) -> Self {
+            Self { head: AtomicU64::new(0), tail: AtomicU64::new(0), words: words(count) }
         }
 
         fn ring(&self) -> Ring<'_> {
-            let Self { head, tail, entries, bytes } = self;
-            Ring { head, tail, entries, bytes }
+            let Self { head, tail, words } = self;
+            Ring { head, tail, words }
         }
     }
 
@@ -248,52 +240,56 @@ mod packets {
         (data, std::array::from_fn(|i| word(u64::MAX - i as u64)))
     }
 
-    /// The plain model: the packets that are whole, oldest first, with their lengths.
+    fn room(len: usize) -> usize {
+        HEADER + len.next_multiple_of(8)
+    }
+
+    /// The plain model: the packets that are whole, oldest first, with their positions and lengths.
     struct Model {
-        max_packets: usize,
         max_bytes: usize,
         next: u64,
-        packets: VecDeque<(u64, usize)>,
+        position: u64,
+        packets: VecDeque<(u64, u64, usize)>,
     }
 
     impl Model {
         fn fits(&self, len: usize) -> bool {
-            let bytes: usize = self.packets.iter().map(|(_, len)| len.next_multiple_of(8)).sum();
-            self.packets.len() < self.max_packets
-                && bytes + len.next_multiple_of(8) <= self.max_bytes
+            let bytes: usize = self.packets.iter().map(|(_, _, len)| room(*len)).sum();
+            bytes + room(len) <= self.max_bytes
         }
 
         fn write(&mut self, len: usize) -> Result<u64, TooBig> {
-            if len.next_multiple_of(8) > self.max_bytes {
+            if room(len) > self.max_bytes {
                 return Err(TooBig);
             }
             while !self.fits(len) {
                 self.packets.pop_front();
             }
             let seq = self.next;
-            self.packets.push_back((seq, len));
+            self.packets.push_back((seq, self.position, len));
+            self.position += room(len) as u64;
             self.next += 1;
             Ok(seq)
         }
 
-        fn forget_before(&mut self, seq: u64) {
-            self.packets.retain(|(s, _)| *s >= seq);
-        }
-
-        fn tail(&self) -> u64 {
-            self.packets.front().map_or(self.next, |(seq, _)| *seq)
+        /// Where the packet begins that is the `nth` from the oldest on.
+        fn start(&self, nth: usize) -> u64 {
+            self.packets.get(nth).map_or(self.position, |(_, position, _)| *position)
         }
     }
 
     #[derive(Debug, Clone)]
     enum Step {
-        Write(usize),
+        /// A packet of so many bytes, in two pieces.
+        Write(usize, prop::sample::Index),
         /// Forgets so many packets; there may be fewer.
-        Forget(u64),
+        Forget(usize),
+        /// Leaves out a number.
+        Skip,
     }
 
-    fn read(ring: Ring<'_>, seq: u64) -> Result<(Entry, Vec<u8>), Overwritten> {
-        let entry = ring.read_entry(seq)?;
+    fn read(ring: Ring<'_>, position: u64) -> Result<(Entry, Vec<u8>), Overwritten> {
+        let entry = ring.read_entry(position)?;
         // What was there before must not matter.
         let mut data = vec![0xa5; entry.len];
         ring.read_bytes(&entry, &mut data)?;
@@ -301,44 +297,53 @@ mod packets {
     }
 
     /// Does the steps on a ring and on the model and compares the two after each.
-    fn compare(max_packets: usize, words: usize, steps: &[Step]) -> Result<(), TestCaseError> {
-        let memory = Memory::new(max_packets, words);
+    fn compare(words: usize, steps: &[Step]) -> Result<(), TestCaseError> {
+        let memory = Memory::new(words);
         let ring = memory.ring();
         let mut writer = Writer::default();
         let max_bytes = words * 8;
-        let mut model = Model { max_packets, max_bytes, next: 0, packets: VecDeque::new() };
+        let mut model = Model { max_bytes, next: 0, position: 0, packets: VecDeque::new() };
         // As a reader found them when they were whole.
         let mut entries: Vec<Entry> = Vec::new();
 
         for step in steps {
-            match *step {
-                Step::Write(len) => {
-                    let (data, meta) = content(model.next, len);
-                    let left = writer.tail_after(ring, len);
-                    let written = model.write(len);
-                    prop_assert_eq!(left, written.map(|_| model.tail()));
-                    prop_assert_eq!(writer.write(ring, &data, &meta), written);
-                    if let Ok(seq) = written {
-                        entries.push(ring.read_entry(seq).expect("the newest packet is whole"));
+            match step {
+                Step::Write(len, cut) => {
+                    let (data, meta) = content(model.next, *len);
+                    let (first, second) = data.split_at(cut.index(len + 1));
+                    let left = writer.tail_after(ring, *len);
+                    let position = model.position;
+                    let written = model.write(*len);
+                    prop_assert_eq!(left, written.map(|_| model.start(0).min(position)));
+                    prop_assert_eq!(writer.write(ring, [first, second], &meta), written);
+                    if written.is_ok() {
+                        let entry = ring.read_entry(position).expect("the newest packet is whole");
+                        prop_assert_eq!((entry.position, entry.end()), (position, model.position));
+                        entries.push(entry);
                     }
                 }
                 Step::Forget(count) => {
-                    let seq = model.tail() + count;
-                    model.forget_before(seq);
-                    writer.forget_before(ring, seq);
+                    let position = model.start(*count);
+                    model.packets.drain(..(*count).min(model.packets.len()));
+                    writer.forget_before(ring, position);
+                }
+                Step::Skip => {
+                    model.next += 1;
+                    writer.skip();
                 }
             }
-            prop_assert_eq!((writer.tail(), writer.head()), (model.tail(), model.next));
-            prop_assert_eq!((ring.tail(), ring.head()), (model.tail(), model.next));
+            prop_assert_eq!(writer.len(), model.packets.len());
+            prop_assert_eq!((writer.tail(), writer.head()), (model.start(0), model.position));
+            prop_assert_eq!((ring.tail(), ring.head()), (model.start(0), model.position));
 
-            for &(seq, len) in &model.packets {
+            for &(seq, position, len) in &model.packets {
                 let (data, meta) = content(seq, len);
-                let (entry, found) = read(ring, seq).expect("a packet of the model is whole");
+                let (entry, found) = read(ring, position).expect("a packet of the model is whole");
                 prop_assert_eq!((entry.seq, entry.len, entry.meta), (seq, len, meta));
                 prop_assert!(found == data, "packet {} of {} bytes is changed", seq, len);
             }
-            for entry in &entries[..model.tail() as usize] {
-                prop_assert_eq!(ring.read_entry(entry.seq), Err(Overwritten));
+            for entry in entries.iter().filter(|e| e.position < model.start(0)) {
+                prop_assert_eq!(ring.read_entry(entry.position), Err(Overwritten));
                 let mut out = vec![0; entry.len];
                 prop_assert_eq!(ring.read_bytes(entry, &mut out), Err(Overwritten));
             }
@@ -349,8 +354,13 @@ mod packets {
     /// Steps for a ring of so many bytes, with packets of up to `max` bytes.
     fn steps(max: usize, count: usize) -> impl Strategy<Value = Vec<Step>> {
         let len = prop_oneof![1 => 0..=max, 4 => 0..=max / 4, 4 => 0..=max / 16];
-        let step =
-            prop_oneof![6 => len.prop_map(Step::Write), 1 => (0..5u64).prop_map(Step::Forget)];
+        let write =
+            (len, any::<prop::sample::Index>()).prop_map(|(len, cut)| Step::Write(len, cut));
+        let step = prop_oneof![
+            12 => write,
+            2 => (0..5usize).prop_map(Step::Forget),
+            1 => Just(Step::Skip),
+        ];
         vec(step, 1..=count)
     }
 
@@ -358,11 +368,26 @@ mod packets {
         #![proptest_config(config())]
 
         #[test]
-        fn the_ring_keeps_what_fits((packets, words, steps) in (1..9usize, 1..65usize)
+        fn the_ring_keeps_what_fits((words, steps) in (1..200usize)
             // Some packets are bigger than the ring.
-            .prop_flat_map(|(packets, words)| (Just(packets), Just(words), steps(words * 8 + 9, 40))))
+            .prop_flat_map(|words| (Just(words), steps(words * 8 + 9, 40))))
         {
-            compare(packets, words, &steps)?;
+            compare(words, &steps)?;
+        }
+
+        /// Whatever a peer writes there, a reader comes to an end without harm.
+        #[test]
+        fn any_words_are_packets_or_none(
+            all in vec(prop_oneof![any::<u64>(), 0..300u64], 1..60),
+            position in prop_oneof![any::<u64>(), 0..1000u64],
+        ) {
+            let memory = Memory::new(all.len());
+            for (word, value) in memory.words.iter().zip(&all) {
+                word.store(*value, Ordering::Relaxed);
+            }
+            if let Ok((entry, data)) = read(memory.ring(), position) {
+                prop_assert!(data.len() == entry.len && entry.len <= all.len() * 8);
+            }
         }
     }
 
@@ -375,7 +400,7 @@ mod packets {
             words in (1 << 18)..(1 << 19) + 100usize,
             steps in steps(4 << 20, 12),
         ) {
-            compare(6, words, &steps)?;
+            compare(words, &steps)?;
         }
     }
 }

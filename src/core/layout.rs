@@ -10,7 +10,7 @@ use super::sync::{AtomicU32, AtomicU64, Ordering};
 /// First word of every segment: "cuframes".
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"cuframes");
 /// Raised by every change of these structures that an older peer would misread.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Apart from each other by this much, two words don't slow each other's writers down.
 #[repr(C, align(64))]
@@ -83,26 +83,55 @@ pub struct PageHeader {
     pub copied: AtomicU64,
     /// CLOCK_MONOTONIC at which the last frame was taken, in ns.
     pub heartbeat_ns: AtomicU64,
+    pub _reserved: [AtomicU64; 4],
+    pub readers: [ReaderWords; MAX_READERS],
 }
 
-/// Head of a track's segment. Behind it, entries of [`super::packets::ring::ENTRY_WORDS`], then the bytes.
+/// Readers of packets that have a place in a subscriber's page.
+pub const MAX_READERS: usize = 16;
+
+/// A reader of packets, as its publisher sees it.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct ReaderWords {
+    /// The number of the track, and [`READER_IN_USE`] and the other flags; 0 for a place that is free.
+    pub track: AtomicU64,
+    /// Where the packet begins that it takes next.
+    pub next: AtomicU64,
+    pub received: AtomicU64,
+    pub lost: AtomicU64,
+}
+
+pub const READER_IN_USE: u64 = 1 << 32;
+/// A publisher that waits keeps its packets from `next` on.
+pub const READER_LOSSLESS: u64 = 1 << 33;
+/// It has not yet said which track it takes.
+pub const READER_ANY_TRACK: u64 = 1 << 34;
+
+/// Words of a packet's header behind its number and its length.
+pub const PACKET_META_WORDS: usize = 14;
+
+/// Head of a track's segment. Behind it, the ring of packets.
 #[repr(C)]
 #[derive(Debug)]
 pub struct TrackHeader {
     pub magic: AtomicU64,
     pub version: AtomicU32,
-    pub entries: AtomicU32,
-    /// Bytes of the byte ring.
+    pub _reserved: AtomicU32,
+    /// Bytes of the ring.
     pub bytes: AtomicU64,
-    /// Sequence number of the next packet.
+    /// Where the next packet begins.
     pub head: Line<AtomicU64>,
-    /// Sequence number of the oldest whole packet.
+    /// Where the oldest packet begins that is whole.
     pub tail: Line<AtomicU64>,
-    /// Sequence number of the newest keyframe plus one; 0 before the first.
+    /// Where the newest keyframe begins plus one; 0 before the first.
     pub keyframe: Line<AtomicU64>,
     /// Changes with every packet and at the end of the stream; readers sleep on it.
     pub futex: Line<AtomicU32>,
     pub eos: AtomicU32,
+    pub _reserved2: AtomicU32,
+    /// A publisher that waits is about to give up all packets before this one.
+    pub reclaim: AtomicU64,
 }
 
 const _: () = {
@@ -111,16 +140,19 @@ const _: () = {
     assert!(offset_of!(ControlHeader, ready) == 128);
     assert!(offset_of!(ControlHeader, futex) == 192);
     assert!(offset_of!(ControlHeader, status) == 256);
-    assert!(size_of::<PageHeader>() == 256);
+    assert!(size_of::<PageHeader>() == 768);
     assert!(offset_of!(PageHeader, futex) == 64);
     assert!(offset_of!(PageHeader, cursor) == 128);
     assert!(offset_of!(PageHeader, received) == 192);
+    assert!(offset_of!(PageHeader, readers) == 256);
+    assert!(size_of::<ReaderWords>() == 32);
     assert!(size_of::<TrackHeader>() == 384);
     assert!(offset_of!(TrackHeader, head) == 64);
     assert!(offset_of!(TrackHeader, tail) == 128);
     assert!(offset_of!(TrackHeader, keyframe) == 192);
     assert!(offset_of!(TrackHeader, futex) == 256);
     assert!(offset_of!(TrackHeader, eos) == 320);
+    assert!(offset_of!(TrackHeader, reclaim) == 328);
 };
 
 /// Slots that one publisher can have at most; the index packs a slot's number into 16 bits.

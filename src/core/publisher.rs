@@ -12,11 +12,10 @@ use super::channel::server::Server;
 use super::error::{Context, Error, Result};
 use super::frames::pool::Frames;
 pub use super::frames::pool::{Loan, Policy, PoolStats};
-use super::layout::{FrameInfo, MAX_SLOTS};
+use super::layout::{FrameInfo, MAX_SLOTS, READER_IN_USE, ReaderWords};
 use super::packets::PacketInfo;
-use super::packets::ring::TooBig;
 use super::packets::track;
-pub use super::packets::track::{TrackConfig, TrackStats};
+pub use super::packets::track::{Refused, TrackConfig, TrackStats};
 use super::sync::{AtomicBool, AtomicU64, Ordering};
 use super::wake;
 use crate::memory::Backend;
@@ -78,6 +77,16 @@ pub struct SubscriberInfo {
     pub received: u64,
     pub skipped: u64,
     pub copied: u64,
+    /// The tracks that it reads.
+    pub packets: Vec<ReaderInfo>,
+}
+
+/// How a subscriber does with a track, by its own account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReaderInfo {
+    pub track: u32,
+    pub received: u64,
+    pub lost: u64,
 }
 
 impl SubscriberInfo {
@@ -96,7 +105,19 @@ impl SubscriberInfo {
             received: h.received.load(Ordering::Relaxed),
             skipped: h.skipped.load(Ordering::Relaxed),
             copied: h.copied.load(Ordering::Relaxed),
+            packets: h.readers.iter().filter_map(ReaderInfo::of).collect(),
         }
+    }
+}
+
+impl ReaderInfo {
+    fn of(words: &ReaderWords) -> Option<Self> {
+        let track = words.track.load(Ordering::Relaxed);
+        (track & READER_IN_USE != 0).then(|| Self {
+            track: track as u32,
+            received: words.received.load(Ordering::Relaxed),
+            lost: words.lost.load(Ordering::Relaxed),
+        })
     }
 }
 
@@ -272,7 +293,8 @@ impl Publisher {
             old.set_caps(caps);
             return Ok(Track(old.clone()));
         }
-        let new = Arc::new(track::Track::new(track, config, self.board.clone())?);
+        let new =
+            Arc::new(track::Track::new(track, config, self.board.clone(), self.frames.clone())?);
         new.set_caps(caps);
         tracks.push(new.clone());
         Ok(Track(new))
@@ -307,6 +329,7 @@ pub(crate) fn track_stats(tracks: &Tracks) -> Vec<TrackStats> {
 }
 
 /// A track of a publisher.
+#[derive(Clone)]
 pub struct Track(Arc<track::Track>);
 
 impl Track {
@@ -315,11 +338,28 @@ impl Track {
         self.0.set_caps(caps);
     }
 
-    /// Publishes a packet, and gives its sequence number, which starts at 0.
+    /// Publishes a packet, and gives its sequence number, which starts at 0. Under [`Policy::Wait`] it
+    /// waits for readers of [`Mode::Strict`] that have still to take what has to make room.
     ///
-    /// Errors: the packet has more bytes than the track's ring; it is counted and not published.
-    pub fn push(&self, info: PacketInfo, data: &[u8]) -> Result<u64, TooBig> {
-        self.0.push(info, data)
+    /// Errors: the packet has more bytes than the track's ring, or depends on one that had; or the
+    /// publisher waits no more ([`Publisher::stop_waiting`]).
+    pub fn push(&self, info: PacketInfo, data: &[u8]) -> Result<u64, Refused> {
+        self.0.push(info, data, &|| false)
+    }
+
+    /// As [`Track::push`], but gives up waiting soon after `cancelled` says so.
+    pub fn push_unless(
+        &self,
+        info: PacketInfo,
+        data: &[u8],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<u64, Refused> {
+        self.0.push(info, data, cancelled)
+    }
+
+    /// What it has, and had to refuse.
+    pub fn stats(&self) -> TrackStats {
+        self.0.stats()
     }
 
     /// No packet comes any more.

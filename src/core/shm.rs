@@ -11,7 +11,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
 
 use super::layout::{ControlHeader, PageHeader, RECORD_WORDS, TrackHeader};
-use super::packets::ring::{ENTRY_WORDS, Ring};
+use super::packets::ring::Ring;
 use super::sync::{AtomicU64, Ordering};
 
 /// `F_SEAL_FUTURE_WRITE` (Linux 5.1): mappings that exist may write, new ones may not.
@@ -219,29 +219,23 @@ impl Page {
     }
 }
 
-/// A track's segment: header, index entries, bytes.
+/// A track's segment: header, ring of packets.
 #[derive(Debug)]
 pub struct TrackSegment {
     map: Mapping,
-    entries: usize,
     bytes: usize,
 }
 
 impl TrackSegment {
-    fn bytes_at(entries: usize) -> usize {
-        size_of::<TrackHeader>() + entries * ENTRY_WORDS * 8
-    }
-
     /// Bytes of a segment, or `None` where that overflows. `bytes` has to be a multiple of 8.
-    pub fn size(entries: u32, bytes: u64) -> Option<usize> {
+    pub fn size(bytes: u64) -> Option<usize> {
         let bytes = usize::try_from(bytes).ok().filter(|b| *b > 0 && b.is_multiple_of(8))?;
-        (entries > 0).then_some(())?;
-        Self::bytes_at(entries as usize).checked_add(bytes).filter(|b| *b <= isize::MAX as usize)
+        size_of::<TrackHeader>().checked_add(bytes).filter(|b| *b <= isize::MAX as usize)
     }
 
-    pub fn new(map: Mapping, entries: u32, bytes: u64) -> Self {
-        assert!(Self::size(entries, bytes).is_some_and(|size| map.len() >= size));
-        Self { map, entries: entries as usize, bytes: bytes as usize }
+    pub fn new(map: Mapping, bytes: u64) -> Self {
+        assert!(Self::size(bytes).is_some_and(|size| map.len() >= size));
+        Self { map, bytes: bytes as usize }
     }
 
     pub fn header(&self) -> &TrackHeader {
@@ -252,8 +246,7 @@ impl TrackSegment {
         Ring {
             head: &self.header().head,
             tail: &self.header().tail,
-            entries: self.map.words(size_of::<TrackHeader>(), self.entries * ENTRY_WORDS),
-            bytes: self.map.words(Self::bytes_at(self.entries), self.bytes / 8),
+            words: self.map.words(size_of::<TrackHeader>(), self.bytes / 8),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::channel::message::{Code, Hello, MAX_NAME, Mode, VERSIONS};
 use super::error::Result;
 pub use super::frames::reader::Frame;
 use super::frames::reader::Reader;
-pub use super::packets::reader::{Packet, PacketReader, Start};
+pub use super::packets::reader::{Packet, PacketReader, Place, Start};
 use super::sync::Ordering;
 use super::wake::Interrupt;
 use crate::memory::Importer;
@@ -137,7 +137,13 @@ impl Subscriber {
         self.reader.next(wait)
     }
 
-    /// Reads the packets of a track, from `start` on.
+    /// Which life of a publisher this is: two that are equal are the same.
+    pub fn epoch(&self) -> u64 {
+        self.shared.epoch
+    }
+
+    /// Reads the packets of a track, from `start` on. With [`Mode::Strict`], a publisher under
+    /// [`crate::Policy::Wait`] overwrites none that this reader has still to take.
     pub fn packets(&self, track: u32, start: Start) -> PacketReader {
         PacketReader::new(self.shared.clone(), track, start)
     }

@@ -1,5 +1,6 @@
 //! The sink for one track of packets inside `cuframessink`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
 use gst::glib;
@@ -10,7 +11,7 @@ use super::imp::{Published, lock};
 use crate::log::CAT;
 use crate::properties::post_error;
 use crate::time::{self, Origin};
-use crate::{PacketInfo, Track};
+use crate::{PacketInfo, Reference, Refused, Track};
 
 #[derive(Default)]
 struct State {
@@ -18,12 +19,16 @@ struct State {
     origin: Origin,
     /// A packet was refused, so the next one does not follow on the last.
     gap: bool,
+    /// What was said once.
+    said_cut: bool,
 }
 
 #[derive(Default)]
 pub struct PacketSink {
     setup: OnceLock<(Arc<Published>, u32)>,
     state: Mutex<State>,
+    /// Render is to return.
+    unlocked: AtomicBool,
 }
 
 impl super::PacketSink {
@@ -119,20 +124,39 @@ impl BaseSinkImpl for PacketSink {
             duration: buffer.duration().map(|d| d.nseconds()),
             keyframe: !flags.contains(gst::BufferFlags::DELTA_UNIT),
             flags: time::portable_flags(flags),
+            references: buffer.iter_meta::<gst::ReferenceTimestampMeta>().map(reference).collect(),
         };
-        let data = buffer.map_readable().map_err(|_| gst::FlowError::Error)?;
-        let track = state.track.as_ref().ok_or(gst::FlowError::NotNegotiated)?;
-        let refused = track.push(info, &data).is_err();
-        let said = std::mem::replace(&mut state.gap, refused);
+        let track = state.track.clone().ok_or(gst::FlowError::NotNegotiated)?;
         drop(state);
-        if refused && !said {
+        let data = buffer.map_readable().map_err(|_| gst::FlowError::Error)?;
+        let unlocked = || self.unlocked.load(Ordering::Acquire);
+        let pushed = loop {
+            match track.push_unless(info.clone(), &data, &unlocked) {
+                // The wait for a reader was broken off for a pause, or for a flush, which is the error here.
+                Err(Refused::Untaken) if unlocked() => obj.wait_preroll()?,
+                Err(Refused::Untaken) => return Err(gst::FlowError::Flushing),
+                other => break other,
+            };
+        };
+        let mut state = lock(&self.state);
+        let said = std::mem::replace(&mut state.gap, pushed.is_err());
+        let cut = track.stats().cut_gops > 0 && !std::mem::replace(&mut state.said_cut, true);
+        drop(state);
+        if pushed == Err(Refused::TooBig) && !said {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::NoSpaceLeft,
                 (
-                    "A packet of {} bytes does not fit into the packet buffer and is left out: raise packet-buffer-bytes",
+                    "A packet of {} bytes does not fit into the packet buffer; it is left out, with all that depends on it: raise packet-buffer-bytes",
                     data.len()
                 )
+            );
+        }
+        if cut {
+            gst::element_imp_warning!(
+                self,
+                gst::ResourceError::NoSpaceLeft,
+                ("A group of pictures does not fit into the packet buffer: who joins while it runs has to wait for the next keyframe. Raise packet-buffer-bytes")
             );
         }
         Ok(gst::FlowSuccess::Ok)
@@ -147,5 +171,23 @@ impl BaseSinkImpl for PacketSink {
             track.end();
         }
         self.parent_event(event)
+    }
+
+    fn unlock(&self) -> Result<(), gst::ErrorMessage> {
+        self.unlocked.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
+        self.unlocked.store(false, Ordering::Release);
+        Ok(())
+    }
+}
+
+fn reference(meta: gst::MetaRef<'_, gst::ReferenceTimestampMeta>) -> Reference {
+    Reference {
+        clock: meta.reference().to_string().into(),
+        timestamp: meta.timestamp().nseconds(),
+        duration: meta.duration().map(|d| d.nseconds()),
     }
 }

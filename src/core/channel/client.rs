@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::directory::{Watch, candidates, check_key, try_connect};
-use super::message::{Code, Hello, Message, VERSIONS};
+use super::message::{Code, Hello, Message, Mode, VERSIONS};
 use super::socket::{Connection, Received};
 use crate::core::board::lock;
 use crate::core::error::{Context, Error, Result};
@@ -58,7 +58,12 @@ pub(crate) struct State {
 /// One connection to one life of a publisher. Frames that are in use keep it, and with it the place.
 pub(crate) struct Shared {
     pub key: String,
+    pub mode: Mode,
     pub credit: u32,
+    /// Which life of a publisher this is.
+    pub epoch: u64,
+    /// When it was joined: CLOCK_MONOTONIC in ns.
+    pub joined: i64,
     pub control: Control,
     pub page: Page,
     /// Rings for every message, released frame, and interrupt.
@@ -70,6 +75,8 @@ pub(crate) struct Shared {
     pub clearing: Mutex<Vec<u32>>,
     /// Frames that were copied instead of held, for the publisher's statistics.
     pub copied: AtomicU64,
+    /// Which places in the page readers of packets have: a bit each.
+    pub readers: Mutex<u32>,
     importer: Importer,
     /// Closed last: that is what tells the publisher that no claim counts any more.
     connection: Connection,
@@ -207,11 +214,11 @@ impl Shared {
                 // Unmapped outside the lock.
                 let _chunk = lock(&self.state).chunks.remove(&chunk);
             }
-            Message::Track { track, entries, bytes } => {
-                let size = TrackSegment::size(entries, bytes).ok_or("an impossible track")?;
+            Message::Track { track, bytes } => {
+                let size = TrackSegment::size(bytes).ok_or("an impossible track")?;
                 let map = Mapping::import(fd().as_fd(), size, Sharing::ReadOnly)
                     .map_err(|e| format!("the packets can't be mapped: {e}"))?;
-                let segment = TrackSegment::new(map, entries, bytes);
+                let segment = TrackSegment::new(map, bytes);
                 let h = segment.header();
                 check_segment(&h.magic, &h.version).map_err(|e| format!("a track {e}"))?;
                 let mut state = lock(&self.state);
@@ -345,12 +352,12 @@ fn shake_hands(
             Message::Refused { code, text } => {
                 Err(Error::Refused { key: key.to_owned(), code, text })
             }
-            Message::Welcome { version, slots, index, .. } => {
+            Message::Welcome { version, epoch, slots, index, .. } => {
                 if !VERSIONS.contains(&version) {
                     return Err(protocol(format!("it chose version {version}")));
                 }
-                let own = (hello.credit, importer.clone());
-                open(key, connection, own, (slots, index), fds, interrupt)
+                let own = (hello.mode, hello.credit, importer.clone());
+                open(key, connection, own, (epoch, slots, index), fds, interrupt)
                     .map(Some)
                     .map_err(|e| protocol(e.to_string()))
             }
@@ -362,8 +369,8 @@ fn shake_hands(
 fn open(
     key: &str,
     connection: Connection,
-    (credit, importer): (u32, Importer),
-    (slots, index): (u32, u32),
+    (mode, credit, importer): (Mode, u32, Importer),
+    (epoch, slots, index): (u64, u32, u32),
     fds: Vec<OwnedFd>,
     interrupt: &Interrupt,
 ) -> io::Result<Shared> {
@@ -380,7 +387,10 @@ fn open(
     check_segment(&p.magic, &p.version).map_err(|e| bad(format!("the page {e}")))?;
     Ok(Shared {
         key: key.to_owned(),
+        mode,
         credit,
+        epoch,
+        joined: wake::now_ns(),
         control,
         page,
         bell: interrupt.bell().clone(),
@@ -388,6 +398,7 @@ fn open(
         leases: AtomicU32::new(0),
         clearing: Mutex::default(),
         copied: AtomicU64::new(0),
+        readers: Mutex::default(),
         importer,
         connection,
     })

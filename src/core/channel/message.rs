@@ -8,7 +8,7 @@ use std::fmt;
 use super::status::Status;
 
 /// Versions of the protocol that this code speaks.
-pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
+pub const VERSIONS: std::ops::RangeInclusive<u16> = 2..=2;
 /// First field of HELLO and ASK.
 pub const HELLO_MAGIC: u64 = super::super::layout::MAGIC;
 /// Bytes of a message at most.
@@ -109,7 +109,6 @@ pub enum Message {
     /// One fd: the track's segment.
     Track {
         track: u32,
-        entries: u32,
         bytes: u64,
     },
     /// The packets of this generation of the track have these caps.
@@ -269,7 +268,7 @@ impl Message {
                 w.u32(*slots).u64(*stride).u64(*size)
             }
             Self::Retire { chunk } => w(RETIRE).u32(*chunk),
-            Self::Track { track, entries, bytes } => w(TRACK).u32(*track).u32(*entries).u64(*bytes),
+            Self::Track { track, bytes } => w(TRACK).u32(*track).u64(*bytes),
             Self::TrackFormat { track, generation, caps } => {
                 w(TRACK_FORMAT).u32(*track).u32(*generation).text(caps)
             }
@@ -314,7 +313,7 @@ impl Message {
                 size: r.u64()?,
             },
             RETIRE => Self::Retire { chunk: r.u32()? },
-            TRACK => Self::Track { track: r.u32()?, entries: r.u32()?, bytes: r.u64()? },
+            TRACK => Self::Track { track: r.u32()?, bytes: r.u64()? },
             TRACK_FORMAT => Self::TrackFormat {
                 track: r.u32()?,
                 generation: r.u32()?,

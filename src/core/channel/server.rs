@@ -10,12 +10,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, SockFlag, accept4, shutdown};
 
 use super::directory::Endpoint;
-use super::message::{Code, Hello, Message, VERSIONS};
+use super::message::{Code, Hello, Message, Mode, VERSIONS};
 use super::observers::Observers;
 use super::socket::{Connection, Received};
 use crate::core::board::{Board, Peer};
 use crate::core::frames::pool::Frames;
-use crate::core::layout::{LAYOUT_VERSION, MAGIC};
+use crate::core::layout::{LAYOUT_VERSION, MAGIC, READER_ANY_TRACK, READER_LOSSLESS};
 use crate::core::publisher::{Event, SubscriberInfo, Tracks};
 use crate::core::shm::{Mapping, Page, Sharing};
 use crate::core::sync::{AtomicBool, Ordering};
@@ -212,6 +212,11 @@ impl Server {
         let h = page.header();
         h.version.store(LAYOUT_VERSION, Ordering::Relaxed);
         h.slots.store(slots, Ordering::Relaxed);
+        if hello.mode == Mode::Strict && hello.credit == 0 {
+            // Nothing is lost from here on, though it has not said yet which track it will read.
+            let any = READER_LOSSLESS | READER_ANY_TRACK;
+            h.readers[0].track.store(any, Ordering::Relaxed);
+        }
         let asked = (hello.credit, hello.mode, hello.name);
         let peer = Arc::new(Peer::new(id, connection, page, asked, credentials));
         let welcome = Message::Welcome {

@@ -20,7 +20,7 @@ const MAX_LOANS: u32 = 64;
 /// How often a free slot is searched for, as long as subscribers move on.
 const SEARCHES: u32 = 64;
 /// A publisher that waits looks this often for what wakes nobody.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Slots are added for upstream by this many, so that a decoder that starts does not make a chunk each.
 const LOAN_STEP: u32 = 4;
 
@@ -101,17 +101,17 @@ pub(crate) struct Frames {
     pub index_len: u32,
     board: Arc<Board>,
     window: u32,
-    policy: Policy,
+    pub policy: Policy,
     /// The publisher is gone; only loans are left.
     closed: AtomicBool,
     pool: Mutex<Pool>,
 }
 
 /// Says to subscribers, while it lives, that a thread of the publisher may sleep.
-struct Waiting<'a>(&'a AtomicU32);
+pub(crate) struct Waiting<'a>(&'a AtomicU32);
 
 impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicU32) -> Self {
+    pub fn new(count: &'a AtomicU32) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
@@ -307,6 +307,11 @@ impl Frames {
     /// The publisher is gone: nobody waits for subscribers any more.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    /// Nobody is waited for any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// No frame comes any more, until one does.

@@ -1,12 +1,16 @@
-//! Packets: one ring of bytes a track ([`ring`]), the publisher's end of it and the readers'.
+//! Packets: one ring a track ([`ring`]), the publisher's end of it and the readers'.
 
+pub mod hold;
 pub mod ring;
 
 pub(crate) mod reader;
 pub(crate) mod track;
 
-use crate::core::layout::{duration_from_word, duration_to_word, time_from_word, time_to_word};
-use ring::META_WORDS;
+use std::sync::Arc;
+
+use crate::core::layout::{
+    PACKET_META_WORDS, duration_from_word, duration_to_word, time_from_word, time_to_word,
+};
 
 /// What is known of a packet beside its bytes. Times are CLOCK_MONOTONIC in ns.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,35 +22,55 @@ pub struct PacketInfo {
     pub keyframe: bool,
     /// `GstBufferFlags` that mean something to others (DISCONT, HEADER, …).
     pub flags: u32,
+    /// Its times on other clocks.
+    pub references: Vec<Reference>,
 }
 
-/// The caller's words of an index entry.
+/// A packet's time on another clock, such as the camera's own by NTP: what GstReferenceTimestampMeta has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// Which clock, as GStreamer's caps: `timestamp/x-ntp`.
+    pub clock: Arc<str>,
+    /// In ns.
+    pub timestamp: u64,
+    /// In ns.
+    pub duration: Option<u64>,
+}
+
+/// The caller's words of a packet's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Meta {
     pub info: PacketInfo,
     pub generation: u32,
-    /// Sequence number of the keyframe that decoding has to start at.
+    /// Where the keyframe begins that decoding has to start at: this packet, if it is one.
     pub gop: Option<u64>,
+    /// Where the keyframe before that one begins.
+    pub before: Option<u64>,
     pub published: i64,
+    /// Bytes behind those of the packet: its references.
+    pub extra: u64,
 }
 
 const KEYFRAME: u64 = 1;
 
 impl Meta {
-    pub fn to_words(&self) -> [u64; META_WORDS] {
+    pub fn to_words(&self) -> [u64; PACKET_META_WORDS] {
         let i = &self.info;
-        let mut words = [0; META_WORDS];
+        let mut words = [0; PACKET_META_WORDS];
         words[0] = (u64::from(self.generation) << 32) | if i.keyframe { KEYFRAME } else { 0 };
         words[1] = i.flags.into();
         words[2] = time_to_word(i.pts);
         words[3] = time_to_word(i.dts);
         words[4] = duration_to_word(i.duration);
-        words[5] = self.gop.map_or(0, |seq| seq + 1);
-        words[6] = self.published as u64;
+        words[5] = self.gop.map_or(0, |position| position + 1);
+        words[6] = self.before.map_or(0, |position| position + 1);
+        words[7] = self.published as u64;
+        words[8] = self.extra;
         words
     }
 
-    pub fn from_words(words: &[u64; META_WORDS]) -> Self {
+    /// All but the references.
+    pub fn from_words(words: &[u64; PACKET_META_WORDS]) -> Self {
         Self {
             info: PacketInfo {
                 pts: time_from_word(words[2]),
@@ -54,10 +78,46 @@ impl Meta {
                 duration: duration_from_word(words[4]),
                 keyframe: words[0] & KEYFRAME != 0,
                 flags: words[1] as u32,
+                references: Vec::new(),
             },
             generation: (words[0] >> 32) as u32,
             gop: words[5].checked_sub(1),
-            published: words[6] as i64,
+            before: words[6].checked_sub(1),
+            published: words[7] as i64,
+            extra: words[8],
         }
     }
+
+    /// When it is to be decoded or shown, as far as that is known.
+    pub fn time(&self) -> i64 {
+        self.info.dts.or(self.info.pts).unwrap_or(self.published)
+    }
+}
+
+/// References as they stand behind a packet's bytes: timestamp, duration, length of the text, text.
+pub(crate) fn encode_references(references: &[Reference]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for r in references {
+        bytes.extend(r.timestamp.to_ne_bytes());
+        bytes.extend(duration_to_word(r.duration).to_ne_bytes());
+        bytes.extend((r.clock.len() as u64).to_ne_bytes());
+        bytes.extend(r.clock.as_bytes());
+    }
+    bytes
+}
+
+/// `None` if the bytes make no sense.
+pub(crate) fn decode_references(mut bytes: &[u8]) -> Option<Vec<Reference>> {
+    let mut all = Vec::new();
+    while !bytes.is_empty() {
+        let (words, rest) = bytes.split_at_checked(24)?;
+        let mut words =
+            words.chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes")));
+        let mut word = || words.next().expect("three words");
+        let (timestamp, duration) = (word(), duration_from_word(word()));
+        let (text, rest) = rest.split_at_checked(usize::try_from(word()).ok()?)?;
+        all.push(Reference { clock: str::from_utf8(text).ok()?.into(), timestamp, duration });
+        bytes = rest;
+    }
+    Some(all)
 }

@@ -1,26 +1,53 @@
 //! A subscriber's way through the packets of a track.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use super::ring::{Entry, Overwritten};
-use super::{Meta, PacketInfo};
+use super::ring::{Entry, Overwritten, Ring};
+use super::{Meta, PacketInfo, decode_references, hold};
 use crate::core::board::lock;
 use crate::core::channel::client::{Shared, TrackView};
+use crate::core::channel::message::Mode;
 use crate::core::error::Result;
+use crate::core::layout::{MAX_READERS, READER_IN_USE, READER_LOSSLESS, ReaderWords};
 use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
 use crate::core::wake;
 
 /// Where a reader begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Start {
     /// At the newest keyframe that is there, or else the next that comes.
     #[default]
     LatestKeyframe,
-    /// At the next keyframe that is published.
+    /// At the first keyframe that is published after its subscriber has joined.
     NextKeyframe,
     /// At the oldest keyframe that is still there.
     OldestKeyframe,
+    /// Before the newest keyframe: with so much time up to the newest packet, and so many whole GOPs; as
+    /// far as they are there.
+    Preroll { time: Duration, gops: u32 },
+    /// At the first keyframe whose PTS is not before this time, once that is set: for tracks that begin
+    /// together with another.
+    NotBefore(Arc<OnceLock<i64>>),
+    /// Behind the last packet of an earlier reader; in another life of the publisher, at the oldest
+    /// keyframe.
+    After(Place),
+}
+
+/// How far a reader has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    epoch: u64,
+    position: u64,
+    seq: u64,
+}
+
+impl Place {
+    /// The life of the publisher that it belongs to.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
 }
 
 /// A packet, copied whole out of the ring.
@@ -45,33 +72,91 @@ pub struct PacketReader {
     track: u32,
     start: Start,
     view: Option<Arc<TrackView>>,
-    /// Sequence number of the next packet; `None` until there was one to start at.
-    next: Option<u64>,
+    /// Where the next packet begins; `None` until there was one to start at.
+    position: Option<u64>,
+    /// The sequence number that follows on the last packet that was handed out or passed over; `None`
+    /// until there was one.
+    seq: Option<u64>,
     need_keyframe: bool,
+    /// There was a packet before, here or for an earlier reader: what is missing from now on is lost.
+    counts: bool,
     /// Missed since the last packet that was handed out.
     lost: u64,
     received: u64,
     skipped: u64,
+    /// Where in the page the publisher looks after this reader.
+    place: Option<usize>,
+    /// A publisher that waits keeps what this reader has still to take.
+    held: bool,
 }
 
 impl PacketReader {
     pub(crate) fn new(shared: Arc<Shared>, track: u32, start: Start) -> Self {
-        Self {
-            shared,
+        let mut reader = Self {
             track,
-            start,
             view: None,
-            next: None,
+            position: None,
+            seq: None,
             need_keyframe: true,
+            counts: false,
             lost: 0,
             received: 0,
             skipped: 0,
+            place: None,
+            held: false,
+            start,
+            shared,
+        };
+        if let Start::After(place) = reader.start {
+            if place.epoch == reader.shared.epoch {
+                reader.position = Some(place.position);
+                reader.seq = Some(place.seq);
+                reader.need_keyframe = false;
+                reader.counts = true;
+            } else {
+                reader.start = Start::OldestKeyframe;
+            }
         }
+        reader.take_place();
+        // Nobody waits for the others.
+        reader.held = !reader.is_lossless();
+        reader
+    }
+
+    /// Finds a place in the page, where the publisher sees it.
+    fn take_place(&mut self) {
+        let mut taken = lock(&self.shared.readers);
+        let Some(free) = (0..MAX_READERS).find(|n| *taken & 1 << n == 0) else { return };
+        *taken |= 1 << free;
+        let words = &self.shared.page.header().readers[free];
+        let lossless = if self.is_lossless() { READER_LOSSLESS } else { 0 };
+        for word in [&words.next, &words.received, &words.lost] {
+            word.store(0, Ordering::Relaxed);
+        }
+        // In place of the one for every track, which the publisher put there for the first reader.
+        words.track.store(u64::from(self.track) | READER_IN_USE | lossless, Ordering::Release);
+        drop(taken);
+        self.place = Some(free);
+        self.shared.moved();
+    }
+
+    fn is_lossless(&self) -> bool {
+        self.shared.mode == Mode::Strict
+    }
+
+    fn words(&self) -> Option<&ReaderWords> {
+        Some(&self.shared.page.header().readers[self.place?])
     }
 
     /// Packets that were handed out, and those that were missed since the first.
     pub fn counters(&self) -> (u64, u64) {
         (self.received, self.skipped)
+    }
+
+    /// How far it has come; `None` before its first packet.
+    pub fn place(&self) -> Option<Place> {
+        let (position, seq) = self.position.zip(self.seq)?;
+        Some(Place { epoch: self.shared.epoch, position, seq })
     }
 
     /// The next packet. Waits for the track, too, if the publisher has none of that number yet.
@@ -95,6 +180,11 @@ impl PacketReader {
                 futex = h.futex.load(Ordering::Acquire);
                 // Pairs with the Release in `Track::end`: all packets were published before it.
                 let eos = h.eos.load(Ordering::Acquire) != 0;
+                if !self.held && closed.is_none() && !hold::is_held(&h.reclaim, &h.tail) {
+                    std::thread::yield_now();
+                    continue;
+                }
+                self.held = true;
                 match self.step(&view, wait)? {
                     Step::Packet(packet) => return Ok(Next::Item(packet)),
                     Step::Again => continue,
@@ -117,79 +207,137 @@ impl PacketReader {
         }
     }
 
+    /// Is done with what is before `position`.
+    fn pass(&self, position: u64) {
+        let Some(words) = self.words() else { return };
+        words.received.store(self.received, Ordering::Relaxed);
+        words.lost.store(self.skipped, Ordering::Relaxed);
+        hold::pass(&words.next, position);
+        if self.is_lossless() {
+            self.shared.moved();
+        }
+    }
+
     /// Takes the next packet, or moves one step towards it.
     fn step(&mut self, view: &TrackView, wait: &Wait<'_>) -> Result<Step> {
         let ring = view.segment.ring();
+        // In this order: the head never falls behind a tail that was seen before.
         let (tail, head) = (ring.tail(), ring.head());
         if tail > head {
             return Err(self.shared.protocol("a track ends before it begins"));
         }
-        let newest = self.newest_keyframe(view);
-        let Some(next) = self.next.or_else(|| match self.start {
-            Start::LatestKeyframe => newest.filter(|k| *k >= tail),
-            Start::NextKeyframe => Some(head),
-            Start::OldestKeyframe => (head > tail).then_some(tail),
-        }) else {
-            return Ok(Step::Nothing);
+        let Some(position) = self.position else {
+            self.position = self.begin(view, tail, head);
+            return Ok(if self.position.is_some() { Step::Again } else { Step::Nothing });
         };
-        self.next = Some(next);
-        if next < tail || next > head {
-            self.resync(next, newest.filter(|k| *k >= tail && *k < head).unwrap_or(head));
+        if position < tail {
+            self.need_keyframe = true;
+            self.position = Some(newest_keyframe(view).filter(|k| *k >= tail).unwrap_or(tail));
             return Ok(Step::Again);
         }
-        if next == head {
+        if position == head {
             return Ok(Step::Nothing);
         }
-        let Ok((entry, meta)) = read_entry(view, next) else {
+        let Ok((entry, meta)) = read_entry(ring, position) else {
             // Overwritten meanwhile, or a lie.
-            return match ring.tail() > next {
+            return match ring.tail() > position {
                 true => Ok(Step::Again),
-                false => Err(self.shared.protocol("an entry of a track is impossible")),
+                false => Err(self.shared.protocol("the header of a packet is impossible")),
             };
         };
+        let next = self.seq.unwrap_or(entry.seq);
+        if position > head || entry.end() > head || entry.seq < next {
+            return Err(self.shared.protocol("the packets of a track are in no order"));
+        }
+        let missing = entry.seq - next;
+        self.need_keyframe |= missing > 0;
         if self.need_keyframe && !meta.info.keyframe {
-            self.pass_over(next, next + 1);
+            self.go_on_behind(&entry, missing + 1);
             return Ok(Step::Again);
         }
         let mut data = vec![0; entry.len];
         if ring.read_bytes(&entry, &mut data).is_err() {
             return Ok(Step::Again);
         }
-        let missing = "caps of a packet";
-        let caps =
-            self.shared.announced(missing, wait.interrupt, |_| view.caps(meta.generation))?;
+        let len = usize::try_from(meta.extra).ok().and_then(|extra| entry.len.checked_sub(extra));
+        let Some((len, references)) =
+            len.and_then(|len| Some((len, decode_references(&data[len..])?)))
+        else {
+            return Err(self.shared.protocol("what stands behind a packet makes no sense"));
+        };
+        data.truncate(len);
+        let what = "caps of a packet";
+        let caps = self.shared.announced(what, wait.interrupt, |_| view.caps(meta.generation))?;
         self.need_keyframe = false;
-        self.next = Some(next + 1);
         self.received += 1;
+        self.go_on_behind(&entry, missing);
+        self.counts = true;
         Ok(Step::Packet(Packet {
-            seq: next,
+            seq: entry.seq,
             caps,
             generation: meta.generation,
             published: meta.published,
             lost: std::mem::take(&mut self.lost),
-            info: meta.info,
+            info: PacketInfo { references, ..meta.info },
             data,
         }))
     }
 
-    fn newest_keyframe(&self, view: &TrackView) -> Option<u64> {
-        // Pairs with the Release in `Track::push`: the packet is written.
-        view.segment.header().keyframe.load(Ordering::Acquire).checked_sub(1)
+    fn go_on_behind(&mut self, entry: &Entry, missed: u64) {
+        self.position = Some(entry.end());
+        self.seq = Some(entry.seq + 1);
+        if self.counts {
+            self.lost += missed;
+            self.skipped += missed;
+        }
+        self.pass(entry.end());
     }
 
-    /// Falls back to a keyframe after packets were lost.
-    fn resync(&mut self, from: u64, to: u64) {
-        self.need_keyframe = true;
-        self.pass_over(from, to.max(from));
-        self.next = Some(to);
+    /// Where to begin; `None` while there is nothing to begin at.
+    fn begin(&self, view: &TrackView, tail: u64, head: u64) -> Option<u64> {
+        let ring = view.segment.ring();
+        let mut keyframes = keyframes(ring, newest_keyframe(view).filter(|k| *k >= tail));
+        let found = match &self.start {
+            Start::LatestKeyframe => keyframes.next(),
+            Start::NextKeyframe => {
+                keyframes.take_while(|(_, meta)| meta.published >= self.shared.joined).last()
+            }
+            Start::OldestKeyframe | Start::After(_) => return (head > tail).then_some(tail),
+            Start::Preroll { time, gops } => {
+                let (mut n, mut found) = (0, keyframes.next());
+                let end = found.as_ref().map(|(at, meta)| time_of_last(ring, *at, meta, head))?;
+                let long = |meta: &Meta| {
+                    i128::from(end) - i128::from(meta.time()) >= time.as_nanos() as i128
+                };
+                while let Some((_, meta)) = &found
+                    && !(n >= *gops && long(meta))
+                    && let Some(earlier) = keyframes.next()
+                {
+                    (n, found) = (n + 1, Some(earlier));
+                }
+                found
+            }
+            Start::NotBefore(time) => {
+                // As long as it is not set, a publisher that waits keeps everything.
+                let time = *time.get()?;
+                let pts = |meta: &Meta| meta.info.pts.unwrap_or(meta.time());
+                keyframes.take_while(|(_, meta)| pts(meta) >= time).last()
+            }
+        };
+        if found.is_none() {
+            // Nothing that is there is of use to this reader.
+            self.pass(head);
+        }
+        found.map(|(at, _)| at)
     }
+}
 
-    fn pass_over(&mut self, from: u64, to: u64) {
-        self.next = Some(to);
-        // What was passed over on the way to the first packet is not lost.
-        if self.received > 0 {
-            self.lost += to - from;
-            self.skipped += to - from;
+impl Drop for PacketReader {
+    fn drop(&mut self) {
+        if let (Some(words), Some(place)) = (self.words(), self.place) {
+            words.track.store(0, Ordering::Release);
+            *lock(&self.shared.readers) &= !(1 << place);
+            self.shared.moved();
         }
     }
 }
@@ -202,7 +350,33 @@ enum Step {
     Nothing,
 }
 
-fn read_entry(view: &TrackView, seq: u64) -> Result<(Entry, Meta), Overwritten> {
-    let entry = view.segment.ring().read_entry(seq)?;
+fn read_entry(ring: Ring<'_>, position: u64) -> Result<(Entry, Meta), Overwritten> {
+    let entry = ring.read_entry(position)?;
     Ok((entry, Meta::from_words(&entry.meta)))
+}
+
+fn newest_keyframe(view: &TrackView) -> Option<u64> {
+    // Pairs with the Release in `Track::append`: the packet is written.
+    view.segment.header().keyframe.load(Ordering::Acquire).checked_sub(1)
+}
+
+/// The keyframes that are there and where they begin, from `newest` on backwards.
+fn keyframes(ring: Ring<'_>, newest: Option<u64>) -> impl Iterator<Item = (u64, Meta)> {
+    let read = move |at| read_entry(ring, at).ok().map(|(_, meta)| (at, meta));
+    std::iter::successors(newest.and_then(read), move |(at, meta)| {
+        // A link that does not lead back is a lie, and leads nowhere.
+        meta.before.filter(|before| before < at).and_then(read)
+    })
+}
+
+/// The time of the last packet before `head`, from a keyframe on.
+fn time_of_last(ring: Ring<'_>, keyframe: u64, meta: &Meta, head: u64) -> i64 {
+    let (mut at, mut time) = (keyframe, meta.time());
+    while at < head
+        && let Ok((entry, meta)) = read_entry(ring, at)
+        && entry.end() > at
+    {
+        (at, time) = (entry.end(), meta.time());
+    }
+    time
 }

@@ -1,41 +1,50 @@
-//! The byte ring with an index: one writer, any number of readers that only read.
+//! The ring of packets: one writer, any number of readers that only read.
 //!
-//! Positions are 64-bit numbers that only grow; where they fall in the ring is their remainder. Before
-//! the writer overwrites anything it moves `tail` past every packet that loses a byte or its entry.
+//! A packet is its header and its bytes, one behind the other; so nothing but bytes bounds how many there
+//! are. Positions are 64-bit numbers of bytes that only grow; where they fall in the ring is their
+//! remainder. Before the writer overwrites anything it moves `tail` past every packet that loses a word.
 //! A reader copies first and looks at `tail` afterwards: a copy counts only if the packet was still
-//! valid *behind* it. So a packet is never torn, whichever of the two rings wraps first, and no
-//! reader can hold the writer up.
+//! valid *behind* it. So a packet is never torn, wherever the ring wraps, and no reader can hold the
+//! writer up.
 //!
 //! All shared words are atomics, the packets' bytes too: a copy that races with the writer is
 //! thrown away, but it has to be a defined one until then.
 
+use std::collections::VecDeque;
+
+use crate::core::layout::PACKET_META_WORDS as META_WORDS;
 use crate::core::sync::{AtomicU64, Ordering, fence};
 
-/// Words of one index entry: position, length, and the caller's.
-pub const ENTRY_WORDS: usize = 16;
-/// Words of an entry that are the caller's.
-pub const META_WORDS: usize = ENTRY_WORDS - 2;
+/// Words before a packet's bytes: its sequence number, its length, and the caller's.
+const HEADER_WORDS: usize = 2 + META_WORDS;
+const HEADER: u64 = HEADER_WORDS as u64 * 8;
 
 /// The shared words of a ring, wherever they are mapped.
 #[derive(Clone, Copy)]
 pub struct Ring<'a> {
-    /// Sequence number of the next packet.
+    /// Where the next packet begins.
     pub head: &'a AtomicU64,
-    /// Sequence number of the oldest packet that is whole.
+    /// Where the oldest packet begins that is whole.
     pub tail: &'a AtomicU64,
-    /// [`ENTRY_WORDS`] a packet.
-    pub entries: &'a [AtomicU64],
-    pub bytes: &'a [AtomicU64],
+    pub words: &'a [AtomicU64],
 }
 
-/// A packet's place and the caller's words.
+/// What stands before a packet's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
+    /// Where the packet begins.
+    pub position: u64,
     pub seq: u64,
-    position: u64,
     /// Bytes.
     pub len: usize,
     pub meta: [u64; META_WORDS],
+}
+
+impl Entry {
+    /// Where the next packet begins.
+    pub fn end(&self) -> u64 {
+        self.position.wrapping_add(room(self.len))
+    }
 }
 
 /// The packet was overwritten before it was read whole.
@@ -46,25 +55,28 @@ pub struct Overwritten;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooBig;
 
+/// What a packet of so many bytes takes.
+fn room(len: usize) -> u64 {
+    HEADER + (len as u64).next_multiple_of(8)
+}
+
 impl<'a> Ring<'a> {
-    fn entry(&self, seq: u64) -> &'a [AtomicU64] {
-        let count = (self.entries.len() / ENTRY_WORDS) as u64;
-        let at = (seq % count) as usize * ENTRY_WORDS;
-        &self.entries[at..at + ENTRY_WORDS]
+    fn word(&self, position: u64) -> &'a AtomicU64 {
+        &self.words[(position / 8 % self.words.len() as u64) as usize]
     }
 
     /// The words from byte `position` on, in the two runs that the end of the ring makes of them.
     fn runs(&self, position: u64, words: usize) -> (&'a [AtomicU64], &'a [AtomicU64]) {
-        let at = (position / 8 % self.bytes.len() as u64) as usize;
-        let first = words.min(self.bytes.len() - at);
-        (&self.bytes[at..at + first], &self.bytes[..words - first])
+        let at = (position / 8 % self.words.len() as u64) as usize;
+        let first = words.min(self.words.len() - at);
+        (&self.words[at..at + first], &self.words[..words - first])
     }
 
     fn capacity(&self) -> u64 {
-        self.bytes.len() as u64 * 8
+        self.words.len() as u64 * 8
     }
 
-    /// The sequence number of the next packet: all before it are written.
+    /// Where the next packet begins: all before it are written.
     pub fn head(&self) -> u64 {
         // Pairs with the Release in `Writer::write`.
         self.head.load(Ordering::Acquire)
@@ -74,133 +86,169 @@ impl<'a> Ring<'a> {
         self.tail.load(Ordering::Acquire)
     }
 
-    /// What the index says of packet `seq`, which has to be before [`Ring::head`].
-    pub fn read_entry(&self, seq: u64) -> Result<Entry, Overwritten> {
-        let words = self.entry(seq);
-        let position = words[0].load(Ordering::Relaxed);
-        let len = words[1].load(Ordering::Relaxed);
-        let meta = std::array::from_fn(|i| words[i + 2].load(Ordering::Relaxed));
-        self.check(seq)?;
+    /// The header of the packet at `position`, which has to be before [`Ring::head`].
+    pub fn read_entry(&self, position: u64) -> Result<Entry, Overwritten> {
+        let word =
+            |i: usize| self.word(position.wrapping_add(i as u64 * 8)).load(Ordering::Relaxed);
+        let (seq, len) = (word(0), word(1));
+        let meta = std::array::from_fn(|i| word(i + 2));
+        self.check(position)?;
         // A writer keeps to this; one that does not is a peer that lies.
         if len > self.capacity() {
             return Err(Overwritten);
         }
-        Ok(Entry { seq, position, len: len as usize, meta })
+        Ok(Entry { position, seq, len: len as usize, meta })
     }
 
     /// Copies a packet's bytes to `out`, which has the entry's length. On `Err`, `out` holds rubbish.
     pub fn read_bytes(&self, entry: &Entry, out: &mut [u8]) -> Result<(), Overwritten> {
         assert_eq!(entry.len, out.len());
-        let (a, b) = self.runs(entry.position, entry.len.div_ceil(8));
-        let mut words = a.iter().chain(b);
-        let mut whole = out.chunks_exact_mut(8);
+        let (a, b) = self.runs(entry.position.wrapping_add(HEADER), entry.len.div_ceil(8));
+        let (first, second) = out.split_at_mut((a.len() * 8).min(entry.len));
         // Run by run: a chained iterator costs a branch a word.
-        for (to, from) in whole.by_ref().zip(words.by_ref()) {
-            to.copy_from_slice(&from.load(Ordering::Relaxed).to_ne_bytes());
+        for (from, out) in [(a, first), (b, second)] {
+            let mut whole = out.chunks_exact_mut(8);
+            for (to, from) in whole.by_ref().zip(from) {
+                to.copy_from_slice(&from.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            let rest = whole.into_remainder();
+            if let (false, Some(last)) = (rest.is_empty(), from.last()) {
+                rest.copy_from_slice(&last.load(Ordering::Relaxed).to_ne_bytes()[..rest.len()]);
+            }
         }
-        let rest = whole.into_remainder();
-        if !rest.is_empty() {
-            let last = b.last().or(a.last()).expect("len > 0 has a word");
-            rest.copy_from_slice(&last.load(Ordering::Relaxed).to_ne_bytes()[..rest.len()]);
-        }
-        self.check(entry.seq)
+        self.check(entry.position)
     }
 
-    fn check(&self, seq: u64) -> Result<(), Overwritten> {
+    fn check(&self, position: u64) -> Result<(), Overwritten> {
         // Pairs with the Release fence in `Writer::write`: if any word that was loaded before it is a
         // newer one, the `tail` that was stored before that word is seen here.
         fence(Ordering::Acquire);
-        if self.tail.load(Ordering::Relaxed) <= seq { Ok(()) } else { Err(Overwritten) }
+        if self.tail.load(Ordering::Relaxed) <= position { Ok(()) } else { Err(Overwritten) }
     }
 }
 
 /// The writer's own memory of a ring; nothing that it relies on is read from shared memory.
 #[derive(Debug, Default)]
 pub struct Writer {
-    head: u64,
-    tail: u64,
+    /// The sequence number that the next packet gets.
+    seq: u64,
     /// Where the next packet goes.
-    position: u64,
-    /// Where each of the packets from `tail` to `head` begins.
-    starts: std::collections::VecDeque<u64>,
+    head: u64,
+    /// Where each of the packets in the ring begins.
+    starts: VecDeque<u64>,
 }
 
 impl Writer {
     /// The sequence number that the next packet gets.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
     pub fn head(&self) -> u64 {
         self.head
     }
 
     pub fn tail(&self) -> u64 {
-        self.tail
+        self.starts.front().copied().unwrap_or(self.head)
     }
 
-    /// Forgets the packets before `seq`.
-    pub fn forget_before(&mut self, ring: Ring<'_>, seq: u64) {
-        let seq = seq.min(self.head);
-        if seq > self.tail {
-            self.starts.drain(..(seq - self.tail) as usize);
-            self.tail = seq;
-            ring.tail.store(seq, Ordering::Relaxed);
+    /// Packets in the ring.
+    pub fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// Where the packet begins that is the `nth` from the oldest on.
+    pub fn start(&self, nth: usize) -> u64 {
+        self.starts.get(nth).copied().unwrap_or(self.head)
+    }
+
+    /// Leaves out a sequence number: its packet is not to be had.
+    pub fn skip(&mut self) {
+        self.seq += 1;
+    }
+
+    /// Forgets the packets before `position`.
+    pub fn forget_before(&mut self, ring: Ring<'_>, position: u64) {
+        let count = self.starts.partition_point(|start| *start < position);
+        if count > 0 {
+            self.starts.drain(..count);
+            ring.tail.store(self.tail(), Ordering::Relaxed);
         }
     }
 
-    /// The packets that are left when one of `len` bytes is written: from this number on.
+    /// Where the packets begin that are left when one of `len` bytes is written.
     pub fn tail_after(&self, ring: Ring<'_>, len: usize) -> Result<u64, TooBig> {
-        let len = (len as u64).next_multiple_of(8);
-        if len > ring.capacity() {
+        let end = self.head + room(len);
+        if room(len) > ring.capacity() {
             return Err(TooBig);
         }
-        let entries = (ring.entries.len() / ENTRY_WORDS) as u64;
-        let mut tail = self.tail.max((self.head + 1).saturating_sub(entries));
-        // What has to fit is everything from the oldest packet's first byte on.
-        while tail < self.head
-            && self.position + len - self.starts[(tail - self.tail) as usize] > ring.capacity()
-        {
-            tail += 1;
-        }
-        Ok(tail)
+        Ok(self.start(self.starts.partition_point(|start| end - start > ring.capacity())))
     }
 
-    /// Appends a packet and gives its sequence number. `meta` is handed the number, for what depends on it.
+    /// Appends a packet and gives its sequence number.
     pub fn write(
         &mut self,
         ring: Ring<'_>,
-        data: &[u8],
+        data: [&[u8]; 2],
         meta: &[u64; META_WORDS],
     ) -> Result<u64, TooBig> {
-        let tail = self.tail_after(ring, data.len())?;
+        let len = data[0].len() + data[1].len();
+        let tail = self.tail_after(ring, len)?;
         self.forget_before(ring, tail);
         // Pairs with the Acquire fence in `Ring::check`: whoever sees a word from below sees this tail.
         fence(Ordering::Release);
 
-        let (a, b) = ring.runs(self.position, data.len().div_ceil(8));
-        let mut whole = data.chunks_exact(8);
-        let mut words = a.iter().chain(b);
-        for (from, to) in whole.by_ref().zip(words.by_ref()) {
-            let word = u64::from_ne_bytes(from.try_into().expect("a chunk has 8 bytes"));
-            to.store(word, Ordering::Relaxed);
+        let header = [self.seq, len as u64];
+        for (i, word) in header.iter().chain(meta).enumerate() {
+            ring.word(self.head + i as u64 * 8).store(*word, Ordering::Relaxed);
         }
-        let rest = whole.remainder();
-        if !rest.is_empty() {
-            let mut word = [0; 8];
-            word[..rest.len()].copy_from_slice(rest);
-            let last = b.last().or(a.last()).expect("data has a word");
-            last.store(u64::from_ne_bytes(word), Ordering::Relaxed);
-        }
+        let (a, b) = ring.runs(self.head + HEADER, len.div_ceil(8));
+        write_words([a, b], data);
 
-        let seq = self.head;
-        let entry = ring.entry(seq);
-        entry[0].store(self.position, Ordering::Relaxed);
-        entry[1].store(data.len() as u64, Ordering::Relaxed);
-        for (to, from) in entry[2..].iter().zip(meta) {
-            to.store(*from, Ordering::Relaxed);
-        }
-        self.starts.push_back(self.position);
-        self.position += (data.len() as u64).next_multiple_of(8);
-        self.head += 1;
+        self.starts.push_back(self.head);
+        self.head += room(len);
+        let seq = self.seq;
+        self.seq += 1;
         // Pairs with the Acquire in `Ring::head`.
         ring.head.store(self.head, Ordering::Release);
         Ok(seq)
+    }
+}
+
+/// Writes two pieces one behind the other into two runs of words; the rest of the last word is zero.
+fn write_words(runs: [&[AtomicU64]; 2], data: [&[u8]; 2]) {
+    let mut data = data.into_iter().filter(|d| !d.is_empty());
+    let mut piece = data.next().unwrap_or_default();
+    for mut run in runs {
+        while let Some((first, _)) = run.split_first() {
+            // Whole words of one piece: the bulk of it, in a loop without a branch a word.
+            let whole = run.len().min(piece.len() / 8);
+            let (words, bytes) = (run.split_at(whole), piece.split_at(whole * 8));
+            for (to, from) in words.0.iter().zip(bytes.0.chunks_exact(8)) {
+                let word = u64::from_ne_bytes(from.try_into().expect("a chunk has 8 bytes"));
+                to.store(word, Ordering::Relaxed);
+            }
+            if whole > 0 {
+                (run, piece) = (words.1, bytes.1);
+                continue;
+            }
+            // The end of a piece, and with it the start of the next.
+            let (mut word, mut filled) = ([0; 8], 0);
+            while filled < 8 {
+                let count = piece.len().min(8 - filled);
+                word[filled..filled + count].copy_from_slice(&piece[..count]);
+                (filled, piece) = (filled + count, &piece[count..]);
+                if piece.is_empty() {
+                    let Some(next) = data.next() else { break };
+                    piece = next;
+                }
+            }
+            first.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+            run = &run[1..];
+        }
     }
 }
