@@ -4,12 +4,19 @@
  * @short_description: the encoded packets of a cuframessink in another process
  *
  * Emits the packets of one track that a `cuframessink` with the same key publishes: byte for byte what
- * its parser produced, with caps, codec data, timestamps and flags. The first packet is a keyframe. A
- * reader that falls too far behind goes on at the newest keyframe, with DISCONT set and the loss counted
- * in `stats`; a packet is never torn.
+ * its parser produced, with caps, codec data, timestamps, reference timestamps and flags. The first
+ * packet is a keyframe, the newest that is there, or, with `preroll-time` or `preroll-gops`, one of the
+ * past. A reader that falls too far behind goes on at the newest keyframe, with DISCONT set; what it lost
+ * is counted in `stats` and posted in a message `cuframes-packets-lost` (key, track, lost). A packet is
+ * never torn.
  *
  * The source waits for a publisher that is not there yet, and for the next when it goes away. It posts
- * the messages `cuframes-lost` and `cuframes-reconnected`, with the key and the reason.
+ * the messages `cuframes-lost` and `cuframes-reconnected`, with the key and the reason. Of the next
+ * publisher it takes everything from the oldest keyframe on, so that nothing is missing but the gap.
+ *
+ * Sources of one bin that read tracks of the same key, such as video and audio, begin together and stay
+ * in sync: the one with the lowest track number begins at its keyframe, the others with what belongs to
+ * it.
  *
  * ## Example
  *
@@ -24,16 +31,25 @@
  * |[
  * gst-launch-1.0 uridecodebin3 uri=cuframes-packets://cam1?track=0 ! videoconvert ! autovideosink
  * ]|
+ *
+ * With its sound, and beginning 5 s ago:
+ *
+ * |[
+ * gst-launch-1.0 -e mp4mux name=mux ! filesink location=cam1.mp4 \
+ *     cuframespacketsrc key=cam1 track=0 preroll-time=5000000000 ! h264parse ! queue ! mux. \
+ *     cuframespacketsrc key=cam1 track=1 ! aacparse ! queue ! mux.
+ * ]|
  */
 use std::str::FromStr;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use gst::glib;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
-use super::Start;
+use super::session::Session;
+use super::{PacketMode, Start};
 use crate::core::wake::now_ns;
 use crate::log::CAT;
 use crate::memory::Importer;
@@ -41,23 +57,48 @@ use crate::properties::post_error;
 use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
-use crate::{Error, Mode, Packet, PacketReader, Subscriber};
+use crate::{Error, Mode, Packet, PacketReader, Place, Subscriber};
 
 const URI_SCHEME: &str = "cuframes-packets";
 
 const DEFAULT_TRACK: u32 = 0;
 const DEFAULT_START: Start = Start::LatestKeyframe;
+const DEFAULT_PREROLL_TIME: gst::ClockTime = gst::ClockTime::ZERO;
+const DEFAULT_PREROLL_GOPS: u32 = 0;
+const DEFAULT_MODE: PacketMode = PacketMode::Live;
 
 #[derive(Debug, Clone)]
 struct Settings {
     source: source::Settings,
     track: u32,
     start: Start,
+    preroll_time: gst::ClockTime,
+    preroll_gops: u32,
+    mode: PacketMode,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { source: Default::default(), track: DEFAULT_TRACK, start: DEFAULT_START }
+        Self {
+            source: Default::default(),
+            track: DEFAULT_TRACK,
+            start: DEFAULT_START,
+            preroll_time: DEFAULT_PREROLL_TIME,
+            preroll_gops: DEFAULT_PREROLL_GOPS,
+            mode: DEFAULT_MODE,
+        }
+    }
+}
+
+impl Settings {
+    fn start(&self) -> crate::Start {
+        match self.start {
+            Start::LatestKeyframe => {
+                crate::Start::Preroll { time: self.preroll_time.into(), gops: self.preroll_gops }
+            }
+            Start::NextKeyframe => crate::Start::NextKeyframe,
+            Start::OldestKeyframe => crate::Start::OldestKeyframe,
+        }
     }
 }
 
@@ -75,18 +116,24 @@ struct State {
     /// Kept for the reader, which is the one that is used.
     reader: Option<(Subscriber, PacketReader)>,
     life: Life,
+    /// Where the last reader was.
+    place: Option<Place>,
     generation: Option<u32>,
     origin: Origin,
-    /// What fits the publisher's timestamps to real time; `None` until its first packet.
-    shift: Option<i64>,
-    /// How much later than real time everything is, because the first packet was older than this
-    /// pipeline: kept for good, so that nothing overlaps after a reconnect.
-    delay: i64,
     discont: bool,
+    /// This is the leader of its session, and has not yet said where it begins.
+    leads: bool,
 }
 
-/// Lock order: as in `cuframessrc`.
+/// A member of its session, from start to stop.
+struct Member {
+    session: Arc<Session>,
+    track: u32,
+}
+
+/// Lock order: as in `cuframessrc`; the session's own lock last.
 pub struct CuframesPacketSrc {
+    member: Mutex<Option<Member>>,
     settings: Mutex<Settings>,
     state: Mutex<State>,
     stats: Mutex<Stats>,
@@ -104,17 +151,26 @@ impl CuframesPacketSrc {
             let (subscriber, reader) = match &mut state.reader {
                 Some(reader) => reader,
                 none => {
-                    let asked = (Mode::Newest, 0, Importer::host());
+                    let mode = match settings.mode {
+                        PacketMode::Live => Mode::Newest,
+                        PacketMode::Lossless => Mode::Strict,
+                    };
+                    let asked = (mode, 0, Importer::host());
                     let joined =
                         state.life.join(self, &settings.source, asked, &self.outlet.interrupt)?;
                     lock(&self.stats).reconnects = state.life.reconnects();
-                    let start = match settings.start {
-                        Start::LatestKeyframe => crate::Start::LatestKeyframe,
-                        Start::NextKeyframe => crate::Start::NextKeyframe,
-                        Start::OldestKeyframe => crate::Start::OldestKeyframe,
+                    let follows = self.session().follow(settings.track, joined.epoch());
+                    state.leads = follows.is_none();
+                    let start = match (state.place, follows) {
+                        // The same publisher goes on where it was.
+                        (Some(place), _) if place.epoch() == joined.epoch() => {
+                            crate::Start::After(place)
+                        }
+                        (_, Some(begin)) => crate::Start::NotBefore(begin),
+                        (Some(place), None) => crate::Start::After(place),
+                        (None, None) => settings.start(),
                     };
                     let reader = joined.packets(settings.track, start);
-                    state.shift = None;
                     state.generation = None;
                     state.discont = true;
                     none.insert((joined, reader))
@@ -124,6 +180,7 @@ impl CuframesPacketSrc {
             let (code, text) = match source::taken(reader.next(&wait))? {
                 Ok(item) => {
                     self.outlet.note_latency(&*self.obj(), subscriber.latency());
+                    state.place = reader.place();
                     return Ok(item);
                 }
                 Err(lost) => lost,
@@ -131,6 +188,11 @@ impl CuframesPacketSrc {
             state.reader = None;
             state.life.lost(self, &settings.source, code, &text, &self.outlet.interrupt)?;
         }
+    }
+
+    fn session(&self) -> Arc<Session> {
+        let member = lock(&self.member);
+        member.as_ref().expect("there is one from start to stop").session.clone()
     }
 
     fn set_format(&self, state: &mut State, packet: &Packet) -> Result<(), gst::FlowError> {
@@ -149,13 +211,30 @@ impl CuframesPacketSrc {
 
     /// What has to be added to the publisher's times to get running times.
     fn to_running_time(&self, state: &mut State, packet: &Packet) -> Option<i64> {
-        let first = packet.info.dts.or(packet.info.pts).unwrap_or(packet.published);
+        let info = &packet.info;
+        let first = info.dts.or(info.pts).unwrap_or(packet.published);
+        let origin = state.origin.get(&*self.obj())?;
+        let epoch = state.place?.epoch();
+        let session = self.session();
         let latency = self.outlet.latency().as_nanos() as i64;
-        let shift =
-            *state.shift.get_or_insert_with(|| time::shift(packet.published, first, latency));
-        let distance = shift - state.origin.get(&*self.obj())?;
-        state.delay = state.delay.max(-(first + distance));
-        Some(distance + state.delay)
+        let shift = || time::shift(packet.published, first, latency);
+        let distance = session.distance(epoch, first, origin, shift);
+        if std::mem::take(&mut state.leads) {
+            session.begin(epoch, info.pts.unwrap_or(first));
+        }
+        Some(distance)
+    }
+
+    /// Tells of packets that were lost before this one.
+    fn tell_lost(&self, settings: &Settings, packet: &Packet) {
+        let obj = self.obj();
+        gst::warning!(CAT, imp = self, "{} packets lost before {}", packet.lost, packet.seq);
+        let structure = gst::Structure::builder("cuframes-packets-lost")
+            .field("key", settings.source.key.as_deref().unwrap_or_default())
+            .field("track", settings.track)
+            .field("lost", packet.lost)
+            .build();
+        let _ = obj.post_message(gst::message::Element::builder(structure).src(&*obj).build());
     }
 }
 
@@ -172,6 +251,7 @@ impl ObjectSubclass for CuframesPacketSrc {
 
     fn new() -> Self {
         Self {
+            member: Mutex::default(),
             settings: Mutex::default(),
             state: Mutex::default(),
             stats: Mutex::default(),
@@ -196,6 +276,23 @@ impl ObjectImpl for CuframesPacketSrc {
                     .blurb("Which keyframe to begin at")
                     .mutable_ready()
                     .build(),
+                glib::ParamSpecUInt64::builder("preroll-time")
+                    .nick("Preroll time")
+                    .blurb("With start=latest-keyframe, begin so far in the past at least, if it is still there (ns)")
+                    .default_value(DEFAULT_PREROLL_TIME.nseconds())
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt::builder("preroll-gops")
+                    .nick("Preroll GOPs")
+                    .blurb("With start=latest-keyframe, begin so many whole groups of pictures in the past at least, if they are still there")
+                    .default_value(DEFAULT_PREROLL_GOPS)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecEnum::builder_with_default("mode", DEFAULT_MODE)
+                    .nick("Mode")
+                    .blurb("What becomes of packets that this source has not yet taken")
+                    .mutable_ready()
+                    .build(),
                 glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                     .nick("Statistics")
                     .blurb("received, lost, bytes, reconnects; latency-p50 and latency-p99 from publishing to here over the last 512 packets (ns)")
@@ -213,6 +310,11 @@ impl ObjectImpl for CuframesPacketSrc {
             // GObject has checked type and range.
             "track" => settings.track = value.get().unwrap(),
             "start" => settings.start = value.get().unwrap(),
+            "preroll-time" => {
+                settings.preroll_time = gst::ClockTime::from_nseconds(value.get().unwrap());
+            }
+            "preroll-gops" => settings.preroll_gops = value.get().unwrap(),
+            "mode" => settings.mode = value.get().unwrap(),
             name => assert!(settings.source.set(name, value)),
         }
     }
@@ -222,6 +324,9 @@ impl ObjectImpl for CuframesPacketSrc {
         match pspec.name() {
             "track" => settings.track.to_value(),
             "start" => settings.start.to_value(),
+            "preroll-time" => settings.preroll_time.nseconds().to_value(),
+            "preroll-gops" => settings.preroll_gops.to_value(),
+            "mode" => settings.mode.to_value(),
             "stats" => {
                 let stats = lock(&self.stats);
                 let [p50, p99] = stats.latency.quantiles([0.5, 0.99]);
@@ -299,12 +404,20 @@ impl URIHandlerImpl for CuframesPacketSrc {
 impl BaseSrcImpl for CuframesPacketSrc {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         *lock(&self.stats) = Stats::default();
+        let settings = lock(&self.settings).clone();
+        let key = settings.source.key.unwrap_or_default();
+        let session = Session::of(&*self.obj(), &key);
+        session.enter(settings.track, self.outlet.interrupt.bell());
+        *lock(&self.member) = Some(Member { session, track: settings.track });
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
+        if let Some(Member { session, track }) = lock(&self.member).take() {
+            session.leave(track, self.outlet.interrupt.bell());
+        }
         self.outlet.stop();
         Ok(())
     }
@@ -355,7 +468,9 @@ impl PushSrcImpl for CuframesPacketSrc {
         flags.set(gst::BufferFlags::DELTA_UNIT, !packet.info.keyframe);
         if std::mem::take(&mut state.discont) || packet.lost > 0 {
             flags |= gst::BufferFlags::DISCONT;
-            gst::debug!(CAT, imp = self, "{} packets lost before {}", packet.lost, packet.seq);
+        }
+        if packet.lost > 0 {
+            self.tell_lost(&settings, &packet);
         }
         {
             let mut stats = lock(&self.stats);
@@ -373,6 +488,15 @@ impl PushSrcImpl for CuframesPacketSrc {
             buffer.set_duration(packet.info.duration.map(gst::ClockTime::from_nseconds));
             buffer.set_offset(packet.seq);
             buffer.set_offset_end(packet.seq + 1);
+            for reference in &packet.info.references {
+                let clock = gst::Caps::from_str(&reference.clock);
+                // What is no caps here is of no use to anybody here.
+                let Ok(clock) = clock else { continue };
+                let time = gst::ClockTime::from_nseconds;
+                let duration = reference.duration.map(time);
+                let timestamp = time(reference.timestamp);
+                gst::ReferenceTimestampMeta::add(buffer, &clock, timestamp, duration);
+            }
         }
         Ok(gst_base::subclass::base_src::CreateSuccess::NewBuffer(buffer))
     }

@@ -1,0 +1,128 @@
+//! What the sources of one bin have in common that read tracks of one publisher: a recorder's video and
+//! audio.
+//!
+//! Packets are older than the pipeline that begins with them, so all of them are delayed: by as much for
+//! one track as for the other. And they begin together: the source with the lowest track number leads,
+//! and the others begin with the first keyframe that is not before the leader's first packet.
+
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use gst::glib;
+use gst::prelude::*;
+
+use crate::core::wake::{Doorbell, now_ns};
+use crate::sink::lock;
+
+/// Lives of a publisher that are remembered: the sources notice one after the other that it has changed.
+const LIVES: usize = 4;
+
+static SESSIONS: Mutex<Vec<(glib::WeakRef<gst::Object>, String, Weak<Session>)>> =
+    Mutex::new(Vec::new());
+
+#[derive(Debug, Default)]
+struct State {
+    /// The tracks that are read, and what wakes who waits for the leader.
+    members: Vec<(u32, Arc<Doorbell>)>,
+    /// How much later than real time everything is; kept for good, so that nothing overlaps.
+    delay: i64,
+    lives: Vec<Life>,
+}
+
+/// One life of the publisher.
+#[derive(Debug)]
+struct Life {
+    epoch: u64,
+    /// What fits its timestamps to real time.
+    shift: Option<i64>,
+    /// The PTS of the leader's first packet.
+    begin: Arc<OnceLock<i64>>,
+}
+
+impl State {
+    fn life(&mut self, epoch: u64) -> &mut Life {
+        let at = self.lives.iter().position(|life| life.epoch == epoch).unwrap_or_else(|| {
+            if self.lives.len() == LIVES {
+                self.lives.remove(0);
+            }
+            self.lives.push(Life { epoch, shift: None, begin: Arc::default() });
+            self.lives.len() - 1
+        });
+        &mut self.lives[at]
+    }
+
+    fn leader(&self) -> Option<u32> {
+        self.members.iter().map(|(track, _)| *track).min()
+    }
+
+    fn wake(&self) {
+        self.members.iter().for_each(|(_, bell)| bell.ring());
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Session(Mutex<State>);
+
+impl Session {
+    /// The session of an element's bin and key.
+    pub fn of(element: &impl IsA<gst::Object>, key: &str) -> Arc<Self> {
+        let parent = element.as_ref().parent().unwrap_or_else(|| element.as_ref().clone());
+        let mut all = lock(&SESSIONS);
+        all.retain(|(_, _, session)| session.strong_count() > 0);
+        let same = |(bin, of, session): &(glib::WeakRef<gst::Object>, String, Weak<Self>)| {
+            (bin.upgrade().as_ref() == Some(&parent) && of == key).then(|| session.upgrade())?
+        };
+        all.iter().find_map(same).unwrap_or_else(|| {
+            let new = Arc::new(Self::default());
+            all.push((parent.downgrade(), key.to_owned(), Arc::downgrade(&new)));
+            new
+        })
+    }
+
+    pub fn enter(&self, track: u32, bell: &Arc<Doorbell>) {
+        lock(&self.0).members.push((track, bell.clone()));
+    }
+
+    pub fn leave(&self, track: u32, bell: &Arc<Doorbell>) {
+        let mut state = lock(&self.0);
+        let led = state.leader();
+        state.members.retain(|(t, b)| *t != track || !Arc::ptr_eq(b, bell));
+        if state.leader() != led {
+            // Whoever waits for it to begin waits no more.
+            for life in &state.lives {
+                life.begin.get_or_init(now_ns);
+            }
+            state.wake();
+        }
+    }
+
+    /// When the leader begins in this life of the publisher; `None` for the leader itself.
+    pub fn follow(&self, track: u32, epoch: u64) -> Option<Arc<OnceLock<i64>>> {
+        let mut state = lock(&self.0);
+        let leads = state.leader().is_none_or(|leader| leader == track);
+        let begin = state.life(epoch).begin.clone();
+        (!leads).then_some(begin)
+    }
+
+    /// The leader begins with a packet of this PTS.
+    pub fn begin(&self, epoch: u64, pts: i64) {
+        let mut state = lock(&self.0);
+        if state.life(epoch).begin.set(pts).is_ok() {
+            state.wake();
+        }
+    }
+
+    /// What has to be added to the publisher's times to get running times, `origin` being the time at
+    /// which those are 0. `shift` says what fits the first packet to real time; `first` is its time.
+    pub fn distance(
+        &self,
+        epoch: u64,
+        first: i64,
+        origin: i64,
+        shift: impl FnOnce() -> i64,
+    ) -> i64 {
+        let mut state = lock(&self.0);
+        let distance = *state.life(epoch).shift.get_or_insert_with(shift) - origin;
+        state.delay = state.delay.max(-(first + distance));
+        distance + state.delay
+    }
+}
