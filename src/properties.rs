@@ -78,18 +78,29 @@ const CUDA_FORMATS: [gst_video::VideoFormat; 12] = {
     ]
 };
 
-/// Whole access units, with codec data in the caps or in the stream.
+/// Whole access units, with codec data in the caps or in the stream; and what cameras send beside video.
 pub fn packet_caps() -> gst::Caps {
-    let codec = |name: &str, formats: &[&str]| {
+    let codec = |name: &str, formats: &[&str], alignment: &str| {
         gst::Structure::builder(name)
             .field("stream-format", gst::List::new(formats))
-            .field("alignment", "au")
+            .field("alignment", alignment)
             .build()
     };
-    gst::Caps::builder_full()
-        .structure(codec("video/x-h264", &["byte-stream", "avc", "avc3"]))
-        .structure(codec("video/x-h265", &["byte-stream", "hvc1", "hev1"]))
-        .build()
+    let versions = gst::List::new([2i32, 4]);
+    let mut caps = gst::Caps::builder_full()
+        .structure(codec("video/x-h264", &["byte-stream", "avc", "avc3"], "au"))
+        .structure(codec("video/x-h265", &["byte-stream", "hvc1", "hev1"], "au"))
+        .structure(codec("video/x-av1", &["obu-stream"], "tu"));
+    for name in ["video/x-vp8", "video/x-vp9", "image/jpeg"] {
+        caps = caps.structure(gst::Structure::new_empty(name));
+    }
+    caps = caps
+        .structure(gst::Structure::builder("audio/mpeg").field("mpegversion", versions).build());
+    let others = ["audio/x-opus", "audio/x-alaw", "audio/x-mulaw", "audio/x-adpcm"];
+    for name in others.into_iter().chain(["application/x-onvif-metadata", "meta/x-klv"]) {
+        caps = caps.structure(gst::Structure::new_empty(name));
+    }
+    caps.build()
 }
 
 /// An unset or empty property is none.
