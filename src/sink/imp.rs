@@ -219,6 +219,8 @@ impl CuframesSink {
                 .field("published", t.published)
                 .field("in-ring", t.in_ring)
                 .field("too-big", t.too_big)
+                .field("undecodable", t.undecodable)
+                .field("cut-gops", t.cut_gops)
                 .field("bytes", t.bytes)
                 .build()
                 .to_send_value()
@@ -244,6 +246,14 @@ fn subscriber_structure(name: &str, s: &SubscriberInfo, head: Option<u64>) -> gs
         Mode::Newest => "newest",
         Mode::Strict => "strict",
     };
+    let packets = s.packets.iter().map(|p| {
+        gst::Structure::builder("packets")
+            .field("track", p.track)
+            .field("received", p.received)
+            .field("lost", p.lost)
+            .build()
+            .to_send_value()
+    });
     gst::Structure::builder(name)
         .field("id", s.id)
         .field("name", &s.name)
@@ -256,6 +266,7 @@ fn subscriber_structure(name: &str, s: &SubscriberInfo, head: Option<u64>) -> gs
         .field("received", s.received)
         .field("skipped", s.skipped)
         .field("copied", s.copied)
+        .field("packets", gst::Array::from_values(packets))
         .field_if_some("lag", head.map(|head| head.saturating_sub(s.cursor)))
         .build()
 }
@@ -344,13 +355,13 @@ impl ObjectImpl for CuframesSink {
                     .build(),
                 glib::ParamSpecUInt64::builder("packet-buffer-time")
                     .nick("Packet buffer time")
-                    .blurb("Packets older than this are given up, except those from the newest keyframe on (ns)")
+                    .blurb("As many whole groups of pictures as it takes for this much are kept; older packets are given up (ns)")
                     .default_value(DEFAULT_PACKET_BUFFER_TIME.nseconds())
                     .mutable_ready()
                     .build(),
                 glib::ParamSpecUInt64::builder("packet-buffer-bytes")
                     .nick("Packet buffer bytes")
-                    .blurb("Memory for the packets of each track")
+                    .blurb("Memory for the packets of each track, with 128 bytes a packet for what is known of it")
                     .minimum(64 << 10)
                     .maximum(1 << 40)
                     .default_value(DEFAULT_PACKET_BUFFER_BYTES)
