@@ -83,7 +83,9 @@ pub struct PageHeader {
     pub copied: AtomicU64,
     /// CLOCK_MONOTONIC at which the last frame was taken, in ns.
     pub heartbeat_ns: AtomicU64,
-    pub _reserved: [AtomicU64; 4],
+    /// CLOCK_MONOTONIC at which the publisher welcomed the subscriber, in ns.
+    pub joined_ns: AtomicU64,
+    pub _reserved: [AtomicU64; 3],
     pub readers: [ReaderWords; MAX_READERS],
 }
 
@@ -144,6 +146,7 @@ const _: () = {
     assert!(offset_of!(PageHeader, futex) == 64);
     assert!(offset_of!(PageHeader, cursor) == 128);
     assert!(offset_of!(PageHeader, received) == 192);
+    assert!(offset_of!(PageHeader, joined_ns) == 224);
     assert!(offset_of!(PageHeader, readers) == 256);
     assert!(size_of::<ReaderWords>() == 32);
     assert!(size_of::<TrackHeader>() == 384);

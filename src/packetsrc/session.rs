@@ -16,8 +16,14 @@ use crate::sink::lock;
 /// Lives of a publisher that are remembered: the sources notice one after the other that it has changed.
 const LIVES: usize = 4;
 
-static SESSIONS: Mutex<Vec<(glib::WeakRef<gst::Object>, String, Weak<Session>)>> =
-    Mutex::new(Vec::new());
+/// Where a session is, while it has members.
+struct Known {
+    bin: glib::WeakRef<gst::Object>,
+    key: String,
+    session: Weak<Session>,
+}
+
+static SESSIONS: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
 #[derive(Debug, Default)]
 struct State {
@@ -67,14 +73,14 @@ impl Session {
     pub fn of(element: &impl IsA<gst::Object>, key: &str) -> Arc<Self> {
         let parent = element.as_ref().parent().unwrap_or_else(|| element.as_ref().clone());
         let mut all = lock(&SESSIONS);
-        all.retain(|(_, _, session)| session.strong_count() > 0);
-        let same = |(bin, of, session): &(glib::WeakRef<gst::Object>, String, Weak<Self>)| {
-            (bin.upgrade().as_ref() == Some(&parent) && of == key).then(|| session.upgrade())?
-        };
-        all.iter().find_map(same).unwrap_or_else(|| {
-            let new = Arc::new(Self::default());
-            all.push((parent.downgrade(), key.to_owned(), Arc::downgrade(&new)));
-            new
+        all.retain(|known| known.session.strong_count() > 0);
+        let same = |k: &Known| k.bin.upgrade().as_ref() == Some(&parent) && k.key == key;
+        let known = all.iter().filter(|k| same(k)).find_map(|k| k.session.upgrade());
+        known.unwrap_or_else(|| {
+            let session = Arc::new(Self::default());
+            let (bin, key) = (parent.downgrade(), key.to_owned());
+            all.push(Known { bin, key, session: Arc::downgrade(&session) });
+            session
         })
     }
 

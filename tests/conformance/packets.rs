@@ -264,14 +264,24 @@ fn a_packet_that_is_too_big_is_refused_with_all_that_depends_on_it() {
 }
 
 #[test]
-fn the_next_keyframe_is_the_next_behind_the_connection() {
+fn what_is_there_is_what_was_there_when_the_reader_came() {
     let source = Source::new("packets-next", bounds(1 << 20, LONG));
-    source.push("K--");
-    let mut reader = source.reader(Start::NextKeyframe);
-    // It looks for the first time when all this is there.
+    // Before there is anything, it is the first that comes.
+    let mut first = source.reader(Start::LatestKeyframe);
+    source.push("K--K--");
+    let starts = [
+        (Start::LatestKeyframe, 3),
+        (Start::NextKeyframe, 7),
+        (Start::OldestKeyframe, 0),
+        (Start::Preroll { time: Duration::ZERO, gops: 1 }, 0),
+    ];
+    let mut readers = starts.map(|(start, seq)| (source.reader(start), seq));
+    // They look for the first time when all this is there.
     source.push("-K-K-");
-    assert_eq!(reader.packet().seq, 4);
-    assert_eq!(reader.packet().seq, 5);
+    for (reader, seq) in &mut readers {
+        assert_eq!((reader.packet().seq, reader.packet().seq), (*seq, *seq + 1));
+    }
+    assert_eq!(first.packet().seq, 0);
 }
 
 /// Only bytes bound what is in the ring.

@@ -62,8 +62,6 @@ pub(crate) struct Shared {
     pub credit: u32,
     /// Which life of a publisher this is.
     pub epoch: u64,
-    /// When it was joined: CLOCK_MONOTONIC in ns.
-    pub joined: i64,
     pub control: Control,
     pub page: Page,
     /// Rings for every message, released frame, and interrupt.
@@ -390,7 +388,6 @@ fn open(
         mode,
         credit,
         epoch,
-        joined: wake::now_ns(),
         control,
         page,
         bell: interrupt.bell().clone(),

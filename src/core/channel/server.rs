@@ -231,6 +231,7 @@ impl Server {
                 let h = peer.page.header();
                 // A strict subscriber gets each frame from here on; a publisher that waits, waits for it.
                 h.cursor.store(head, Ordering::Relaxed);
+                h.joined_ns.store(wake::now_ns() as u64, Ordering::Relaxed);
                 // Pairs with the Acquire in the client.
                 h.magic.store(MAGIC, Ordering::Release);
                 let fds = [self.frames.control_fd.as_fd(), page_fd.as_fd()];

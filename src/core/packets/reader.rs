@@ -14,13 +14,14 @@ use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
 use crate::core::wake;
 
-/// Where a reader begins.
+/// Where a reader begins. What is there, and what comes, is as of the moment in which it is made; for one
+/// that loses nothing, as of that in which its subscriber joined.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Start {
     /// At the newest keyframe that is there, or else the next that comes.
     #[default]
     LatestKeyframe,
-    /// At the first keyframe that is published after its subscriber has joined.
+    /// At the next keyframe that is published.
     NextKeyframe,
     /// At the oldest keyframe that is still there.
     OldestKeyframe,
@@ -71,6 +72,8 @@ pub struct PacketReader {
     shared: Arc<Shared>,
     track: u32,
     start: Start,
+    /// What was published up to then was there before: CLOCK_MONOTONIC in ns.
+    made: i64,
     view: Option<Arc<TrackView>>,
     /// Where the next packet begins; `None` until there was one to start at.
     position: Option<u64>,
@@ -94,6 +97,7 @@ impl PacketReader {
     pub(crate) fn new(shared: Arc<Shared>, track: u32, start: Start) -> Self {
         let mut reader = Self {
             track,
+            made: wake::now_ns(),
             view: None,
             position: None,
             seq: None,
@@ -107,6 +111,10 @@ impl PacketReader {
             start,
             shared,
         };
+        if reader.is_lossless() && reader.shared.credit == 0 {
+            // The publisher keeps everything since then: see `Server::join`.
+            reader.made = reader.shared.page.header().joined_ns.load(Ordering::Relaxed) as i64;
+        }
         if let Start::After(place) = reader.start {
             if place.epoch == reader.shared.epoch {
                 reader.position = Some(place.position);
@@ -296,32 +304,30 @@ impl PacketReader {
     /// Where to begin; `None` while there is nothing to begin at.
     fn begin(&self, view: &TrackView, tail: u64, head: u64) -> Option<u64> {
         let ring = view.segment.ring();
-        let mut keyframes = keyframes(ring, newest_keyframe(view).filter(|k| *k >= tail));
+        let newest = newest_keyframe(view).filter(|k| *k >= tail);
+        let was_there = |meta: &Meta| meta.published <= self.made;
         let found = match &self.start {
-            Start::LatestKeyframe => keyframes.next(),
+            Start::LatestKeyframe => first_or_last(keyframes(ring, newest), was_there),
             Start::NextKeyframe => {
-                keyframes.take_while(|(_, meta)| meta.published >= self.shared.joined).last()
+                keyframes(ring, newest).take_while(|(_, meta)| !was_there(meta)).last()
             }
             Start::OldestKeyframe | Start::After(_) => return (head > tail).then_some(tail),
             Start::Preroll { time, gops } => {
-                let (mut n, mut found) = (0, keyframes.next());
-                let end = found.as_ref().map(|(at, meta)| time_of_last(ring, *at, meta, head))?;
-                let long = |meta: &Meta| {
-                    i128::from(end) - i128::from(meta.time()) >= time.as_nanos() as i128
-                };
-                while let Some((_, meta)) = &found
-                    && !(n >= *gops && long(meta))
-                    && let Some(earlier) = keyframes.next()
-                {
-                    (n, found) = (n + 1, Some(earlier));
-                }
-                found
+                let newest = first_or_last(keyframes(ring, newest), was_there);
+                newest.and_then(|(at, meta)| {
+                    let end = i128::from(time_of_last(ring, at, &meta, was_there));
+                    let mut n = 0;
+                    first_or_last(keyframes(ring, Some(at)), |meta| {
+                        n += 1;
+                        n > *gops && end - i128::from(meta.time()) >= time.as_nanos() as i128
+                    })
+                })
             }
             Start::NotBefore(time) => {
                 // As long as it is not set, a publisher that waits keeps everything.
                 let time = *time.get()?;
                 let pts = |meta: &Meta| meta.info.pts.unwrap_or(meta.time());
-                keyframes.take_while(|(_, meta)| pts(meta) >= time).last()
+                keyframes(ring, newest).take_while(|(_, meta)| pts(meta) >= time).last()
             }
         };
         if found.is_none() {
@@ -369,12 +375,29 @@ fn keyframes(ring: Ring<'_>, newest: Option<u64>) -> impl Iterator<Item = (u64, 
     })
 }
 
-/// The time of the last packet before `head`, from a keyframe on.
-fn time_of_last(ring: Ring<'_>, keyframe: u64, meta: &Meta, head: u64) -> i64 {
-    let (mut at, mut time) = (keyframe, meta.time());
+/// The first that is wanted, or else the last.
+fn first_or_last(
+    keyframes: impl Iterator<Item = (u64, Meta)>,
+    mut wanted: impl FnMut(&Meta) -> bool,
+) -> Option<(u64, Meta)> {
+    let mut last = None;
+    for (at, meta) in keyframes {
+        let found = wanted(&meta);
+        last = Some((at, meta));
+        if found {
+            break;
+        }
+    }
+    last
+}
+
+/// The time of the last packet of which `counts` is true, from a keyframe on.
+fn time_of_last(ring: Ring<'_>, keyframe: u64, meta: &Meta, counts: impl Fn(&Meta) -> bool) -> i64 {
+    let (head, mut at, mut time) = (ring.head(), keyframe, meta.time());
     while at < head
         && let Ok((entry, meta)) = read_entry(ring, at)
         && entry.end() > at
+        && counts(&meta)
     {
         (at, time) = (entry.end(), meta.time());
     }
