@@ -460,3 +460,94 @@ fn a_file_is_published_and_recorded() {
     recorder.success();
     assert!(decode(&copy).len() >= 75, "at most one group of pictures is missed at the start");
 }
+
+/// The camera's numbers in a recording: every frame decodes, and they go up one by one but for `gaps`.
+fn check_recording(file: &Path, gaps: usize) -> Vec<u32> {
+    let numbers: Vec<u32> = decode(file).into_iter().map(|n| n.expect("a whole frame")).collect();
+    let jumps: Vec<_> = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
+    assert!(jumps.len() <= gaps && jumps.iter().all(|pair| pair[1] > pair[0]), "{numbers:?}");
+    numbers
+}
+
+/// An event is recorded from before the recorder knew of it.
+#[test]
+fn an_event_is_recorded_with_its_past() {
+    let site = Site::new("event");
+    let (_camera, url) = site.camera("--size 320x240 --fps 30 --gop 30");
+    let watched = site.watch("cam1", "newest");
+    let _publisher = start(site.script("publish-rtsp.sh").args(["--codec", "h264", &url, "cam1"]));
+    watched.more(150);
+    let file = site.path("event.mp4");
+    let now = *watched.check().last().unwrap();
+    let event = ["cam1", file.to_str().unwrap(), "3", "1"];
+    start(site.script("record-event.sh").args(event)).success();
+    let numbers = check_recording(&file, 0);
+    let [first, last] = [numbers[0], *numbers.last().unwrap()];
+    assert!(now - first >= 3 * 30 - 10, "it begins {} frames ago", now - first);
+    assert!(last > now, "it goes on to {last}, from {now}");
+}
+
+/// The example that records by itself while the picture changes.
+#[test]
+fn motion_starts_a_recording_of_what_came_before() {
+    let site = Site::new("motion");
+    let (_camera, url) = site.camera("--size 320x240 --fps 30 --gop 15");
+    let watched = site.watch("cam1", "newest");
+    let publisher = start(site.script("publish-rtsp.sh").args(["--codec", "h264", &url, "cam1"]));
+    watched.more(60);
+    let built = std::env::current_exe().unwrap();
+    let built = built.ancestors().nth(2).unwrap().join("examples/event-recorder");
+    let mut recorder = site.command(built);
+    let events = site.path("events");
+    recorder.arg("cam1").arg(&events).stdout(Stdio::piped());
+    recorder.args("--before 1 --after 1 --events 1".split(' '));
+    // The test picture moves all the time.
+    let mut recorder = recorder.spawn().unwrap();
+    let mut lines = BufReader::new(recorder.stdout.take().unwrap()).lines();
+    let recorder = Running(recorder);
+    assert!(lines.next().unwrap().unwrap().ends_with("of the picture changed"));
+    let now = *watched.check().last().unwrap();
+    watched.more(30);
+    // Nothing moves any more.
+    drop(publisher);
+    assert!(lines.next().unwrap().unwrap().ends_with("done"));
+    recorder.success();
+    let numbers = check_recording(&events.join("1.mp4"), 0);
+    assert!(numbers[0] + 15 <= now && *numbers.last().unwrap() > now, "{now}: {numbers:?}");
+}
+
+/// The publisher is killed in the midst of a group of pictures and comes back; so does the camera.
+#[test]
+fn a_recording_has_a_gap_where_the_gap_was() {
+    let site = Site::new("gap");
+    let (camera, url) = site.camera("--size 320x240 --fps 30 --gop 20");
+    let watched = site.watch("cam1", "newest");
+    let publish = || {
+        start(&mut site.launch(&format!(
+            "rtspsrc location={url} protocols=tcp latency=50 ! rtph264depay \
+             ! video/x-h264,stream-format=avc,alignment=au ! h264parse config-interval=-1 \
+             ! video/x-h264,stream-format=byte-stream,alignment=au ! tee name=t \
+             t. ! queue leaky=downstream ! avdec_h264 ! cuframessink name=pub key=cam1 forward-eos=false \
+             t. ! queue ! pub.packets_0"
+        )))
+    };
+    let file = site.path("gap.mkv");
+    let recorder = start(&mut site.launch(&format!(
+        "-e cuframespacketsrc key=cam1 ! h264parse ! matroskamux ! filesink location={}",
+        file.display()
+    )));
+    let publisher = publish();
+    watched.more(50);
+    publisher.signal(Signal::SIGKILL);
+    drop(publisher);
+    let publisher = publish();
+    watched.more(50);
+    kill(Pid::from_raw(camera.0.id() as i32), Signal::SIGUSR1).unwrap();
+    drop(publisher);
+    let _publisher = publish();
+    watched.more(50);
+    recorder.signal(Signal::SIGINT);
+    recorder.success();
+    let numbers = check_recording(&file, 2);
+    assert!(numbers.len() >= 120, "{} frames", numbers.len());
+}
