@@ -12,7 +12,7 @@ use std::time::Duration;
 use gstcuframes::memory::host::HostBackend;
 use gstcuframes::{
     Code, Error, Frame, Loan, Mode, Next, PacketInfo, Policy, Publisher, PublisherConfig, Start,
-    Wait,
+    TrackConfig, Wait,
 };
 use nix::libc;
 use support::{Site, Viewer, fill, item, number, until, watch};
@@ -151,6 +151,7 @@ fn child() {
         "hold" => holds(&site),
         "follow" => follows(&site),
         "publish" => publishes(&site),
+        "record" => records(&site),
         "leave nothing" => leaves_nothing(&site),
         other => panic!("{other}?"),
     }
@@ -370,6 +371,67 @@ fn a_publisher_dies_in_mid_stream() {
         viewer.finish();
     }
     assert_eq!(site.files(), [""; 0]);
+}
+
+/// Takes packets to the end of the track, and says how it went.
+fn records(site: &Site) {
+    let viewer = site.viewer(|c| c.credit = 0);
+    let mut packets = viewer.subscriber.packets(0, Start::default());
+    say("ready");
+    let mut next = 0;
+    loop {
+        match packets.next(&Wait::forever(&viewer.interrupt)).unwrap() {
+            Next::Item(packet) => {
+                assert_eq!(packet.data, packet.seq.to_ne_bytes());
+                assert_eq!(
+                    (packet.seq - next, packet.seq == next),
+                    (packet.lost, packet.lost == 0)
+                );
+                assert!(packet.lost == 0 || packet.info.keyframe, "it goes on at a keyframe");
+                next = packet.seq + 1;
+            }
+            Next::Eos => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    let (received, lost) = packets.counters();
+    say(format!("{next} {received} {lost}"));
+    listen();
+}
+
+#[test]
+fn a_reader_of_packets_is_stopped_and_goes_on() {
+    let site = Site::new("processes-reader-stops");
+    let publisher = publisher(&site, |_| {});
+    // Some hundred packets fit.
+    let config = TrackConfig { bytes: 100 * 136, ..Default::default() };
+    let track = publisher.add_track(0, "video/x-h264", config).unwrap();
+    let mut child = Child::start("record", &site.dir);
+    assert_eq!(child.hear(), "ready");
+    let mut pushed = 0;
+    let mut push = |count: u64| {
+        for seq in pushed..pushed + count {
+            let info = PacketInfo { keyframe: seq.is_multiple_of(10), ..Default::default() };
+            assert_eq!(track.push(info, &seq.to_ne_bytes()), Ok(seq));
+        }
+        pushed += count;
+    };
+    let counts = || publisher.stats().subscribers[0].packets[0];
+    push(50);
+    until(|| counts().received == 50);
+    child.stop();
+    push(1000);
+    child.signal(libc::SIGCONT);
+    until(|| counts().received + counts().lost == 1050);
+    push(50);
+    track.end();
+    let [next, received, lost] = child.hear_numbers().try_into().unwrap();
+    assert_eq!((next, received + lost), (1100, 1100));
+    // From the newest keyframe on it has everything again.
+    assert_eq!((received, lost), (50 + 10 + 50, 990));
+    let seen = counts();
+    assert_eq!((seen.track, seen.received, seen.lost), (0, received, lost));
+    child.finish();
 }
 
 /// Open fds, shared mappings, and threads of this process.
