@@ -551,3 +551,27 @@ fn a_recording_has_a_gap_where_the_gap_was() {
     let numbers = check_recording(&file, 2);
     assert!(numbers.len() >= 120, "{} frames", numbers.len());
 }
+
+/// A camera that is set to another picture size, and back, in the midst of a recording.
+#[test]
+fn a_recording_goes_on_when_the_picture_changes_its_size() {
+    let site = Site::new("size");
+    let (camera, url) = site.camera("--size 640x480 --fps 30 --gop 15");
+    let watched = site.watch("cam1", "newest");
+    let _publisher = start(site.script("publish-rtsp.sh").args(["--codec", "h264", &url, "cam1"]));
+    watched.more(20);
+    let file = site.path("size.ts");
+    let recorder = start(&mut site.launch(&format!(
+        "-e cuframespacketsrc key=cam1 ! h264parse ! mpegtsmux ! filesink location={}",
+        file.display()
+    )));
+    watched.more(40);
+    for _ in 0..2 {
+        kill(Pid::from_raw(camera.0.id() as i32), Signal::SIGUSR2).unwrap();
+        watched.more(60);
+    }
+    recorder.signal(Signal::SIGINT);
+    recorder.success();
+    let numbers = check_recording(&file, 0);
+    assert!(numbers.len() >= 140, "{} frames", numbers.len());
+}
