@@ -463,6 +463,33 @@ fn video_and_sound_stay_in_sync() {
     }
 }
 
+/// A recorder that comes when all is over gets the last group of pictures and the sound that belongs to it.
+#[test]
+fn tracks_that_have_ended_are_read_together() {
+    let setup = Setup::new("ended");
+    let publisher = setup.pipeline(&format!(
+        "cuframessink name=pub key=a \
+         {} ! x264enc key-int-max=10 tune=zerolatency ! h264parse ! pub.packets_0 \
+         audiotestsrc num-buffers=50 samplesperbuffer=160 ! audio/x-raw,rate=8000,channels=1 \
+         ! mulawenc ! pub.packets_1",
+        picture(25)
+    ));
+    publisher.play();
+    publisher.wait_eos();
+    for _ in 0..20 {
+        let recorder = setup.pipeline(
+            "cuframespacketsrc key=a track=1 ! fakesink name=s sync=false \
+             cuframespacketsrc key=a track=0 ! fakesink name=v sync=false",
+        );
+        let [video, sound] = ["v", "s"].map(|out| recorder.collect(out, "sink", |b, _| b.offset()));
+        recorder.play();
+        recorder.wait_eos();
+        assert_eq!(take(&video), [20, 21, 22, 23, 24]);
+        // 20 pictures of a thirtieth of a second are as long as 33.3 packets of a fiftieth.
+        assert_eq!(take(&sound), (34..50).collect::<Vec<_>>());
+    }
+}
+
 /// A reader that is held up while the ring wraps: it says exactly what it lost, and begins at a keyframe.
 #[test]
 fn a_loss_is_counted_and_told() {

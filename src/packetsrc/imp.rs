@@ -457,7 +457,11 @@ impl PushSrcImpl for CuframesPacketSrc {
     ) -> Result<gst_base::subclass::base_src::CreateSuccess, gst::FlowError> {
         let settings = lock(&self.settings).clone();
         let mut state = lock(&self.state);
-        let packet = self.next_packet(&mut state, &settings)?;
+        let packet = self.next_packet(&mut state, &settings);
+        if packet.as_ref().err() == Some(&gst::FlowError::Eos) && state.leads {
+            self.session().let_go();
+        }
+        let packet = packet?;
         self.set_format(&mut state, &packet)?;
         let distance = self.to_running_time(&mut state, &packet);
         let time = |t: Option<i64>| {

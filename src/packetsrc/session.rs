@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use gst::glib;
 use gst::prelude::*;
 
-use crate::core::wake::{Doorbell, now_ns};
+use crate::core::wake::Doorbell;
 use crate::sink::lock;
 
 /// Lives of a publisher that are remembered: the sources notice one after the other that it has changed.
@@ -60,6 +60,13 @@ impl State {
         self.members.iter().map(|(track, _)| *track).min()
     }
 
+    fn let_go(&self) {
+        for life in &self.lives {
+            life.begin.get_or_init(|| i64::MIN);
+        }
+        self.wake();
+    }
+
     fn wake(&self) {
         self.members.iter().for_each(|(_, bell)| bell.ring());
     }
@@ -93,12 +100,13 @@ impl Session {
         let led = state.leader();
         state.members.retain(|(t, b)| *t != track || !Arc::ptr_eq(b, bell));
         if state.leader() != led {
-            // Whoever waits for it to begin waits no more.
-            for life in &state.lives {
-                life.begin.get_or_init(now_ns);
-            }
-            state.wake();
+            state.let_go();
         }
+    }
+
+    /// The leader has ended; who waits for it to begin waits no more, and takes what there is.
+    pub fn let_go(&self) {
+        lock(&self.0).let_go();
     }
 
     /// When the leader begins in this life of the publisher; `None` for the leader itself.

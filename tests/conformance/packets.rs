@@ -387,7 +387,17 @@ fn tracks_begin_together() {
     assert_eq!(follows.packet().info.pts, Some(1_240_000_000));
     assert_eq!(follows.packet().info.pts, Some(1_260_000_000));
 
+    // An end does not come before the beginning.
+    let begin = Arc::new(OnceLock::new());
+    let mut follows = Reader::of(&source.site, 1, Start::NotBefore(begin.clone()));
+    sound.end();
+    assert!(matches!(follows.look(), Next::TimedOut));
+    begin.set(1_980_000_000).unwrap();
+    assert_eq!(follows.packet().info.pts, Some(1_980_000_000));
+    assert!(matches!(follows.next(), Next::Eos));
+
     // What is to come is waited for.
+    push_sound(2_000);
     let later = Arc::new(OnceLock::from(5_000_000_000));
     let mut follows = Reader::of(&source.site, 1, Start::NotBefore(later));
     assert!(matches!(follows.look(), Next::TimedOut));

@@ -196,7 +196,10 @@ impl PacketReader {
                 match self.step(&view, wait)? {
                     Step::Packet(packet) => return Ok(Next::Item(packet)),
                     Step::Again => continue,
-                    Step::Nothing if eos && !wait.past_eos => return Ok(Next::Eos),
+                    // The end of a track is not that of one that has still to be told where to begin.
+                    Step::Nothing if eos && !wait.past_eos && !self.waits_for_start() => {
+                        return Ok(Next::Eos);
+                    }
                     Step::Nothing => {}
                 }
             }
@@ -213,6 +216,10 @@ impl PacketReader {
                 None => shared.bell.wait(seen, left),
             }
         }
+    }
+
+    fn waits_for_start(&self) -> bool {
+        matches!(&self.start, Start::NotBefore(time) if time.get().is_none())
     }
 
     /// Is done with what is before `position`.
