@@ -575,3 +575,48 @@ fn a_recording_goes_on_when_the_picture_changes_its_size() {
     let numbers = check_recording(&file, 0);
     assert!(numbers.len() >= 140, "{} frames", numbers.len());
 }
+
+/// The camera's own time, which rtspsrc learns by NTP, arrives with each packet as it left the parser.
+#[test]
+fn the_time_of_the_camera_crosses() {
+    let site = Site::new("ntp");
+    let (_camera, url) = site.camera("--size 320x240 --fps 30 --gop 15");
+    let pipeline = |description: &str| {
+        let parsed = gst::parse::launch(description).unwrap().downcast::<gst::Pipeline>().unwrap();
+        for element in parsed.iterate_elements().into_iter().flatten() {
+            if element.has_property("runtime-dir") {
+                element.set_property("runtime-dir", site.dir.to_str().unwrap());
+            }
+        }
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let into = seen.clone();
+        let pad = parsed.by_name("out").unwrap().static_pad("sink").unwrap();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            let meta = info.buffer().unwrap().meta::<gst::ReferenceTimestampMeta>();
+            let time = meta.map(|m| (m.reference().to_string(), m.timestamp().nseconds()));
+            into.lock().unwrap().push(time);
+            gst::PadProbeReturn::Ok
+        });
+        parsed.set_state(gst::State::Playing).unwrap();
+        (parsed, seen)
+    };
+    let (subscriber, got) =
+        pipeline("cuframespacketsrc key=cam1 start=oldest-keyframe ! fakesink name=out sync=false");
+    let (publisher, sent) = pipeline(&format!(
+        "rtspsrc location={url} protocols=tcp latency=50 add-reference-timestamp-meta=true \
+         ! rtph264depay ! h264parse ! video/x-h264,stream-format=byte-stream,alignment=au \
+         ! identity name=out ! sink.packets_0 cuframessink name=sink key=cam1"
+    ));
+    let known = |seen: &Mutex<Vec<Option<_>>>| seen.lock().unwrap().iter().flatten().count();
+    until(|| known(&got) > 30);
+    for pipeline in [publisher, subscriber] {
+        pipeline.set_state(gst::State::Null).unwrap();
+    }
+    let (sent, got) = (sent.lock().unwrap(), got.lock().unwrap());
+    // The first packets may have come before a keyframe.
+    let first = got.iter().flatten().next().unwrap();
+    assert!(first.0.starts_with("timestamp/x-ntp"), "{first:?}");
+    let at = sent.iter().position(|s| s.as_ref() == Some(first)).unwrap();
+    let here = got.iter().position(|g| g.as_ref() == Some(first)).unwrap();
+    assert_eq!(got[here..], sent[at..at + got.len() - here]);
+}
