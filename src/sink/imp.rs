@@ -319,7 +319,7 @@ impl ObjectImpl for CuframesSink {
                     .build(),
                 glib::ParamSpecUInt64::builder("wait-timeout")
                     .nick("Wait timeout")
-                    .blurb("With policy=wait, a subscriber that does not take a frame for this long is sent away (ns)")
+                    .blurb("With policy=wait, a subscriber that does not take a frame or packet for this long is sent away (ns)")
                     .default_value(DEFAULT_WAIT_TIMEOUT.nseconds())
                     .mutable_ready()
                     .build(),

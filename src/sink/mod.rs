@@ -22,7 +22,7 @@ pub enum Policy {
     Drop,
     /// Strict subscribers get every frame.
     #[enum_value(
-        name = "Wait for strict subscribers, each frame up to wait-timeout",
+        name = "Wait for strict and lossless subscribers, each frame or packet up to wait-timeout",
         nick = "wait"
     )]
     Wait,

@@ -8,7 +8,7 @@ use super::{Meta, PacketInfo, decode_references, hold};
 use crate::core::board::lock;
 use crate::core::channel::client::{Shared, TrackView};
 use crate::core::channel::message::Mode;
-use crate::core::error::Result;
+use crate::core::error::{Error, Result};
 use crate::core::layout::{MAX_READERS, READER_IN_USE, READER_LOSSLESS, ReaderWords};
 use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
@@ -170,6 +170,11 @@ impl PacketReader {
     /// The next packet. Waits for the track, too, if the publisher has none of that number yet.
     pub fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Packet>> {
         let shared = self.shared.clone();
+        if self.is_lossless() && self.place.is_none() {
+            let problem =
+                format!("has {MAX_READERS} readers at most that lose nothing: join again");
+            return Err(Error::Value { what: "A subscriber", problem });
+        }
         let deadline = wait.timeout.map(|t| wake::now() + t);
         loop {
             let seen = shared.bell.seen();

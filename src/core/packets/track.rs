@@ -152,6 +152,8 @@ impl Track {
                 state.undecodable += 1;
                 return Err(Refused::Undecodable);
             }
+            // Before room is made: a decision has to be carried out before the next is taken.
+            self.forget_what_is_old(&mut state);
             let len = data.len() + extra.len();
             let Ok(tail) = state.writer.tail_after(self.segment.ring(), len) else {
                 state.writer.skip();
@@ -193,7 +195,8 @@ impl Track {
         }
     }
 
-    /// A lossless reader that has still to take a packet before `position`.
+    /// A lossless reader that has still to take a packet before `position`. If there is none, the packets
+    /// before it have to go.
     fn behind(&self, state: &mut State, position: u64) -> Option<Arc<Peer>> {
         if self.frames.policy == Policy::Drop || position <= state.writer.tail() {
             return None;
@@ -225,7 +228,6 @@ impl Track {
     fn append(&self, state: &mut State, info: PacketInfo, data: [&[u8]; 2]) -> u64 {
         let (ring, h) = (self.segment.ring(), self.segment.header());
         let now = wake::now_ns();
-        self.forget_what_is_old(state, now);
         let State { writer, keyframes, gop, generation, .. } = &mut *state;
 
         let (position, keyframe) = (writer.head(), info.keyframe);
@@ -258,8 +260,8 @@ impl Track {
     }
 
     /// Gives up the oldest GOPs while those behind them cover the time that is wanted.
-    fn forget_what_is_old(&self, state: &mut State, now: i64) {
-        let oldest = now.saturating_sub(self.config.time.as_nanos() as i64);
+    fn forget_what_is_old(&self, state: &mut State) {
+        let oldest = wake::now_ns().saturating_sub(self.config.time.as_nanos() as i64);
         let mut kept = None;
         while let Some((start, _)) = state.keyframes.get(1).filter(|(_, at)| *at <= oldest) {
             kept = Some(*start);
