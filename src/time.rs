@@ -64,8 +64,12 @@ pub fn publish(
     origin: i64,
     t: gst::ClockTime,
 ) -> Option<i64> {
-    let running = segment.to_running_time_full(t)?;
-    Some(origin + signed(running))
+    Some(origin + running(segment, t)?)
+}
+
+/// The running time of a timestamp in `segment`, in ns.
+pub fn running(segment: &gst::FormattedSegment<gst::ClockTime>, t: gst::ClockTime) -> Option<i64> {
+    segment.to_running_time_full(t).map(signed)
 }
 
 fn signed(t: gst::Signed<gst::ClockTime>) -> i64 {

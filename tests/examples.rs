@@ -78,16 +78,57 @@ fn rust_without_gstreamer() {
     assert!(text.lines().any(|l| l.starts_with("packet ") && l.contains(": frame ")), "{text}");
 }
 
+/// A Python that can do this.
+fn python(what: &str) -> Option<&'static str> {
+    let can = |python: &&str| {
+        let mut tried = Command::new(python);
+        tried.args(["-c", what]).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    };
+    // A second Python may hide the system's, which is the one that packages are for.
+    ["python3", "/usr/bin/python3"].into_iter().find(can)
+}
+
+/// A camera with its packets.
+fn encoded(site: &Site) -> Running {
+    let mut launch = command(site, "gst-launch-1.0");
+    launch.arg("-q").args(
+        "videotestsrc is-live=true ! video/x-raw,width=160,height=120,framerate=120/1 \
+         ! x264enc bframes=2 key-int-max=30 ! h264parse ! tee name=t \
+         t. ! pub.packets_0 t. ! queue ! avdec_h264 ! pub.sink cuframessink name=pub key=cam1"
+            .split_whitespace(),
+    );
+    Running(launch.spawn().unwrap())
+}
+
+/// Three lines, each with a frame and its packet.
+#[track_caller]
+fn detections(text: &str) {
+    let frames: Vec<_> = text.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
+    assert_eq!(frames.len(), 3, "{text}");
+    assert!(frames.iter().all(|n| n.parse::<u32>().unwrap() % 30 == 0), "{text}");
+    assert!(text.lines().all(|l| l.contains(" of track 0: ") && l.ends_with(" bytes")), "{text}");
+}
+
+#[test]
+fn detections_and_their_packets() {
+    let site = Site::new("detection");
+    let _camera = encoded(&site);
+    let own = std::env::current_exe().unwrap();
+    let built = own.ancestors().nth(2).unwrap().join("examples/detection");
+    detections(&output(command(&site, &built).args(["cam1", "3"])));
+    match python("import gi; gi.require_version('GstApp', '1.0')") {
+        Some(python) => {
+            let script = examples().join("python/detection.py");
+            detections(&output(command(&site, python).arg(script).args(["cam1", "3"])));
+        }
+        None => skip("no Python has PyGObject and GStreamer's introspection data"),
+    }
+}
+
 #[test]
 fn python_with_numpy() {
     let site = Site::new("numpy");
-    // A second Python may hide the system's, which is the one that packages are for.
-    let has = |python: &&&str| {
-        let mut tried = Command::new(python);
-        tried.args(["-c", "import gi, numpy; gi.require_version('GstVideo', '1.0')"]);
-        tried.stderr(Stdio::null()).status().is_ok_and(|s| s.success())
-    };
-    let Some(python) = ["python3", "/usr/bin/python3"].iter().find(has) else {
+    let Some(python) = python("import gi, numpy; gi.require_version('GstVideo', '1.0')") else {
         return skip("no Python has PyGObject, NumPy and GStreamer's introspection data");
     };
     let _camera = orange(&site);

@@ -407,6 +407,7 @@ mod packets {
 
 mod records {
     use super::*;
+    use gstcuframes::Reference;
     use gstcuframes::core::layout::{
         Crop, FrameInfo, MAX_PLANES, MAX_SLOTS, PacketId, Plane, RECORD_WORDS, Record, pack_index,
         unpack_index,
@@ -423,19 +424,51 @@ mod records {
             height,
         });
         let packet = any::<(u32, u64)>().prop_map(|(track, seq)| PacketId { track, seq });
+        let duration = proptest::option::of(0..u64::MAX);
+        let reference =
+            (any::<u64>(), duration, "[a-z/-]{0,40}").prop_map(|(timestamp, duration, clock)| {
+                Reference { clock: clock.into(), timestamp, duration }
+            });
         (
             (time(), time(), proptest::option::of(0..u64::MAX)),
             any::<(i64, u32, usize)>(),
             vec(plane, 0..=MAX_PLANES),
             proptest::option::of(crop),
             proptest::option::of(packet),
+            // As many as always fit.
+            vec(reference, 0..=5),
         )
             .prop_map(
-                |((pts, dts, duration), (captured, flags, size), planes, crop, packet)| {
+                |(
+                    (pts, dts, duration),
+                    (captured, flags, size),
+                    planes,
+                    crop,
+                    packet,
+                    references,
+                )| {
                     let planes = planes.into_iter().collect();
-                    FrameInfo { pts, dts, duration, captured, flags, size, planes, crop, packet }
+                    #[rustfmt::skip]
+                    let info = FrameInfo {
+                        pts, dts, duration, captured, flags, size, planes, crop, packet, references,
+                    };
+                    info
                 },
             )
+    }
+
+    #[test]
+    fn references_that_do_not_fit_are_left_out() {
+        let reference =
+            |timestamp, len| Reference { clock: "x".repeat(len).into(), timestamp, duration: None };
+        let all = [reference(1, 20), reference(2, 400), reference(3, 20)];
+        let info = FrameInfo { references: all.to_vec(), ..Default::default() };
+        let record =
+            Record { seq: 1, generation: 1, chunk: 1, slot_in_chunk: 0, published: 0, info };
+        let words = words(RECORD_WORDS);
+        record.store(&words);
+        let kept = Record::load(&words).unwrap().info.references;
+        assert_eq!(kept, [all[0].clone(), all[2].clone()]);
     }
 
     prop_compose! {
@@ -463,12 +496,17 @@ mod records {
         fn any_words_are_a_record_or_none(
             mut all in vec(any::<u64>(), RECORD_WORDS),
             planes in 0..=2 * MAX_PLANES as u64,
+            references in any::<bool>(),
         ) {
             // The number of planes is what can be wrong; most numbers of 32 bits are.
             all[9] = all[9] & !0xffff_ffff | planes;
+            // Likewise the references: their length, and that of a name in them.
+            all[18] = if references { all[18] % 500 } else { 0 };
+            all[21] %= 500;
             let strange: Vec<_> = all.into_iter().map(AtomicU64::new).collect();
             let loaded = Record::load(&strange);
-            prop_assert_eq!(loaded.is_some(), planes <= MAX_PLANES as u64);
+            prop_assert!(loaded.is_none() || planes <= MAX_PLANES as u64);
+            prop_assert!(loaded.is_some() || references || planes > MAX_PLANES as u64);
             if let Some(record) = loaded {
                 record.store(&strange);
                 prop_assert_eq!(Record::load(&strange), Some(record));

@@ -5,6 +5,7 @@
 
 use std::mem::{offset_of, size_of};
 
+use super::packets::{Reference, decode_references, encode_references};
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// First word of every segment: "cuframes".
@@ -64,6 +65,10 @@ pub struct Status {
 
 /// Words of a frame's record.
 pub const RECORD_WORDS: usize = 64;
+/// Where in a record the references begin, behind their length in bytes.
+const REFERENCES: usize = 19;
+/// Bytes of all references of a frame at most: 24 for each and the name of its clock.
+pub const REFERENCE_BYTES: usize = (RECORD_WORDS - REFERENCES) * 8;
 
 /// A page of one subscriber. It and the publisher write it, nobody else maps it.
 ///
@@ -259,7 +264,10 @@ pub struct FrameInfo {
     pub size: usize,
     pub planes: Planes,
     pub crop: Option<Crop>,
+    /// What it was decoded from.
     pub packet: Option<PacketId>,
+    /// Its times on other clocks: as many of the first as fit into [`REFERENCE_BYTES`].
+    pub references: Vec<Reference>,
 }
 
 /// A frame's record in shared memory; [`FrameInfo`] and where the pixels are.
@@ -332,6 +340,19 @@ impl Record {
             u64::from(packet.track),
             packet.seq,
         ];
+        let mut references = Vec::new();
+        for reference in &i.references {
+            let more = encode_references(std::slice::from_ref(reference));
+            if references.len() + more.len() <= REFERENCE_BYTES {
+                references.extend(more);
+            }
+        }
+        let text = references.chunks(8).map(|chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_ne_bytes(word)
+        });
+        let all = all.into_iter().chain([references.len() as u64]).chain(text);
         for (to, from) in words.iter().zip(all) {
             // The slot's number is stored with Release behind these.
             to.store(from, Ordering::Relaxed);
@@ -350,6 +371,9 @@ impl Record {
         }
         let (x, y) = halves(w(14));
         let (width, height) = halves(w(15));
+        let len = usize::try_from(w(REFERENCES - 1)).ok().filter(|len| *len <= REFERENCE_BYTES)?;
+        let bytes: Vec<u8> =
+            (0..len.div_ceil(8)).flat_map(|n| w(REFERENCES + n).to_ne_bytes()).take(len).collect();
         Some(Self {
             seq: w(0),
             generation,
@@ -370,6 +394,7 @@ impl Record {
                 crop: (has & HAS_CROP != 0).then_some(Crop { x, y, width, height }),
                 packet: (has & HAS_PACKET != 0)
                     .then(|| PacketId { track: w(16) as u32, seq: w(17) }),
+                references: decode_references(&bytes)?,
             },
         })
     }

@@ -11,7 +11,9 @@
  * The source waits for a publisher that is not there yet, and for the next when it goes away. It posts
  * the messages `cuframes-lost` and `cuframes-reconnected`, with the key and the reason.
  *
- * Timestamps are those of the publisher: the running times of two pipelines on one host agree.
+ * Timestamps are those of the publisher: the running times of two pipelines on one host agree. Where it
+ * publishes the packets as well, buffers have a GstCustomMeta `GstCuframesPacketMeta` that says which packet
+ * they were decoded from (`track`, `seq`); those of `cuframespacketsrc` have the same.
  *
  * ## Example
  *
@@ -45,7 +47,7 @@ use crate::properties::{is_cuda, plane_size, post_error};
 use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
-use crate::{Error, Frame, Subscriber};
+use crate::{Error, Frame, Subscriber, meta};
 
 const URI_SCHEME: &str = "cuframes";
 
@@ -322,6 +324,10 @@ impl CuframesSrc {
             buffer.set_duration(info.duration.map(gst::ClockTime::from_nseconds));
             buffer.set_offset(seq);
             buffer.set_offset_end(seq + 1);
+            if let Some(packet) = info.packet {
+                meta::add_packet(buffer, packet);
+            }
+            meta::add_references(buffer, &info.references);
         }
         let mut stats = lock(&self.stats);
         stats.received += 1;

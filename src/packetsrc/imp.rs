@@ -57,7 +57,7 @@ use crate::properties::post_error;
 use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
-use crate::{Error, Mode, Packet, PacketReader, Place, Subscriber};
+use crate::{Error, Mode, Packet, PacketId, PacketReader, Place, Subscriber, meta};
 
 const URI_SCHEME: &str = "cuframes-packets";
 
@@ -492,15 +492,8 @@ impl PushSrcImpl for CuframesPacketSrc {
             buffer.set_duration(packet.info.duration.map(gst::ClockTime::from_nseconds));
             buffer.set_offset(packet.seq);
             buffer.set_offset_end(packet.seq + 1);
-            for reference in &packet.info.references {
-                let clock = gst::Caps::from_str(&reference.clock);
-                // What is no caps here is of no use to anybody here.
-                let Ok(clock) = clock else { continue };
-                let time = gst::ClockTime::from_nseconds;
-                let duration = reference.duration.map(time);
-                let timestamp = time(reference.timestamp);
-                gst::ReferenceTimestampMeta::add(buffer, &clock, timestamp, duration);
-            }
+            meta::add_packet(buffer, PacketId { track: settings.track, seq: packet.seq });
+            meta::add_references(buffer, &packet.info.references);
         }
         Ok(gst_base::subclass::base_src::CreateSuccess::NewBuffer(buffer))
     }

@@ -19,7 +19,7 @@ use crate::gpu::gstcuda::{self, ContextSlot, CudaContext};
 use crate::log::CAT;
 use crate::properties::{CUDA_MEMORY, is_cuda, post_error};
 use crate::time::{self, Origin};
-use crate::{FrameInfo, Planes};
+use crate::{FrameInfo, Planes, meta};
 
 const FRAMES_BETWEEN_QUERIES: u64 = 100;
 
@@ -359,6 +359,14 @@ impl BaseSinkImpl for FrameSink {
             .downcast_ref::<gst::ClockTime>()
             .zip(origin.zip(buffer.pts()))
             .and_then(|(segment, (origin, pts))| time::publish(segment, origin, pts));
+        let running = segment
+            .downcast_ref::<gst::ClockTime>()
+            .zip(buffer.pts())
+            .and_then(|(segment, pts)| time::running(segment, pts));
+        let packet = self.published().recent.find(running);
+        if packet.is_err() {
+            self.published().unidentified.fetch_add(1, Ordering::Relaxed);
+        }
         let info = FrameInfo {
             pts: Some(timestamp.unwrap_or(captured)),
             dts: None,
@@ -371,7 +379,8 @@ impl BaseSinkImpl for FrameSink {
                 let (x, y, width, height) = crop.rect();
                 crate::Crop { x, y, width, height }
             }),
-            packet: None,
+            packet: packet.unwrap_or_default(),
+            references: meta::references(buffer),
         };
         let mut device = state.device.take();
         drop(state);

@@ -28,6 +28,7 @@
  *     t. ! queue ! avdec_h264 ! pub.sink   t. ! queue ! pub.packets_0
  * ]|
  */
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,7 +47,7 @@ use crate::log::CAT;
 use crate::memory::Backend;
 use crate::memory::host::HostBackend;
 use crate::properties::{post_error, runtime_dir};
-use crate::{Event, Mode, SubscriberInfo, TrackConfig};
+use crate::{Event, Mode, PacketId, SubscriberInfo, TrackConfig};
 
 const DEFAULT_POLICY: Policy = Policy::Drop;
 const DEFAULT_MEMORY: Memory = Memory::Auto;
@@ -107,6 +108,41 @@ pub struct Published {
     pub copied: AtomicU64,
     no_eos: AtomicBool,
     tracks: Mutex<TrackConfig>,
+    /// The newest packets, for frames to be told what they were decoded from.
+    pub recent: Recent,
+    /// Frames for which none of them had the time.
+    pub unidentified: AtomicU64,
+}
+
+/// Packets by their running times.
+#[derive(Default)]
+pub struct Recent(Mutex<VecDeque<(i64, PacketId)>>);
+
+impl Recent {
+    /// Several seconds of a few tracks: longer than a decoder keeps a picture.
+    const PACKETS: usize = 1024;
+
+    pub fn note(&self, time: Option<i64>, packet: PacketId) {
+        let Some(time) = time else { return };
+        let mut recent = lock(&self.0);
+        if recent.len() == Self::PACKETS {
+            recent.pop_front();
+        }
+        recent.push_back((time, packet));
+    }
+
+    /// What a frame of this time was decoded from: decoders keep timestamps, whatever they reorder or
+    /// drop. `Err` if there are packets, but none of that time. Of several tracks the first counts.
+    pub fn find(&self, time: Option<i64>) -> Result<Option<PacketId>, ()> {
+        let recent = lock(&self.0);
+        let same = recent.iter().rev().filter(|(t, _)| Some(*t) == time);
+        let found = same.map(|(_, packet)| *packet).min_by_key(|packet| packet.track);
+        if found.is_none() && !recent.is_empty() { Err(()) } else { Ok(found) }
+    }
+
+    fn clear(&self) {
+        lock(&self.0).clear();
+    }
 }
 
 impl Default for Published {
@@ -119,6 +155,8 @@ impl Default for Published {
             copied: AtomicU64::new(0),
             no_eos: AtomicBool::new(false),
             tracks: Mutex::default(),
+            recent: Recent::default(),
+            unidentified: AtomicU64::new(0),
         }
     }
 }
@@ -180,6 +218,8 @@ impl CuframesSink {
         };
         let publisher = Publisher::open(config, self.published.host.clone(), events)?;
         self.published.copied.store(0, Ordering::Relaxed);
+        self.published.unidentified.store(0, Ordering::Relaxed);
+        self.published.recent.clear();
         *lock(&self.published.sync_mode) = SyncMode::Host;
         *lock(&self.published.tracks) = TrackConfig {
             bytes: settings.packet_buffer_bytes,
@@ -229,6 +269,7 @@ impl CuframesSink {
             .field("published", stats.pool.published)
             .field("dropped", stats.pool.dropped)
             .field("copied", copied)
+            .field("unidentified", self.published.unidentified.load(Ordering::Relaxed))
             .field("memory", stats.pool.memory.to_string())
             .field("sync-mode", nick(*lock(&self.published.sync_mode)))
             .field("slots", stats.pool.slots)
@@ -381,7 +422,7 @@ impl ObjectImpl for CuframesSink {
                     .build(),
                 glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                     .nick("Statistics")
-                    .blurb("published, dropped, copied (frames), memory, sync-mode, slots, chunks, bytes; subscribers: name, pid, uid, credit, held, lag, skipped …; tracks")
+                    .blurb("published, dropped, copied, unidentified (frames: without their packet), memory, sync-mode, slots, chunks, bytes; subscribers: name, pid, uid, credit, held, lag, skipped …; tracks")
                     .read_only()
                     .build(),
             ]

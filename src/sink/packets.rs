@@ -11,7 +11,7 @@ use super::imp::{Published, lock};
 use crate::log::CAT;
 use crate::properties::post_error;
 use crate::time::{self, Origin};
-use crate::{PacketInfo, Reference, Refused, Track};
+use crate::{PacketId, PacketInfo, Refused, Track, meta};
 
 #[derive(Default)]
 struct State {
@@ -124,7 +124,7 @@ impl BaseSinkImpl for PacketSink {
             duration: buffer.duration().map(|d| d.nseconds()),
             keyframe: !flags.contains(gst::BufferFlags::DELTA_UNIT),
             flags: time::portable_flags(flags),
-            references: buffer.iter_meta::<gst::ReferenceTimestampMeta>().map(reference).collect(),
+            references: meta::references(buffer),
         };
         let track = state.track.clone().ok_or(gst::FlowError::NotNegotiated)?;
         drop(state);
@@ -138,6 +138,11 @@ impl BaseSinkImpl for PacketSink {
                 other => break other,
             };
         };
+        if let (Some(segment), Some(pts), Ok(seq)) = (segment, buffer.pts(), &pushed) {
+            let (published, number) = self.setup.get().expect("set by new");
+            let packet = PacketId { track: *number, seq: *seq };
+            published.recent.note(time::running(segment, pts), packet);
+        }
         let mut state = lock(&self.state);
         let said = std::mem::replace(&mut state.gap, pushed.is_err());
         let cut = track.stats().cut_gops > 0 && !std::mem::replace(&mut state.said_cut, true);
@@ -181,13 +186,5 @@ impl BaseSinkImpl for PacketSink {
     fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
         self.unlocked.store(false, Ordering::Release);
         Ok(())
-    }
-}
-
-fn reference(meta: gst::MetaRef<'_, gst::ReferenceTimestampMeta>) -> Reference {
-    Reference {
-        clock: meta.reference().to_string().into(),
-        timestamp: meta.timestamp().nseconds(),
-        duration: meta.duration().map(|d| d.nseconds()),
     }
 }

@@ -1,0 +1,51 @@
+//! What buffers carry of where they come from, beside their timestamps.
+
+use std::str::FromStr;
+
+use gst::glib;
+
+use crate::{PacketId, Reference};
+
+/// A GstCustomMeta on frames and packets: which packet this is, or was decoded from. Its structure has
+/// `track` (uint) and `seq` (uint64), which counts the packets of a track from 0 in one life of a
+/// publisher.
+const PACKET: &str = "GstCuframesPacketMeta";
+
+pub fn register() -> Result<(), glib::BoolError> {
+    // Known already where the plugin is loaded twice, as by tests.
+    if gst::meta::CustomMeta::is_registered(PACKET) {
+        return Ok(());
+    }
+    // Without tags: it stays true whatever is done to the pixels.
+    gst::meta::CustomMeta::register_simple(PACKET);
+    Ok(())
+}
+
+/// Marks the buffer as coming from the packet.
+pub fn add_packet(buffer: &mut gst::BufferRef, packet: PacketId) {
+    if let Ok(mut meta) = gst::meta::CustomMeta::add(buffer, PACKET) {
+        let structure = meta.mut_structure();
+        structure.set("track", packet.track);
+        structure.set("seq", packet.seq);
+    }
+}
+
+/// The times of a buffer on other clocks.
+pub fn references(buffer: &gst::BufferRef) -> Vec<Reference> {
+    let reference = |meta: gst::MetaRef<'_, gst::ReferenceTimestampMeta>| Reference {
+        clock: meta.reference().to_string().into(),
+        timestamp: meta.timestamp().nseconds(),
+        duration: meta.duration().map(|d| d.nseconds()),
+    };
+    buffer.iter_meta().map(reference).collect()
+}
+
+pub fn add_references(buffer: &mut gst::BufferRef, references: &[Reference]) {
+    for reference in references {
+        // What is no caps here is of no use to anybody here.
+        let Ok(clock) = gst::Caps::from_str(&reference.clock) else { continue };
+        let time = gst::ClockTime::from_nseconds;
+        let (timestamp, duration) = (time(reference.timestamp), reference.duration.map(time));
+        gst::ReferenceTimestampMeta::add(buffer, &clock, timestamp, duration);
+    }
+}
