@@ -39,7 +39,7 @@ pub use core::{Error, Result};
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     log::init();
-    meta::register()?;
+    meta::register();
     // Caps that come from another process name it, and are parsed before anybody here has used it.
     let _ = gst_video::VideoMultiviewFlags::static_type();
     // SAFETY: registers a type with GObject.

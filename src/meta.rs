@@ -1,8 +1,7 @@
 //! What buffers carry of where they come from, beside their timestamps.
 
 use std::str::FromStr;
-
-use gst::glib;
+use std::sync::Once;
 
 use crate::{PacketId, Reference};
 
@@ -11,14 +10,15 @@ use crate::{PacketId, Reference};
 /// publisher.
 const PACKET: &str = "GstCuframesPacketMeta";
 
-pub fn register() -> Result<(), glib::BoolError> {
-    // Known already where the plugin is loaded twice, as by tests.
-    if gst::meta::CustomMeta::is_registered(PACKET) {
-        return Ok(());
-    }
-    // Without tags: it stays true whatever is done to the pixels.
-    gst::meta::CustomMeta::register_simple(PACKET);
-    Ok(())
+pub fn register() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Without tags: it stays true whatever is done to the pixels. Another copy of this plugin in the
+        // process may have registered it.
+        if !gst::meta::CustomMeta::is_registered(PACKET) {
+            gst::meta::CustomMeta::register_simple(PACKET);
+        }
+    });
 }
 
 /// Marks the buffer as coming from the packet.

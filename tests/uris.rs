@@ -79,7 +79,7 @@ fn a_wrong_uri_is_refused_with_what_is_right() {
         ("cuframes://cam?key=other", "'key'"),
         ("cuframes://cam?stats=x", "'stats'"),
         ("cuframes://cam?name=x", "'name'"),
-        ("cuframes-packets://cam?mode=strict", "'mode'"),
+        ("cuframes-packets://cam?mode=strict", "it takes live, lossless"),
     ] {
         let error = make(uri).unwrap_err();
         assert!(error.matches(gst::URIError::BadUri), "{uri}: {error:?}");
