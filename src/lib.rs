@@ -29,7 +29,7 @@ pub use core::layout::{Crop, FrameInfo, PacketId, Plane, Planes};
 pub use core::packets::{PacketInfo, Reference};
 pub use core::publisher::{
     Event, Loan, Policy, Publisher, PublisherConfig, PublisherStats, ReaderInfo, Refused,
-    SubscriberInfo, Track, TrackConfig, TrackStats,
+    SocketAccess, SubscriberInfo, Track, TrackConfig, TrackStats,
 };
 pub use core::subscriber::{
     Frame, Next, Packet, PacketReader, Place, Start, Subscriber, SubscriberConfig, Wait,

@@ -118,6 +118,7 @@ where
     let kind = match error {
         Error::Key { .. } | Error::Value { .. } => R::Settings,
         Error::Busy { .. } | Error::Refused { code: Code::Full, .. } => R::Busy,
+        Error::Refused { code: Code::Denied, .. } => R::NotAuthorized,
         Error::RuntimeDir { .. } => R::OpenReadWrite,
         Error::NoPublisher { .. } => R::NotFound,
         _ => R::Failed,

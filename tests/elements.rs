@@ -323,6 +323,38 @@ fn mistakes_get_a_sentence() {
     until(|| setup.dir.join("a.sock").exists());
     fails("videotestsrc ! cuframessink key=a", R::Busy, &format!("pid {}", std::process::id()));
     fails("cuframessrc key=a max-held=20 ! fakesink", R::Failed, "asks for 21 frames");
+    fails("videotestsrc ! cuframessink key=b socket-group=nobody-s", R::Settings, "nobody-s");
+}
+
+#[test]
+fn a_sink_serves_whom_it_is_told_to() {
+    let setup = Setup::new("allowed");
+    let own = nix::unistd::getuid().as_raw();
+    let publish = |allowed: &str| {
+        let publisher = setup.pipeline(&format!(
+            "{} ! cuframessink name=pub key=a socket-mode=0600 allowed-uids=\"{allowed}\"",
+            source(1_000_000)
+        ));
+        publisher.play();
+        publisher
+    };
+    let publisher = publish(&format!("<{}, {}>", own + 1, own + 2));
+    let allowed = publisher.get("pub").property::<gst::Array>("allowed-uids");
+    assert_eq!(allowed.len(), 2);
+    use std::os::unix::fs::PermissionsExt;
+    let socket = std::fs::metadata(setup.dir.join("a.sock")).unwrap();
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    let subscriber = setup.pipeline("cuframessrc name=src key=a ! fakesink sync=false");
+    subscriber.play();
+    let error = subscriber.error();
+    assert!(error.matches(gst::ResourceError::NotAuthorized), "{error}");
+    assert!(error.message().contains("allowed-uids"), "{error}");
+    drop((publisher, subscriber));
+
+    let _publisher = publish(&format!("<{own}>"));
+    let subscriber = setup.pipeline("cuframessrc name=src key=a ! fakesink sync=false");
+    subscriber.play();
+    until(|| subscriber.stat("src", "received") > 0);
 }
 
 #[test]

@@ -1,14 +1,9 @@
 //! Publisher and subscribers in processes of their own, through the crate's API; some of them die.
-//!
-//! The children are this very program: it runs the test [`child`] alone, which plays the part that the
-//! environment names. They talk to their parent in lines.
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use children::{Child, listen, say};
 use gstcuframes::memory::host::HostBackend;
 use gstcuframes::{
     Code, Error, Frame, Loan, Mode, Next, PacketInfo, Policy, Publisher, PublisherConfig, Start,
@@ -17,10 +12,10 @@ use gstcuframes::{
 use nix::libc;
 use support::{Site, Viewer, fill, item, number, until, watch};
 
+#[path = "support/children.rs"]
+mod children;
 mod support;
 
-const ROLE: &str = "CUFRAMES_TEST_ROLE";
-const DIR: &str = "CUFRAMES_TEST_DIR";
 const FRAMES: u64 = 2000;
 const PATIENT: Policy = Policy::Wait(Duration::from_secs(60));
 
@@ -46,105 +41,11 @@ fn publisher(site: &Site, adjust: impl FnOnce(&mut PublisherConfig)) -> Publishe
     site.publisher(Arc::new(HostBackend), adjust)
 }
 
-/// A process that plays a part; it is killed with its parent, and when this is dropped.
-struct Child {
-    process: std::process::Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Child {
-    fn start(role: &str, dir: &Path) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-            .env(ROLE, role)
-            .env(DIR, dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = process.stdin.take().unwrap();
-        let output = BufReader::new(process.stdout.take().unwrap());
-        Self { process, input, output }
-    }
-
-    fn pid(&self) -> i32 {
-        self.process.id() as i32
-    }
-
-    /// The next thing that it says; the rest of its output is the test harness's.
-    #[track_caller]
-    fn hear(&mut self) -> String {
-        let mut line = String::new();
-        loop {
-            line.clear();
-            assert!(self.output.read_line(&mut line).unwrap() > 0, "the child ended");
-            if let Some((_, text)) = line.split_once('@') {
-                return text.trim_end().to_owned();
-            }
-        }
-    }
-
-    fn hear_numbers(&mut self) -> Vec<u64> {
-        self.hear().split(' ').map(|n| n.parse().unwrap()).collect()
-    }
-
-    /// Ends the child's [`listen`].
-    fn go_on(&mut self) {
-        writeln!(self.input).unwrap();
-    }
-
-    /// Lets it come to its end, which has to be a good one.
-    fn finish(mut self) {
-        self.go_on();
-        assert!(self.process.wait().unwrap().success());
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: kill touches no memory. The child was not waited for, so the pid is still its own.
-        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
-    }
-
-    /// As the kernel's OOM killer does it.
-    fn kill(mut self) {
-        self.signal(libc::SIGKILL);
-        self.process.wait().unwrap();
-    }
-
-    fn stop(&self) {
-        self.signal(libc::SIGSTOP);
-        let stat = format!("/proc/{}/stat", self.pid());
-        until(|| {
-            let stat = std::fs::read_to_string(&stat).unwrap();
-            stat.rsplit_once(") ").unwrap().1.starts_with('T')
-        });
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Tells the parent.
-fn say(text: impl std::fmt::Display) {
-    println!("@{text}");
-}
-
-/// Waits for the parent.
-fn listen() {
-    std::io::stdin().read_line(&mut String::new()).unwrap();
-}
-
 /// The children's end of this file.
 #[test]
 fn child() {
-    let Ok(role) = std::env::var(ROLE) else { return };
-    // SAFETY: this option takes a number. Nobody has to clean up after a test that was killed.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    let site = Site::at(std::env::var_os(DIR).unwrap().as_ref(), &role);
+    let Some((role, dir)) = children::role() else { return };
+    let site = Site::at(&dir, &role);
     match &*role {
         "watch newest" => watches(&site, Mode::Newest),
         "watch strict" => watches(&site, Mode::Strict),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::board::{Board, Peer, lock};
 use super::channel::directory::Endpoint;
+pub use super::channel::directory::SocketAccess;
 use super::channel::message::Mode;
 use super::channel::server::Server;
 use super::error::{Context, Error, Result};
@@ -37,8 +38,10 @@ pub struct PublisherConfig {
     pub max_credit: u32,
     /// A subscriber that holds frames and does not move is sent away after this long.
     pub stall_timeout: Option<Duration>,
-    /// Permissions of the socket: who may write to it may subscribe.
-    pub socket_mode: u32,
+    /// Who may connect.
+    pub socket: SocketAccess,
+    /// Users who may subscribe, by number; empty for all who may connect.
+    pub allowed_uids: Vec<u32>,
 }
 
 impl PublisherConfig {
@@ -52,7 +55,8 @@ impl PublisherConfig {
             max_subscribers: 32,
             max_credit: 8,
             stall_timeout: None,
-            socket_mode: 0o660,
+            socket: SocketAccess { mode: 0o660, group: None },
+            allowed_uids: Vec::new(),
         }
     }
 }
@@ -171,7 +175,7 @@ impl Publisher {
             });
         }
         let dir = config.runtime_dir.as_deref();
-        let endpoint = Endpoint::open(dir, &config.key, &config.name, config.socket_mode)?;
+        let endpoint = Endpoint::open(dir, &config.key, &config.name, &config.socket)?;
         let board = Arc::new(Board::new()?);
         let epoch = new_epoch();
         let frames =
@@ -189,6 +193,7 @@ impl Publisher {
             epoch,
             max_subscribers: config.max_subscribers,
             max_credit: config.max_credit,
+            allowed_uids: config.allowed_uids,
             stall_timeout: config.stall_timeout,
             events: Box::new(events),
             stop: stop.clone(),

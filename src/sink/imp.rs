@@ -47,7 +47,7 @@ use crate::log::CAT;
 use crate::memory::Backend;
 use crate::memory::host::HostBackend;
 use crate::properties::{post_error, runtime_dir};
-use crate::{Event, Mode, PacketId, SubscriberInfo, TrackConfig};
+use crate::{Event, Mode, PacketId, SocketAccess, SubscriberInfo, TrackConfig};
 
 const DEFAULT_POLICY: Policy = Policy::Drop;
 const DEFAULT_MEMORY: Memory = Memory::Auto;
@@ -59,6 +59,7 @@ const DEFAULT_MAX_CREDIT: u32 = 8;
 const DEFAULT_STALL_TIMEOUT: gst::ClockTime = gst::ClockTime::ZERO;
 const DEFAULT_PACKET_BUFFER_TIME: gst::ClockTime = gst::ClockTime::from_seconds(10);
 const DEFAULT_PACKET_BUFFER_BYTES: u64 = 16 << 20;
+const DEFAULT_SOCKET_MODE: u32 = 0o660;
 const DEFAULT_SYNC: bool = false;
 const DEFAULT_FORWARD_EOS: bool = true;
 
@@ -74,6 +75,8 @@ struct Settings {
     stall_timeout: gst::ClockTime,
     packet_buffer_time: gst::ClockTime,
     packet_buffer_bytes: u64,
+    socket: SocketAccess,
+    allowed_uids: Vec<u32>,
     sync: bool,
 }
 
@@ -90,6 +93,8 @@ impl Default for Settings {
             stall_timeout: DEFAULT_STALL_TIMEOUT,
             packet_buffer_time: DEFAULT_PACKET_BUFFER_TIME,
             packet_buffer_bytes: DEFAULT_PACKET_BUFFER_BYTES,
+            socket: SocketAccess { mode: DEFAULT_SOCKET_MODE, group: None },
+            allowed_uids: Vec::new(),
             sync: DEFAULT_SYNC,
         }
     }
@@ -207,6 +212,8 @@ impl CuframesSink {
             },
             max_subscribers: settings.max_subscribers,
             max_credit: settings.max_credit,
+            socket: settings.socket,
+            allowed_uids: settings.allowed_uids,
             stall_timeout: Some(settings.stall_timeout.into()).filter(|t| *t > Duration::ZERO),
             ..PublisherConfig::new(settings.key.unwrap_or_default())
         };
@@ -408,6 +415,29 @@ impl ObjectImpl for CuframesSink {
                     .default_value(DEFAULT_PACKET_BUFFER_BYTES)
                     .mutable_ready()
                     .build(),
+                glib::ParamSpecUInt::builder("socket-mode")
+                    .nick("Socket mode")
+                    .blurb("Permissions of the socket, such as 0600: who may write to it may subscribe; 432 is 0660")
+                    .maximum(0o777)
+                    .default_value(DEFAULT_SOCKET_MODE)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecString::builder("socket-group")
+                    .nick("Socket group")
+                    .blurb("Group of the socket, by name or number (unset: the publisher's); it has to be able to enter the runtime directory, too")
+                    .mutable_ready()
+                    .build(),
+                gst::ParamSpecArray::builder("allowed-uids")
+                    .nick("Allowed users")
+                    .blurb("Numbers of the users who may subscribe, such as <0,1000> (empty: all who may write to the socket)")
+                    .element_spec(
+                        &glib::ParamSpecUInt::builder("uid")
+                            .nick("User")
+                            .blurb("Number of a user")
+                            .build(),
+                    )
+                    .mutable_ready()
+                    .build(),
                 glib::ParamSpecBoolean::builder("sync")
                     .nick("Sync")
                     .blurb("Publish at the time of the timestamps instead of at once: for files")
@@ -447,6 +477,15 @@ impl ObjectImpl for CuframesSink {
             "stall-timeout" => settings.stall_timeout = time(),
             "packet-buffer-time" => settings.packet_buffer_time = time(),
             "packet-buffer-bytes" => settings.packet_buffer_bytes = value.get().unwrap(),
+            "socket-mode" => settings.socket.mode = value.get().unwrap(),
+            "socket-group" => {
+                let group: Option<String> = value.get().unwrap();
+                settings.socket.group = group.filter(|g| !g.is_empty());
+            }
+            "allowed-uids" => {
+                let uids: gst::ArrayRef<'_> = value.get().unwrap();
+                settings.allowed_uids = uids.iter().filter_map(|uid| uid.get().ok()).collect();
+            }
             "forward-eos" => {
                 self.published.no_eos.store(!value.get::<bool>().unwrap(), Ordering::Relaxed);
             }
@@ -480,6 +519,9 @@ impl ObjectImpl for CuframesSink {
             "stall-timeout" => settings.stall_timeout.nseconds().to_value(),
             "packet-buffer-time" => settings.packet_buffer_time.nseconds().to_value(),
             "packet-buffer-bytes" => settings.packet_buffer_bytes.to_value(),
+            "socket-mode" => settings.socket.mode.to_value(),
+            "socket-group" => settings.socket.group.to_value(),
+            "allowed-uids" => gst::Array::new(settings.allowed_uids.iter().copied()).to_value(),
             "sync" => settings.sync.to_value(),
             "forward-eos" => self.published.forwards_eos().to_value(),
             _ => unimplemented!(),

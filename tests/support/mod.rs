@@ -1,5 +1,8 @@
 //! What the tests of the core share: a place for a test, frames that show tearing, and a watchdog.
 
+// Each test that includes this file uses a part of it.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -66,7 +69,6 @@ impl Site {
     }
 
     /// Uses a directory that belongs to another process.
-    #[allow(dead_code, reason = "for the tests of several processes")]
     pub fn at(dir: &Path, test: &str) -> Self {
         let (dir, importer) = (dir.to_owned(), Importer::host());
         Self { dir, importer, owned: false, _watchdog: Watchdog::new(test) }
@@ -137,7 +139,6 @@ impl Viewer {
     }
 
     /// What there is without waiting.
-    #[allow(dead_code, reason = "for the tests in one process")]
     pub fn look(&mut self) -> Next<Frame> {
         let wait = Wait {
             timeout: Some(Duration::ZERO),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use super::directory::{Watch, candidates, check_key, try_connect};
+use super::directory::{Attempt, Watch, candidates, check_key, try_connect};
 use super::message::{Code, Hello, Message, Mode, VERSIONS};
 use super::socket::{Connection, Received};
 use crate::core::board::lock;
@@ -285,12 +285,15 @@ pub(crate) fn connect(
         if interrupt.is_set() {
             return Err(Error::Interrupted);
         }
-        if let Some(connection) = try_connect(&dirs, key)?
+        let attempt = try_connect(runtime_dir, key)?;
+        let crowded = matches!(attempt, Attempt::Crowded);
+        if let Attempt::Connected(connection) = attempt
             && let Some(shared) = shake_hands(key, connection, (&hello, &importer), interrupt)?
         {
             return Ok(shared);
         }
-        let mut pause = if watch.complete { RETRY_WATCHED } else { RETRY };
+        // A queue that gets shorter is no change of the directory.
+        let mut pause = if watch.complete && !crowded { RETRY_WATCHED } else { RETRY };
         if let Some(deadline) = deadline {
             let left = deadline.saturating_sub(wake::now());
             if left.is_zero() {

@@ -36,6 +36,8 @@ pub enum Code {
     NoMemory = 7,
     /// The peer did not read its messages.
     Slow = 8,
+    /// The publisher does not serve this user.
+    Denied = 9,
     /// A code that this version does not know.
     Other = u32::MAX,
 }
@@ -43,7 +45,7 @@ pub enum Code {
 impl From<u32> for Code {
     fn from(code: u32) -> Self {
         use Code::*;
-        [Full, Version, Malformed, OverCredit, Stalled, Closing, NoMemory, Slow]
+        [Full, Version, Malformed, OverCredit, Stalled, Closing, NoMemory, Slow, Denied]
             .into_iter()
             .find(|c| *c as u32 == code)
             .unwrap_or(Other)

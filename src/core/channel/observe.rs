@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::directory::{candidates, check_key, try_connect};
+use super::directory::{Attempt, candidates, check_key, fit, try_connect};
 use super::message::{Message, VERSIONS};
 use super::socket::{Connection, Received};
 use super::status::Status;
@@ -31,10 +31,10 @@ pub struct LiveKey {
 
 /// The keys that are published now, in order; `runtime_dir` as in
 /// [`SubscriberConfig`](crate::SubscriberConfig). What a publisher left behind is no key, and a
-/// directory that can't be read has none. Asks no publisher anything.
+/// directory that can't be read or trusted has none. Asks no publisher anything.
 pub fn keys(runtime_dir: Option<&Path>) -> Vec<LiveKey> {
     let mut keys: Vec<LiveKey> = Vec::new();
-    for dir in candidates(runtime_dir) {
+    for dir in fit(runtime_dir) {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let Some(key) = name.to_str().and_then(|n| n.strip_suffix(".sock")) else { continue };
@@ -82,7 +82,7 @@ fn is_live(lock: &Path) -> bool {
 pub fn status(key: &str, runtime_dir: Option<&Path>) -> Result<Status> {
     check_key(key)?;
     let dirs = candidates(runtime_dir);
-    let Some(connection) = try_connect(&dirs, key)? else {
+    let Attempt::Connected(connection) = try_connect(runtime_dir, key)? else {
         return Err(Error::NoPublisher { key: key.to_owned(), searched: dirs });
     };
     let gone = || Error::NoPublisher { key: key.to_owned(), searched: dirs.clone() };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{Shutdown, SockFlag, accept4, shutdown};
+use nix::sys::socket::{Shutdown, SockFlag, UnixCredentials, accept4, shutdown};
 
 use super::directory::Endpoint;
 use super::message::{Code, Hello, Message, Mode, VERSIONS};
@@ -40,6 +40,8 @@ pub(crate) struct Server {
     pub epoch: u64,
     pub max_subscribers: u32,
     pub max_credit: u32,
+    /// Users who may subscribe; empty for all.
+    pub allowed_uids: Vec<u32>,
     /// Stuck subscribers are sent away after this long.
     pub stall_timeout: Option<Duration>,
     pub events: Box<dyn Fn(Event) + Send + Sync>,
@@ -164,7 +166,8 @@ impl Server {
                 }
             }
             Ok(Received::Message(Message::Ask { versions, from }, _)) => {
-                match check_versions("observer", versions) {
+                let allowed = self.admit(connection);
+                match allowed.and_then(|_| check_versions("observer", versions)) {
                     Ok(version) => return observers.answer(self, connection, version, from),
                     Err(refused) => refused,
                 }
@@ -180,7 +183,20 @@ impl Server {
         true
     }
 
+    /// Who is at the other end, if that user is served.
+    fn admit(&self, connection: &Connection) -> Result<UnixCredentials, (Code, String)> {
+        let credentials = connection.peer().map_err(system)?;
+        let uid = credentials.uid();
+        if !self.allowed_uids.is_empty() && !self.allowed_uids.contains(&uid) {
+            let text =
+                format!("it does not serve this user: add {uid} to allowed-uids of the publisher");
+            return Err((Code::Denied, text));
+        }
+        Ok(credentials)
+    }
+
     fn join(&self, connection: Connection, hello: Hello, id: u32) -> Result<(), (Code, String)> {
+        let credentials = self.admit(&connection)?;
         let version = check_versions("subscriber", hello.versions)?;
         if hello.credit > self.max_credit {
             return Err((
@@ -200,10 +216,6 @@ impl Server {
                 ),
             ));
         }
-        let system = |e: io::Error| {
-            (Code::NoMemory, format!("the publisher has no memory or fds left ({e})"))
-        };
-        let credentials = connection.peer().map_err(system)?;
         let slots = self.frames.control.slots();
         let (map, page_fd) =
             Mapping::create("cuframes-subscriber", Page::size(slots), Sharing::ReadWrite)
@@ -321,6 +333,10 @@ fn check_versions(peer: &str, (first, last): (u16, u16)) -> Result<u16, (Code, S
         ));
     }
     Ok(last.min(newest))
+}
+
+fn system(e: io::Error) -> (Code, String) {
+    (Code::NoMemory, format!("the publisher has no memory or fds left ({e})"))
 }
 
 struct Ready {

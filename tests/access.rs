@@ -1,0 +1,299 @@
+//! Who may publish and subscribe, and whom each side believes. Other users are played by children, which
+//! root only can start: without it, those tests say so and pass.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use children::{Child, listen, say};
+use gstcuframes::memory::host::HostBackend;
+use gstcuframes::{
+    Code, Error, Interrupt, Publisher, PublisherConfig, SocketAccess, Subscriber, SubscriberConfig,
+};
+use nix::unistd::{Gid, Uid, getuid, setgid, setgroups, setuid};
+use support::{Site, until};
+
+#[path = "support/children.rs"]
+mod children;
+mod support;
+
+/// Two users of this run, who own nothing else.
+fn users() -> [u32; 2] {
+    let first = 1_000_000 + std::process::id() * 2;
+    [first, first + 1]
+}
+
+fn root() -> bool {
+    let root = getuid().is_root();
+    if !root {
+        eprintln!("not root: left out");
+    }
+    root
+}
+
+fn open(config: PublisherConfig) -> gstcuframes::Result<Publisher> {
+    Publisher::open(config, Arc::new(HostBackend), |_| {})
+}
+
+fn join(dir: Option<&Path>) -> gstcuframes::Result<Subscriber> {
+    let config =
+        SubscriberConfig { runtime_dir: dir.map(Path::to_owned), ..SubscriberConfig::new("cam") };
+    Subscriber::connect(config, Some(Duration::ZERO), &Interrupt::new().unwrap())
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// The children's end of this file: `publish UID`, `subscribe UID`, and `usual` where no directory is named.
+#[test]
+fn child() {
+    let Some((role, dir)) = children::role() else { return };
+    let mut words = role.split(' ');
+    let (part, uid) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
+    let dir = (words.next() != Some("usual")).then_some(&*dir);
+    setgroups(&[]).unwrap();
+    setgid(Gid::from_raw(uid)).unwrap();
+    setuid(Uid::from_raw(uid)).unwrap();
+    // Changing the user has undone it.
+    children::die_with_parent();
+    match part {
+        "publish" => {
+            let config = PublisherConfig {
+                runtime_dir: dir.map(Path::to_owned),
+                socket: SocketAccess { mode: 0o666, group: None },
+                ..PublisherConfig::new("cam")
+            };
+            let publisher = open(config);
+            say(publisher.as_ref().err().map_or("ok".into(), |e| e.to_string()));
+            listen();
+        }
+        "subscribe" => say(join(dir).err().map_or("ok".into(), |e| e.to_string())),
+        other => panic!("{other}?"),
+    }
+}
+
+#[track_caller]
+fn says(dir: &Path, role: String, expected: &str) {
+    let said = Child::start(&role, dir).hear();
+    assert!(said.contains(expected), "{role}: {said}");
+}
+
+#[test]
+fn the_socket_has_the_mode_and_the_group_that_were_asked_for() {
+    let site = Site::new("access-mode");
+    let socket = site.dir.join("cam.sock");
+    let with = |mode, group: Option<&str>| {
+        let socket = SocketAccess { mode, group: group.map(str::to_owned) };
+        open(PublisherConfig { socket, ..site.config() })
+    };
+    let publisher = open(site.config()).unwrap();
+    assert_eq!(mode(&socket), 0o660);
+    // Only its owner can lock it.
+    assert_eq!(mode(&site.dir.join("cam.lock")), 0o600);
+    drop(publisher);
+    let publisher = with(0o600, None).unwrap();
+    assert_eq!(mode(&socket), 0o600);
+    drop(publisher);
+    match with(0o660, Some("no such group")) {
+        Err(Error::Value { problem, .. }) => assert!(problem.contains("no such group")),
+        other => panic!("{:?}", other.err()),
+    }
+    assert_eq!(site.files(), [""; 0]);
+    if root() {
+        for group in ["daemon", "1"] {
+            let publisher = with(0o666, Some(group)).unwrap();
+            assert_eq!((mode(&socket), fs::metadata(&socket).unwrap().gid()), (0o666, 1));
+            drop(publisher);
+        }
+    }
+}
+
+#[test]
+fn the_mode_of_the_socket_keeps_users_out() {
+    if !root() {
+        return;
+    }
+    let site = Site::new("access-socket");
+    set_mode(&site.dir, 0o755);
+    let [user, member] = users();
+    let mut config = site.config();
+    config.socket = SocketAccess { mode: 0o660, group: Some(member.to_string()) };
+    let _publisher = open(config).unwrap();
+    says(&site.dir, format!("subscribe {user}"), "does not let this user connect to 'cam'");
+    says(&site.dir, format!("subscribe {member}"), "ok");
+}
+
+#[test]
+fn only_allowed_users_may_subscribe() {
+    let site = Site::new("access-uids");
+    let own = getuid().as_raw();
+    let [user, other] = users();
+    let mut config = site.config();
+    config.socket.mode = 0o666;
+    config.allowed_uids = vec![user];
+    let publisher = open(config.clone()).unwrap();
+    match join(Some(&site.dir)) {
+        Err(Error::Refused { code: Code::Denied, text, .. }) => {
+            assert!(text.contains(&format!("add {own} to allowed-uids")), "{text}");
+        }
+        other => panic!("{:?}", other.err()),
+    }
+    if root() {
+        set_mode(&site.dir, 0o755);
+        says(&site.dir, format!("subscribe {user}"), "ok");
+        says(&site.dir, format!("subscribe {other}"), "allowed-uids");
+    }
+    drop(publisher);
+    config.allowed_uids.push(own);
+    let _publisher = open(config).unwrap();
+    join(Some(&site.dir)).unwrap();
+}
+
+/// The directory that is used where nobody names one has a name that anybody can make.
+#[test]
+fn the_usual_directory_has_to_be_ones_own() {
+    if !root() {
+        return;
+    }
+    let site = Site::new("access-usual");
+    let [user, other] = users();
+    let dir = std::env::temp_dir().join(format!("cuframes-{user}"));
+    let both = |expected: &str| {
+        says(&site.dir, format!("publish {user} usual"), expected);
+        says(&site.dir, format!("subscribe {user} usual"), expected);
+    };
+    fs::create_dir(&dir).unwrap();
+    chown(&dir, Some(other), Some(other)).unwrap();
+    set_mode(&dir, 0o777);
+    both(&format!("belongs to another user (uid {other})"));
+    chown(&dir, Some(user), Some(user)).unwrap();
+    both("can be written to by other users");
+    set_mode(&dir, 0o700);
+    says(&site.dir, format!("publish {user} usual"), "ok");
+    says(&site.dir, format!("subscribe {user} usual"), "No publisher");
+    fs::remove_dir_all(&dir).unwrap();
+    // One that leads to a place where somebody waits for them.
+    symlink(&site.dir, &dir).unwrap();
+    both("is a symbolic link");
+    fs::remove_file(&dir).unwrap();
+    fs::write(&dir, "").unwrap();
+    both("is no directory");
+    fs::remove_file(&dir).unwrap();
+}
+
+/// Where anybody can put a socket, nobody is taken for a publisher but root, oneself, and the directory's owner.
+#[test]
+fn a_public_directory_lends_no_trust() {
+    if !root() {
+        return;
+    }
+    let site = Site::new("access-public");
+    set_mode(&site.dir, 0o777);
+    let [user, other] = users();
+    let mut publisher = Child::start(&format!("publish {other}"), &site.dir);
+    assert_eq!(publisher.hear(), "ok");
+    let refusal = format!("'cam' is published by another user there (uid {other})");
+    says(&site.dir, format!("subscribe {user}"), &refusal);
+    says(&site.dir, format!("subscribe {other}"), "ok");
+    // With a directory that only its owner can write to, the choice of the directory is the trust.
+    set_mode(&site.dir, 0o755);
+    says(&site.dir, format!("subscribe {user}"), "ok");
+    set_mode(&site.dir, 0o777);
+    chown(&site.dir, Some(other), None).unwrap();
+    says(&site.dir, format!("subscribe {user}"), "ok");
+    publisher.finish();
+    let mut config = site.config();
+    config.socket.mode = 0o666;
+    let _publisher = open(config).unwrap();
+    says(&site.dir, format!("subscribe {user}"), "ok");
+}
+
+#[test]
+fn the_lock_of_another_user_is_explained() {
+    if !root() {
+        return;
+    }
+    let site = Site::new("access-lock");
+    set_mode(&site.dir, 0o1777);
+    let [user, other] = users();
+    let mut first = Child::start(&format!("publish {other}"), &site.dir);
+    assert_eq!(first.hear(), "ok");
+    let busy = format!("already published by another user (uid {other})");
+    says(&site.dir, format!("publish {user}"), &busy);
+    // Killed, it leaves its lock file behind, unlocked.
+    first.kill();
+    until(|| !matches!(join(Some(&site.dir)), Ok(_) | Err(Error::Refused { .. })));
+    let left = format!("left behind, which is another user's (uid {other})");
+    says(&site.dir, format!("publish {user}"), &left);
+    // It is no obstacle for who left it.
+    says(&site.dir, format!("publish {other}"), "ok");
+}
+
+#[test]
+fn nothing_else_is_written_through_the_lock_file() {
+    let site = Site::new("access-links");
+    let (lock, precious) = (site.dir.join("cam.lock"), site.dir.join("precious"));
+    fs::write(&precious, "precious").unwrap();
+    let refused = |expected: &str| match open(site.config()) {
+        Err(Error::RuntimeDir { problem, .. }) => assert!(problem.contains(expected), "{problem}"),
+        other => panic!("{:?}", other.err()),
+    };
+    symlink(&precious, &lock).unwrap();
+    refused("a symbolic link in place of the lock file");
+    fs::remove_file(&lock).unwrap();
+    fs::hard_link(&precious, &lock).unwrap();
+    refused("something else in place of the lock file");
+    fs::remove_file(&lock).unwrap();
+    fs::create_dir(&lock).unwrap();
+    refused("a directory in place of the lock file");
+    fs::remove_dir(&lock).unwrap();
+    nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    refused("something else in place of the lock file");
+    fs::remove_file(&lock).unwrap();
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+
+    // The socket is made beside its name; what lies there is replaced and not followed.
+    symlink(&precious, site.dir.join(".cam.new")).unwrap();
+    symlink(&precious, site.dir.join("cam.sock")).unwrap();
+    set_mode(&precious, 0o640);
+    let publisher = open(site.config()).unwrap();
+    assert_eq!(mode(&precious), 0o640);
+    join(Some(&site.dir)).unwrap();
+    drop(publisher);
+    assert_eq!(site.files(), ["precious"]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_named() {
+    let site = Site::new("access-unusable");
+    let problem = |dir: &Path, expected: &str| {
+        let config = PublisherConfig { runtime_dir: Some(dir.to_owned()), ..site.config() };
+        match open(config) {
+            Err(Error::RuntimeDir { path, problem }) => {
+                assert_eq!(path, dir);
+                assert!(problem.contains(expected), "{problem}");
+            }
+            other => panic!("{:?}", other.err()),
+        }
+    };
+    let file = site.dir.join("file");
+    fs::write(&file, "").unwrap();
+    problem(&file, "is no directory");
+    problem(&file.join("below"), "can't be made");
+    problem(Path::new("/proc/self/task"), "");
+    problem(&site.dir.join("a".repeat(90)), "too long a path for a socket");
+    if root() {
+        set_mode(&site.dir, 0o755);
+        let [user, _] = users();
+        says(&site.dir, format!("publish {user}"), "can't be written to");
+        set_mode(&site.dir, 0o700);
+        says(&site.dir.join("below"), format!("publish {user}"), "can't be made");
+    }
+}
