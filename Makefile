@@ -3,6 +3,7 @@
 # make test                    everything that needs no GPU
 # make build                   the plugin and the command: target/release/{libgstcuframes.so,cuframes}
 # make install                 for this user; system-wide: sudo make install PREFIX=/usr
+# make fuzz CASES=1000000      whatever a peer may say, a million times
 # make gpu-test                the tests that need an NVIDIA GPU
 # make lint                    what CI asks of the code and the scripts
 # make docs                    writes the element documentation anew
@@ -13,7 +14,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PLUGINS = $(if $(PREFIX),$(shell pkg-config --define-variable=prefix=$(PREFIX) --variable=pluginsdir gstreamer-1.0),$(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins)
 BIN = $(or $(PREFIX),$(HOME)/.local)/bin
 
-.PHONY: help demo test gpu-test build install lint docs packages
+CASES ?= 1000000
+
+.PHONY: help demo test fuzz gpu-test build install lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -22,6 +25,10 @@ demo: packages
 
 test: packages
 	G_DEBUG=fatal_warnings cargo test --locked --no-fail-fast
+
+# What fails is written to tests/corpus, and tried first from then on.
+fuzz: packages
+	PROPTEST_CASES=$(CASES) cargo test --locked --profile fuzz --test properties --test hostile
 
 gpu-test: packages
 	cargo build --locked --examples

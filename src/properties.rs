@@ -41,6 +41,10 @@ pub fn frame_caps() -> gst::Caps {
 /// Rows of a plane, and bytes of a row that are pixels.
 pub fn plane_size(video: &gst_video::VideoInfo, plane: usize) -> (usize, usize) {
     let format = video.format_info();
+    if plane > 0 && format.flags().contains(gst_video::VideoFormatFlags::PALETTE) {
+        // 256 colours of 4 bytes.
+        return (1, 1024);
+    }
     let of_plane =
         (0..format.n_components()).filter(|c| format.plane()[*c as usize] as usize == plane);
     of_plane.fold((1, 0), |(rows, row), c| {

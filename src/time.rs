@@ -86,7 +86,8 @@ const LIVE_NS: i64 = 1_000_000_000;
 /// those of a live stream that is `latency` behind at most. A file that is published faster or slower
 /// than real time is moved as a whole, to begin when it was published.
 pub fn shift(published: i64, timestamp: i64, latency: i64) -> i64 {
-    let behind = published - timestamp;
+    // Another process says what these are.
+    let behind = published.saturating_sub(timestamp);
     if (-LIVE_NS..=latency.saturating_add(LIVE_NS)).contains(&behind) { 0 } else { behind }
 }
 

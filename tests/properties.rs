@@ -1,6 +1,6 @@
 //! What has to hold for any input: the messages, the packet ring, the records, the keys.
 //!
-//! `PROPTEST_CASES=10000 cargo test --test properties` looks longer.
+//! `make fuzz` looks longer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,9 +10,9 @@ use proptest::test_runner::FileFailurePersistence;
 
 fn config() -> ProptestConfig {
     ProptestConfig {
-        // The default place is beside the library's sources, which tests have none of.
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(
-            "proptest-regressions",
+        // What failed once is tried first, for ever.
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "tests/corpus/properties.txt",
         ))),
         ..ProptestConfig::default()
     }
@@ -24,7 +24,9 @@ fn words(count: usize) -> Vec<AtomicU64> {
 
 mod messages {
     use super::*;
-    use gstcuframes::core::channel::message::{Code, Hello, MAX_NAME, Malformed, Message, Mode};
+    use gstcuframes::core::channel::message::{
+        Code, Hello, MAX_NAME, Malformed, Message, Mode, VERSIONS,
+    };
     use gstcuframes::memory::Kind;
     use gstcuframes::{Status, SubscriberStatus, TrackStatus};
 
@@ -34,14 +36,17 @@ mod messages {
     }
 
     fn text() -> impl Strategy<Value = String> {
-        prop_oneof![9 => ".{0,40}", 1 => "[a-z]{1000,2000}"]
+        // Control characters are refused.
+        prop_oneof![9 => "\\PC{0,40}", 1 => "[a-z]{1000,2000}"]
     }
 
     fn hello() -> impl Strategy<Value = Message> {
         let mode = prop_oneof![Just(Mode::Newest), Just(Mode::Strict)];
         // A character has 4 bytes at most.
-        let name = prop_oneof![".{0,63}", Just("n".repeat(MAX_NAME))];
-        (any::<(u16, u16)>(), mode, any::<u32>(), any::<[u8; 16]>(), name).prop_map(
+        let name = prop_oneof!["\\PC{0,63}", Just("n".repeat(MAX_NAME))];
+        // With a version in common.
+        let versions = (0..=*VERSIONS.end(), *VERSIONS.start()..=u16::MAX);
+        (versions, mode, any::<u32>(), any::<[u8; 16]>(), name).prop_map(
             |(versions, mode, credit, gpu, name)| {
                 Message::Hello(Hello { versions, mode, credit, gpu, name })
             },
@@ -179,6 +184,26 @@ mod messages {
         fn nothing_may_follow_a_message(message in message(), more in vec(any::<u8>(), 1..9)) {
             let bytes = [message.encode(), more].concat();
             prop_assert_eq!(Message::decode(&bytes, message.fds()), Err(Malformed::Long));
+        }
+
+        /// Whatever follows: later versions may have other fields.
+        #[test]
+        fn other_versions_are_known_by_their_numbers(
+            first: u16,
+            last: u16,
+            rest in vec(any::<u8>(), 0..80),
+        ) {
+            prop_assume!(first > *VERSIONS.end() || last < *VERSIONS.start());
+            let magic = gstcuframes::core::layout::MAGIC.to_le_bytes();
+            let bytes = [&[1, 0, 0, 0][..], &magic, &first.to_le_bytes(), &last.to_le_bytes(), &rest];
+            let decoded = Message::decode(&bytes.concat(), 0);
+            prop_assert_eq!(decoded, Err(Malformed::Versions(first, last)));
+        }
+
+        #[test]
+        fn texts_have_no_control_characters(before in "\\PC{0,9}", control in "\\p{Cc}", code in code()) {
+            let message = Message::Refused { code, text: before + &control };
+            prop_assert_eq!(Message::decode(&message.encode(), 0), Err(Malformed::Text));
         }
 
         #[test]
@@ -393,7 +418,7 @@ mod packets {
 
     proptest! {
         // Each case moves some 100 MB.
-        #![proptest_config(ProptestConfig { cases: config().cases.div_ceil(64), ..config() })]
+        #![proptest_config(ProptestConfig { cases: config().cases.div_ceil(64).min(256), ..config() })]
 
         #[test]
         fn the_ring_keeps_big_packets(

@@ -166,6 +166,9 @@ const _: () = {
 /// Slots that one publisher can have at most; the index packs a slot's number into 16 bits.
 pub const MAX_SLOTS: u32 = 1 << 14;
 
+/// Frames have 48 bits in the index: enough for thousands of years.
+pub const MAX_SEQ: u64 = u64::MAX >> 16;
+
 /// An entry of the index: which slot holds frame `seq`.
 pub fn pack_index(seq: u64, slot: u32) -> u64 {
     seq << 16 | u64::from(slot)
@@ -173,7 +176,7 @@ pub fn pack_index(seq: u64, slot: u32) -> u64 {
 
 /// The slot, if the entry is still the one of frame `seq`.
 pub fn unpack_index(entry: u64, seq: u64) -> Option<u32> {
-    (entry >> 16 == seq & (u64::MAX >> 16)).then_some(entry as u32 & 0xffff)
+    (entry >> 16 == seq & MAX_SEQ).then_some(entry as u32 & 0xffff)
 }
 
 /// Where a plane lies in its slot.

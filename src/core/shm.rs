@@ -9,6 +9,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::layout::{ControlHeader, PageHeader, RECORD_WORDS, TrackHeader};
 use super::packets::ring::Ring;
@@ -61,12 +62,16 @@ impl Mapping {
     }
 
     /// Maps a memfd that came from a peer, of which `len` bytes are to be there. One that could
-    /// shrink is refused: reading behind its end would kill this process.
+    /// shrink is refused: reading behind its end would kill this process. So are huge pages, which
+    /// can't be unmapped by the length that was mapped.
     pub fn import(fd: BorrowedFd<'_>, len: usize, sharing: Sharing) -> io::Result<Self> {
         let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
         let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| bad("the fd is not a memfd"))?;
         if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
             return Err(bad("the memfd is not sealed against shrinking"));
+        }
+        if fstatfs(fd)?.filesystem_type() != TMPFS_MAGIC {
+            return Err(bad("the memfd is made of huge pages"));
         }
         if fstat(fd)?.st_size < i64::try_from(len).map_err(|_| bad("the length overflows"))? {
             return Err(bad("the memfd is shorter than announced"));
@@ -146,6 +151,11 @@ impl Control {
     /// All of it.
     pub fn memory(&self) -> &Mapping {
         &self.map
+    }
+
+    /// Entries of the index.
+    pub fn index_len(&self) -> u32 {
+        self.index as u32
     }
 
     pub fn slots(&self) -> u32 {
@@ -240,6 +250,11 @@ impl TrackSegment {
 
     pub fn header(&self) -> &TrackHeader {
         self.map.header()
+    }
+
+    /// All of it.
+    pub fn memory(&self) -> &Mapping {
+        &self.map
     }
 
     pub fn ring(&self) -> Ring<'_> {

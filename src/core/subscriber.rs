@@ -109,7 +109,8 @@ impl Subscriber {
         timeout: Option<Duration>,
         interrupt: &Interrupt,
     ) -> Result<Self> {
-        let mut name = config.name;
+        // What the publisher would refuse: logs and C strings have no place for it.
+        let mut name = config.name.replace(char::is_control, "\u{fffd}");
         while name.len() > MAX_NAME {
             name.pop();
         }

@@ -199,8 +199,14 @@ impl CuframesSrc {
         }
         let format = gst::Caps::from_str(&frame.caps)
             .and_then(|caps| Ok((gst_video::VideoInfo::from_caps(&caps)?, caps)));
-        let Ok((info, mut caps)) = format else {
-            post_error(self, &protocol(settings_key(self), "its caps are no video caps"));
+        // What downstream knows how to read of other formats is not known here, and can't be checked.
+        let known =
+            |caps: &gst::Caps| caps.can_intersect(&self.obj().src_pad().pad_template_caps());
+        let Some((info, mut caps)) = format.ok().filter(|(_, caps)| known(caps)) else {
+            post_error(
+                self,
+                &protocol(settings_key(self), "its caps are none that a cuframessrc has"),
+            );
             return Err(gst::FlowError::Error);
         };
         // What is behind the next element counts, too: some take any memory, to hand it on.
@@ -218,10 +224,10 @@ impl CuframesSrc {
     /// goes out at 0, and in strict mode the others right behind it; else they are left out (`None`).
     fn running_time(&self, state: &mut State, frame: &Frame, mode: Mode) -> Option<gst::ClockTime> {
         let pts = frame.info.pts.unwrap_or(frame.info.captured);
-        let latency = self.outlet.latency().as_nanos() as i64;
+        let latency = i64::try_from(self.outlet.latency().as_nanos()).unwrap_or(i64::MAX);
         let shift = *state.shift.get_or_insert_with(|| time::shift(frame.published, pts, latency));
         let origin = state.origin.get(&*self.obj())?;
-        match u64::try_from(pts + shift - origin) {
+        match u64::try_from(pts.saturating_add(shift).saturating_sub(origin)) {
             Ok(ns) => Some(gst::ClockTime::from_nseconds(ns)),
             Err(_) => match state.last {
                 None => Some(gst::ClockTime::ZERO),
@@ -263,7 +269,7 @@ impl CuframesSrc {
         let format = state.format.clone().expect("set for this frame");
         if !fits(&info, &format.info) {
             let caps = &format.caps;
-            let problem = format!("a frame is too small for {caps}");
+            let problem = format!("a frame does not fit {caps}");
             post_error(self, &protocol(settings_key(self), &problem));
             return Err(gst::FlowError::Error);
         }
@@ -314,7 +320,8 @@ impl CuframesSrc {
         }
         {
             let buffer = buffer.make_mut();
-            let mut flags = gst::BufferFlags::from_bits_truncate(info.flags);
+            let flags = gst::BufferFlags::from_bits_truncate(info.flags);
+            let mut flags = gst::BufferFlags::from_bits_truncate(time::portable_flags(flags));
             if std::mem::take(&mut state.discont) || skipped > 0 {
                 flags |= gst::BufferFlags::DISCONT;
             }
@@ -335,7 +342,7 @@ impl CuframesSrc {
         stats.copied += u64::from(copy);
         stats.downloaded += u64::from(download);
         stats.duplicates += u64::from(seq <= state.seq);
-        stats.latency.add(now_ns() - published);
+        stats.latency.add(now_ns().saturating_sub(published));
         state.seq = seq;
         Ok(buffer)
     }
@@ -349,10 +356,15 @@ fn settings_key(src: &CuframesSrc) -> String {
     lock(&src.settings).source.key.clone().unwrap_or_default()
 }
 
-/// Whether every plane of the picture lies within the bytes that came.
+/// Whether every plane of the picture lies within the bytes that came, and what is shown within it.
 fn fits(frame: &crate::FrameInfo, video: &gst_video::VideoInfo) -> bool {
     let planes = video.n_planes() as usize;
-    frame.planes.len() == planes
+    let shown = frame.crop.is_none_or(|c| {
+        let within = |at: u32, of: u32, whole| at.checked_add(of).is_some_and(|end| end <= whole);
+        within(c.x, c.width, video.width()) && within(c.y, c.height, video.height())
+    });
+    shown
+        && frame.planes.len() == planes
         && frame.planes.iter().enumerate().all(|(n, plane)| {
             let (rows, row) = plane_size(video, n);
             let (rows, row) = (rows as u64, row as u64);

@@ -216,7 +216,7 @@ impl CuframesPacketSrc {
         let origin = state.origin.get(&*self.obj())?;
         let epoch = state.place?.epoch();
         let session = self.session();
-        let latency = self.outlet.latency().as_nanos() as i64;
+        let latency = i64::try_from(self.outlet.latency().as_nanos()).unwrap_or(i64::MAX);
         let shift = || time::shift(packet.published, first, latency);
         let distance = session.distance(epoch, first, origin, shift);
         if std::mem::take(&mut state.leads) {
@@ -465,10 +465,11 @@ impl PushSrcImpl for CuframesPacketSrc {
         self.set_format(&mut state, &packet)?;
         let distance = self.to_running_time(&mut state, &packet);
         let time = |t: Option<i64>| {
-            let ns = u64::try_from(t? + distance?).ok()?;
+            let ns = u64::try_from(t?.saturating_add(distance?)).ok()?;
             Some(gst::ClockTime::from_nseconds(ns))
         };
-        let mut flags = gst::BufferFlags::from_bits_truncate(packet.info.flags);
+        let flags = gst::BufferFlags::from_bits_truncate(packet.info.flags);
+        let mut flags = gst::BufferFlags::from_bits_truncate(time::portable_flags(flags));
         flags.set(gst::BufferFlags::DELTA_UNIT, !packet.info.keyframe);
         if std::mem::take(&mut state.discont) || packet.lost > 0 {
             flags |= gst::BufferFlags::DISCONT;
@@ -479,9 +480,9 @@ impl PushSrcImpl for CuframesPacketSrc {
         {
             let mut stats = lock(&self.stats);
             stats.received += 1;
-            stats.lost += packet.lost;
+            stats.lost = stats.lost.saturating_add(packet.lost);
             stats.bytes += packet.data.len() as u64;
-            stats.latency.add(now_ns() - packet.published);
+            stats.latency.add(now_ns().saturating_sub(packet.published));
         }
         let mut buffer = gst::Buffer::from_mut_slice(packet.data);
         {

@@ -135,8 +135,9 @@ impl Session {
         shift: impl FnOnce() -> i64,
     ) -> i64 {
         let mut state = lock(&self.0);
-        let distance = *state.life(epoch).shift.get_or_insert_with(shift) - origin;
-        state.delay = state.delay.max(-(first + distance));
-        distance + state.delay
+        // Another process says what these are.
+        let distance = state.life(epoch).shift.get_or_insert_with(shift).saturating_sub(origin);
+        state.delay = state.delay.max(first.saturating_add(distance).saturating_neg());
+        distance.saturating_add(state.delay)
     }
 }

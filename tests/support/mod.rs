@@ -23,11 +23,11 @@ const HANGS: Duration = Duration::from_secs(60);
 struct Watchdog(#[expect(dead_code, reason = "dropping it is what counts")] Sender<()>);
 
 impl Watchdog {
-    fn new(test: &str) -> Self {
+    fn new(test: &str, hangs: Duration) -> Self {
         let (alive, gone) = channel();
         let test = test.to_owned();
         std::thread::spawn(move || {
-            if gone.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+            if gone.recv_timeout(hangs) == Err(RecvTimeoutError::Timeout) {
                 eprintln!("{test} hangs");
                 std::process::abort();
             }
@@ -62,16 +62,25 @@ pub struct Site {
 impl Site {
     /// Makes the directory, and removes it in the end.
     pub fn new(test: &str) -> Self {
+        Self::with(test, HANGS)
+    }
+
+    /// For tests that are run for as long as one likes.
+    pub fn patient(test: &str) -> Self {
+        Self::with(test, Duration::from_secs(24 * 3600))
+    }
+
+    fn with(test: &str, hangs: Duration) -> Self {
         let dir = std::env::temp_dir().join(format!("cuframes-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let importer = Importer::host();
-        Self { dir, importer, owned: true, _watchdog: Watchdog::new(test) }
+        Self { dir, importer, owned: true, _watchdog: Watchdog::new(test, hangs) }
     }
 
     /// Uses a directory that belongs to another process.
     pub fn at(dir: &Path, test: &str) -> Self {
         let (dir, importer) = (dir.to_owned(), Importer::host());
-        Self { dir, importer, owned: false, _watchdog: Watchdog::new(test) }
+        Self { dir, importer, owned: false, _watchdog: Watchdog::new(test, HANGS) }
     }
 
     pub fn config(&self) -> PublisherConfig {

@@ -1,12 +1,13 @@
 //! The subscriber's side of the connection: the way to a publisher, and the thread that listens to it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
@@ -30,29 +31,67 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where a directory can't be watched, and for whatever a watch may miss.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_WATCHED: Duration = Duration::from_secs(2);
-/// Chunks, tracks and generations of a track that a publisher may have at a time, before it is taken
-/// for one that wants to fill our memory.
+/// Chunks, and generations of frames or of a track, that a publisher may have at a time, before it is
+/// taken for one that wants to fill our memory.
 const MAX_ANNOUNCED: usize = 4096;
+const MAX_TRACKS: usize = 256;
+/// Bytes of caps that are kept, of frames and for each track.
+const MAX_CAPS: usize = 1 << 20;
+/// Bytes that a publisher may have us map: a part of the address space, which this process needs, too.
+const MAX_MAPPED: u64 = 1 << 42;
+/// Fds that come with a message at most.
+const MAX_FDS: usize = 2;
+
+/// Caps by generation, as many of the newest as there is room for.
+#[derive(Default)]
+pub(crate) struct Formats {
+    all: VecDeque<(u32, Arc<str>)>,
+    bytes: usize,
+}
+
+impl Formats {
+    fn add(&mut self, generation: u32, caps: String) {
+        self.bytes += caps.len();
+        self.all.push_back((generation, caps.into()));
+        while self.all.len() > MAX_ANNOUNCED || self.bytes > MAX_CAPS {
+            self.bytes -= self.all.pop_front().map_or(self.bytes, |(_, caps)| caps.len());
+        }
+    }
+
+    pub fn get(&self, generation: u32) -> Option<Arc<str>> {
+        self.all.iter().rev().find(|(g, _)| *g == generation).map(|(_, caps)| caps.clone())
+    }
+}
 
 /// A track as this subscriber sees it.
 pub(crate) struct TrackView {
     pub segment: TrackSegment,
-    formats: Mutex<Vec<(u32, Arc<str>)>>,
+    formats: Mutex<Formats>,
 }
 
 impl TrackView {
     /// The caps of a generation.
     pub fn caps(&self, generation: u32) -> Option<Arc<str>> {
-        lock(&self.formats).iter().find(|(g, _)| *g == generation).map(|(_, caps)| caps.clone())
+        lock(&self.formats).get(generation)
     }
 }
 
 #[derive(Default)]
 pub(crate) struct State {
-    pub formats: HashMap<u32, Arc<str>>,
+    pub formats: Formats,
     pub chunks: HashMap<u32, Arc<dyn Imported>>,
     pub tracks: HashMap<u32, Arc<TrackView>>,
     pub closed: Option<(Code, String)>,
+}
+
+impl State {
+    /// Whether `more` bytes may be mapped.
+    fn has_room(&self, more: u64) -> bool {
+        let chunks = self.chunks.values().filter_map(|c| c.geometry().bytes());
+        let tracks = self.tracks.values().map(|t| t.segment.memory().len());
+        let mapped: u64 = chunks.chain(tracks).map(|bytes| bytes as u64).sum();
+        more <= MAX_MAPPED.saturating_sub(mapped)
+    }
 }
 
 /// One connection to one life of a publisher. Frames that are in use keep it, and with it the place.
@@ -165,10 +204,14 @@ impl Shared {
             if fds[1].any().unwrap_or(true) {
                 return;
             }
-            let message = match self.connection.receive() {
+            let message = match self.connection.receive(MAX_FDS) {
                 Ok(Received::Nothing) => continue,
                 Ok(Received::Message(message, fds)) => (message, fds),
                 Ok(Received::Malformed(e)) => return self.close(Code::Malformed, e.to_string()),
+                // Another try may have more luck.
+                Err(e) if e.raw_os_error() == Some(Errno::EMFILE as i32) => {
+                    return self.close(Code::NoMemory, NO_FDS.into());
+                }
                 Ok(Received::Closed) | Err(_) => {
                     return self.close(Code::Closing, "the publisher is gone".into());
                 }
@@ -188,25 +231,27 @@ impl Shared {
         // What is mapped is mapped before the lock is taken: readers look at the state for each frame.
         match message {
             Message::Format { generation, caps } => {
-                let mut state = lock(&self.state);
                 // Frames of older formats may still be on their way, those of much older ones not.
-                state.formats.retain(|g, _| g.wrapping_add(MAX_ANNOUNCED as u32) > generation);
-                state.formats.insert(generation, caps.into());
+                lock(&self.state).formats.add(generation, caps);
             }
             // Who takes no frames needs no memory for them, and may have no GPU.
             Message::Chunk { .. } if self.credit == 0 => {}
             Message::Chunk { id, kind, device, slots, stride, size } => {
                 let kind = Kind::try_from(kind).map_err(|k| format!("unknown memory kind {k}"))?;
                 let geometry = Geometry { slots, stride, size };
+                let bytes = geometry.bytes().ok_or("a chunk of impossible size")?;
+                {
+                    let state = lock(&self.state);
+                    if state.chunks.len() >= MAX_ANNOUNCED || !state.has_room(bytes as u64) {
+                        return Err("too many chunks, or too big ones".into());
+                    }
+                }
                 let chunk = self
                     .importer
                     .import((kind, Uuid(device)), fd(), geometry)
                     .map_err(|e| format!("the frames can't be mapped: {e}"))?;
-                let mut state = lock(&self.state);
-                if state.chunks.len() >= MAX_ANNOUNCED {
-                    return Err("too many chunks".into());
-                }
-                state.chunks.insert(id, chunk);
+                // What it replaces is unmapped outside the lock.
+                let _old = lock(&self.state).chunks.insert(id, chunk);
             }
             Message::Retire { chunk } => {
                 // Unmapped outside the lock.
@@ -214,27 +259,24 @@ impl Shared {
             }
             Message::Track { track, bytes } => {
                 let size = TrackSegment::size(bytes).ok_or("an impossible track")?;
+                {
+                    let state = lock(&self.state);
+                    if state.tracks.len() >= MAX_TRACKS || !state.has_room(size as u64) {
+                        return Err("too many tracks, or too big ones".into());
+                    }
+                }
                 let map = Mapping::import(fd().as_fd(), size, Sharing::ReadOnly)
                     .map_err(|e| format!("the packets can't be mapped: {e}"))?;
                 let segment = TrackSegment::new(map, bytes);
                 let h = segment.header();
                 check_segment(&h.magic, &h.version).map_err(|e| format!("a track {e}"))?;
-                let mut state = lock(&self.state);
-                if state.tracks.len() >= MAX_ANNOUNCED {
-                    return Err("too many tracks".into());
-                }
-                state
-                    .tracks
-                    .insert(track, Arc::new(TrackView { segment, formats: Mutex::default() }));
+                let view = Arc::new(TrackView { segment, formats: Mutex::default() });
+                let _old = lock(&self.state).tracks.insert(track, view);
             }
             Message::TrackFormat { track, generation, caps } => {
                 let state = lock(&self.state);
                 let view = state.tracks.get(&track).ok_or("caps of an unknown track")?;
-                let mut formats = lock(&view.formats);
-                if formats.len() >= MAX_ANNOUNCED {
-                    formats.remove(0);
-                }
-                formats.push((generation, caps.into()));
+                lock(&view.formats).add(generation, caps);
             }
             Message::Bye { code, text } => {
                 self.close(code, text);
@@ -252,6 +294,8 @@ impl Shared {
         Ok(true)
     }
 }
+
+const NO_FDS: &str = "this process has no file descriptor left for what the publisher sends: raise its limit (ulimit -n)";
 
 fn check_segment(magic: &AtomicU64, version: &AtomicU32) -> Result<(), String> {
     // Pairs with the Release of the publisher: everything else was written before.
@@ -343,8 +387,11 @@ fn shake_hands(
             PollFd::new(interrupt.fd(), PollFlags::POLLIN),
         ];
         let _ = poll(&mut fds, poll_timeout(left));
-        let (message, fds) = match connection.receive() {
+        let (message, fds) = match connection.receive(MAX_FDS) {
             Ok(Received::Nothing) => continue,
+            Err(e) if e.raw_os_error() == Some(Errno::EMFILE as i32) => {
+                return Err(Error::System { what: "take what a publisher sends", source: e });
+            }
             Ok(Received::Closed) | Err(_) => return Ok(None),
             Ok(Received::Malformed(e)) => return Err(protocol(e.to_string())),
             Ok(Received::Message(message, fds)) => (message, fds),
@@ -355,7 +402,11 @@ fn shake_hands(
             }
             Message::Welcome { version, epoch, slots, index, .. } => {
                 if !VERSIONS.contains(&version) {
-                    return Err(protocol(format!("it chose version {version}")));
+                    return Err(protocol(format!(
+                        "it chose version {version} of it, this side speaks {} to {}",
+                        VERSIONS.start(),
+                        VERSIONS.end()
+                    )));
                 }
                 let own = (hello.mode, hello.credit, importer.clone());
                 open(key, connection, own, (epoch, slots, index), fds, interrupt)

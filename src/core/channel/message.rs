@@ -147,9 +147,14 @@ pub enum Malformed {
     Type(u32),
     Text,
     Magic,
+    /// HELLO of a peer that speaks these versions, none of which is known here.
+    Versions(u16, u16),
     Mode(u32),
     Kind(u32),
-    Fds { expected: usize, got: usize },
+    Fds {
+        expected: usize,
+        got: usize,
+    },
 }
 
 impl fmt::Display for Malformed {
@@ -158,8 +163,11 @@ impl fmt::Display for Malformed {
             Self::Short => f.write_str("the message ends too early"),
             Self::Long => f.write_str("the message has bytes behind its end"),
             Self::Type(t) => write!(f, "unknown message type {t}"),
-            Self::Text => f.write_str("a text is too long or no UTF-8"),
+            Self::Text => f.write_str("a text is too long, no UTF-8, or has control characters"),
             Self::Magic => f.write_str("the peer does not speak the cuframes protocol"),
+            Self::Versions(first, last) => {
+                write!(f, "the peer speaks versions {first} to {last} of the protocol")
+            }
             Self::Mode(m) => write!(f, "unknown mode {m}"),
             Self::Kind(k) => write!(f, "unknown memory kind {k}"),
             Self::Fds { expected, got } => {
@@ -218,7 +226,9 @@ impl<'a> Reader<'a> {
         if len > max {
             return Err(Malformed::Text);
         }
-        String::from_utf8(self.bytes(len)?.to_vec()).map_err(|_| Malformed::Text)
+        let text = String::from_utf8(self.bytes(len)?.to_vec()).map_err(|_| Malformed::Text)?;
+        // Texts end up in logs, and in C strings.
+        if text.contains(char::is_control) { Err(Malformed::Text) } else { Ok(text) }
     }
     pub(super) fn mode(&mut self) -> Result<Mode, Malformed> {
         match self.u32()? {
@@ -290,13 +300,20 @@ impl Message {
     pub fn decode(bytes: &[u8], fds: usize) -> Result<Self, Malformed> {
         let mut r = Reader(bytes);
         let message = match r.u32()? {
-            HELLO => Self::Hello(Hello {
-                versions: r.versions()?,
-                mode: r.mode()?,
-                credit: r.u32()?,
-                gpu: r.array()?,
-                name: r.text(MAX_NAME)?,
-            }),
+            HELLO => {
+                let versions = r.versions()?;
+                // What follows is known for these versions only.
+                if versions.0 > *VERSIONS.end() || versions.1 < *VERSIONS.start() {
+                    return Err(Malformed::Versions(versions.0, versions.1));
+                }
+                Self::Hello(Hello {
+                    versions,
+                    mode: r.mode()?,
+                    credit: r.u32()?,
+                    gpu: r.array()?,
+                    name: r.text(MAX_NAME)?,
+                })
+            }
             WELCOME => Self::Welcome {
                 version: r.u16()?,
                 epoch: r.u64()?,

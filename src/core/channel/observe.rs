@@ -138,7 +138,7 @@ fn ask(
         // Rounded up, so that nothing is polled for in circles.
         let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut fds, timeout);
-        return match connection.receive() {
+        return match connection.receive(0) {
             Ok(Received::Nothing) => continue,
             Ok(Received::Closed) | Err(_) => Ok(None),
             Ok(Received::Malformed(e)) => Err(protocol(key, e.to_string())),

@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, SockFlag, UnixCredentials, accept4, shutdown};
 
 use super::directory::Endpoint;
-use super::message::{Code, Hello, Message, Mode, VERSIONS};
+use super::message::{Code, Hello, Malformed, Message, Mode, VERSIONS};
 use super::observers::Observers;
 use super::socket::{Connection, Received};
 use crate::core::board::{Board, Peer};
@@ -138,6 +138,14 @@ impl Server {
         }
     }
 
+    /// What the application does of an event is no reason for the key to go deaf.
+    fn report(&self, event: Event) {
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.events)(event)));
+        if told.is_err() {
+            tracing::error!(key = self.key, "the receiver of an event panicked");
+        }
+    }
+
     fn accept(&self) -> io::Result<Connection> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = accept4(self.endpoint.listener.as_raw_fd(), flags)?;
@@ -152,14 +160,14 @@ impl Server {
         next_id: &mut u32,
         observers: &mut Observers,
     ) -> bool {
-        let refused = match connection.receive() {
+        let refused = match connection.receive(0) {
             Ok(Received::Nothing) => return false,
             Ok(Received::Closed) | Err(_) => return true,
             Ok(Received::Message(Message::Hello(hello), _)) => {
                 // A second fd of the same socket, so that a refusal can be sent on the first.
-                let Ok(own) = connection.as_fd().try_clone_to_owned() else { return true };
-                let joined = self.join(Connection::new(own), hello, *next_id);
-                *next_id += 1;
+                let own = connection.as_fd().try_clone_to_owned().map_err(exhausted);
+                let joined = own.and_then(|own| self.join(Connection::new(own), hello, *next_id));
+                *next_id = next_id.wrapping_add(1);
                 match joined {
                     Ok(()) => return true,
                     Err(refused) => refused,
@@ -175,6 +183,14 @@ impl Server {
             Ok(Received::Message(..)) => {
                 (Code::Malformed, "the first message has to be HELLO or ASK".to_owned())
             }
+            Ok(Received::Malformed(e @ Malformed::Versions(..))) => (
+                Code::Version,
+                format!(
+                    "{e}, the publisher {} to {}: update the older one",
+                    VERSIONS.start(),
+                    VERSIONS.end()
+                ),
+            ),
             Ok(Received::Malformed(e)) => (Code::Malformed, e.to_string()),
         };
         let (code, text) = refused;
@@ -185,7 +201,7 @@ impl Server {
 
     /// Who is at the other end, if that user is served.
     fn admit(&self, connection: &Connection) -> Result<UnixCredentials, (Code, String)> {
-        let credentials = connection.peer().map_err(system)?;
+        let credentials = connection.peer().map_err(exhausted)?;
         let uid = credentials.uid();
         if !self.allowed_uids.is_empty() && !self.allowed_uids.contains(&uid) {
             let text =
@@ -219,7 +235,7 @@ impl Server {
         let slots = self.frames.control.slots();
         let (map, page_fd) =
             Mapping::create("cuframes-subscriber", Page::size(slots), Sharing::ReadWrite)
-                .map_err(system)?;
+                .map_err(exhausted)?;
         let page = Page::new(map, slots);
         let h = page.header();
         h.version.store(LAYOUT_VERSION, Ordering::Relaxed);
@@ -257,13 +273,13 @@ impl Server {
             pid = credentials.pid(),
             "subscriber came"
         );
-        (self.events)(Event::SubscriberAdded(SubscriberInfo::of(&peer)));
+        self.report(Event::SubscriberAdded(SubscriberInfo::of(&peer)));
         Ok(())
     }
 
     /// After HELLO a subscriber says that it leaves, and then closes the connection.
     fn listen_to(&self, peer: &Peer) {
-        match peer.connection.receive() {
+        match peer.connection.receive(0) {
             // Without memory for a message nothing is known of the peer.
             Ok(Received::Nothing) | Err(_) => {}
             Ok(Received::Message(Message::Leave, _)) => peer.leaving.store(true, Ordering::Relaxed),
@@ -272,7 +288,7 @@ impl Server {
                 self.board.remove(peer.id);
                 tracing::info!(key = self.key, name = peer.name, "subscriber went");
                 let reason = peer.kicked().map(|(_, text)| text);
-                (self.events)(Event::SubscriberRemoved(SubscriberInfo::of(peer), reason));
+                self.report(Event::SubscriberRemoved(SubscriberInfo::of(peer), reason));
             }
             Ok(Received::Message(..) | Received::Malformed(_)) => {
                 self.board.kick(peer, Code::Malformed, "it sent what it should not".into());
@@ -312,7 +328,7 @@ impl Server {
         if stuck >= STALLED_AFTER && !seen.reported {
             seen.reported = true;
             tracing::warn!(key = self.key, name = peer.name, held, "subscriber does not move");
-            (self.events)(Event::SubscriberStalled(SubscriberInfo::of(peer)));
+            self.report(Event::SubscriberStalled(SubscriberInfo::of(peer)));
         }
         if self.stall_timeout.is_some_and(|t| stuck >= t) {
             let text = format!("it held {held} frames and took none for {} s", stuck.as_secs());
@@ -335,8 +351,9 @@ fn check_versions(peer: &str, (first, last): (u16, u16)) -> Result<u16, (Code, S
     Ok(last.min(newest))
 }
 
-fn system(e: io::Error) -> (Code, String) {
-    (Code::NoMemory, format!("the publisher has no memory or fds left ({e})"))
+/// Why a subscriber is refused that there are no means for.
+fn exhausted(e: io::Error) -> (Code, String) {
+    (Code::NoMemory, format!("the publisher has no memory or file descriptors left ({e})"))
 }
 
 struct Ready {

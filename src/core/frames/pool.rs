@@ -259,13 +259,18 @@ impl Frames {
             match self.take(&mut pool) {
                 Taken::Slot(slot) => return Ok(Some(self.lend(&mut pool, slot))),
                 _ if pool.loans >= pool.loan_reserve.max(1) && pool.loans < MAX_LOANS => {
+                    let before = pool.loan_reserve;
                     pool.loan_reserve = (pool.loans + LOAN_STEP).min(MAX_LOANS);
-                    self.ensure(&mut pool, 0)?;
+                    if let Err(e) = self.ensure(&mut pool, 0) {
+                        // It goes on with the slots that there are.
+                        tracing::debug!(%e, "the frame pool can't grow");
+                        pool.loan_reserve = before;
+                        return Ok(None);
+                    }
                 }
-                Taken::Nothing => {
-                    self.blame(&pool);
-                    return Ok(None);
-                }
+                // What was kept from others is there now.
+                Taken::Nothing if self.blame(&pool) => {}
+                Taken::Nothing => return Ok(None),
                 Taken::WaitFor(peer) => {
                     drop(pool);
                     if self.closed.load(Ordering::Acquire) || cancelled() {
@@ -394,20 +399,29 @@ impl Frames {
         spare.pop().map_or(Taken::Nothing, Taken::Slot)
     }
 
-    /// No slot is left: subscribers that hold more than they may are sent away.
-    fn blame(&self, pool: &Pool) {
+    /// No slot is left: subscribers that hold more than they may are sent away. True if there was one.
+    fn blame(&self, pool: &Pool) -> bool {
+        let mut blamed = false;
         for peer in &pool.peers {
-            // One that moves on meanwhile can be met in more frames than it holds; one that holds too
-            // many is met in the same ones again.
-            let claims = peer.page.claims();
+            // One that moves on meanwhile can be met in more frames than it holds; one that holds too many
+            // is met in the same ones again. Since no frame comes now, who keeps to the rules stands still
+            // before it has claimed and released each slot once.
+            let mut claims = peer.page.claims();
+            for _ in 0..4 * self.control.slots() {
+                let before = std::mem::replace(&mut claims, peer.page.claims());
+                if claims == before {
+                    break;
+                }
+            }
             let held = claims.iter().filter(|c| **c != claim::EMPTY).count();
-            if held > peer.credit as usize && claims == peer.page.claims() {
-                let text = format!("it holds {held} frames with a credit of {}", peer.credit);
+            if held > peer.credit as usize && !peer.forfeited.swap(true, Ordering::Relaxed) {
                 // It would keep slots that others are entitled to; who reads them reads what it finds.
-                peer.forfeited.store(true, Ordering::Relaxed);
+                let text = format!("it holds {held} frames with a credit of {}", peer.credit);
                 self.board.kick(peer, Code::OverCredit, text);
+                blamed = true;
             }
         }
+        blamed
     }
 
     /// Publishes what was written to the slot of a loan. `None` if that was published before.

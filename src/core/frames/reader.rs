@@ -9,7 +9,7 @@ use crate::core::board::lock;
 use crate::core::channel::client::Shared;
 use crate::core::channel::message::{Code, Mode};
 use crate::core::error::{Error, Result};
-use crate::core::layout::{FrameInfo, Record, unpack_index};
+use crate::core::layout::{FrameInfo, MAX_SEQ, Record, unpack_index};
 use crate::core::shm::Page;
 use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
@@ -165,6 +165,8 @@ impl Reader {
         let shared = self.shared.clone();
         let h = shared.control.header();
         let deadline = wait.timeout.map(|t| wake::now() + t);
+        // The newest frame when it could not be claimed, and since when that is so.
+        let mut missed: Option<(u64, Duration)> = None;
         loop {
             // Both numbers are read before what they stand for, so no change goes unnoticed.
             let seen = shared.bell.seen();
@@ -181,13 +183,34 @@ impl Reader {
             let eos = h.status.eos.load(Ordering::Acquire) != 0;
             // Pairs with the Release in `Frames::publish`.
             let head = h.head.load(Ordering::Acquire);
+            if head > MAX_SEQ {
+                return Err(shared.protocol("the number of its newest frame is impossible"));
+            }
             let clearing = shared.settle();
             // Pairs with the Release in `Lease::drop`.
             let full = shared.leases.load(Ordering::Acquire) >= shared.credit;
             if head > self.cursor && !full {
                 match self.take(head, wait)? {
                     Some(frame) => return Ok(Next::Item(frame)),
-                    None => continue,
+                    None => {
+                        // It made way for a newer one, of which `head` is about to tell.
+                        if let Some((code, text)) = closed {
+                            return Ok(Next::Lost { code, text });
+                        }
+                        let now = wake::now();
+                        let (_, since) = *match &mut missed {
+                            Some(known) if known.0 == head => known,
+                            other => other.insert((head, now)),
+                        };
+                        if now - since > READY_TIMEOUT {
+                            return Err(shared.protocol("its newest frame is not there"));
+                        }
+                        if deadline.is_some_and(|d| now >= d) {
+                            return Ok(Next::TimedOut);
+                        }
+                        std::hint::spin_loop();
+                        continue;
+                    }
                 }
             }
             if eos && head == self.cursor && !wait.past_eos {
@@ -223,7 +246,11 @@ impl Reader {
     fn take(&mut self, head: u64, wait: &Wait<'_>) -> Result<Option<Frame>> {
         let wanted = match self.mode {
             Mode::Newest => head,
-            Mode::Strict => self.cursor + 1,
+            // What the index has no room for is gone, however far `head` is ahead.
+            Mode::Strict => {
+                let oldest = head.saturating_sub(self.shared.control.index_len().into()) + 1;
+                oldest.max(self.cursor + 1)
+            }
         };
         let Some((slot, seq)) = (wanted..=head).find_map(|seq| self.claim(seq).map(|s| (s, seq)))
         else {
@@ -239,9 +266,9 @@ impl Reader {
         let memory = self.shared.announced("memory of a frame", wait.interrupt, |s| {
             s.chunks.get(&record.chunk).cloned()
         })?;
-        let caps = self.shared.announced("caps of a frame", wait.interrupt, |s| {
-            s.formats.get(&record.generation).cloned()
-        })?;
+        let caps = self
+            .shared
+            .announced("caps of a frame", wait.interrupt, |s| s.formats.get(record.generation))?;
         let geometry = memory.geometry();
         let info = record.info;
         let inside = info.planes.iter().all(|p| (p.offset as usize) < info.size.max(1));

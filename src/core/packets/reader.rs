@@ -243,8 +243,9 @@ impl PacketReader {
         let ring = view.segment.ring();
         // In this order: the head never falls behind a tail that was seen before.
         let (tail, head) = (ring.tail(), ring.head());
-        if tail > head {
-            return Err(self.shared.protocol("a track ends before it begins"));
+        // `tail` once more, behind `head`: it was at least this far when `head` was stored.
+        if tail > head || head.saturating_sub(ring.tail()) > ring.capacity() {
+            return Err(self.shared.protocol("a track's beginning and end are impossible"));
         }
         let Some(position) = self.position else {
             self.position = self.begin(view, tail, head);
@@ -266,16 +267,23 @@ impl PacketReader {
             };
         };
         let next = self.seq.unwrap_or(entry.seq);
-        if position > head || entry.end() > head || entry.seq < next {
+        // It may wrap around, if it lies.
+        let ends = position..=head;
+        if !ends.contains(&entry.end()) || entry.end() == position || entry.seq < next {
             return Err(self.shared.protocol("the packets of a track are in no order"));
         }
         let missing = entry.seq - next;
         self.need_keyframe |= missing > 0;
         if self.need_keyframe && !meta.info.keyframe {
-            self.go_on_behind(&entry, missing + 1);
+            self.go_on_behind(&entry, missing.saturating_add(1));
             return Ok(Step::Again);
         }
-        let mut data = vec![0; entry.len];
+        let mut data = Vec::new();
+        data.try_reserve_exact(entry.len).map_err(|_| Error::System {
+            what: "hold a packet",
+            source: std::io::ErrorKind::OutOfMemory.into(),
+        })?;
+        data.resize(entry.len, 0);
         if ring.read_bytes(&entry, &mut data).is_err() {
             return Ok(Step::Again);
         }
@@ -305,10 +313,10 @@ impl PacketReader {
 
     fn go_on_behind(&mut self, entry: &Entry, missed: u64) {
         self.position = Some(entry.end());
-        self.seq = Some(entry.seq + 1);
+        self.seq = Some(entry.seq.saturating_add(1));
         if self.counts {
-            self.lost += missed;
-            self.skipped += missed;
+            self.lost = self.lost.saturating_add(missed);
+            self.skipped = self.skipped.saturating_add(missed);
         }
         self.pass(entry.end());
     }

@@ -15,6 +15,9 @@ use std::collections::VecDeque;
 use crate::core::layout::PACKET_META_WORDS as META_WORDS;
 use crate::core::sync::{AtomicU64, Ordering, fence};
 
+/// Bytes of a packet at most: far more than any picture has, and little enough to be allocated.
+pub const MAX_PACKET: u64 = 256 << 20;
+
 /// Words before a packet's bytes: its sequence number, its length, and the caller's.
 const HEADER_WORDS: usize = 2 + META_WORDS;
 const HEADER: u64 = HEADER_WORDS as u64 * 8;
@@ -51,7 +54,7 @@ impl Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overwritten;
 
-/// The packet has more bytes than the ring.
+/// The packet has more bytes than the ring, or than [`MAX_PACKET`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooBig;
 
@@ -72,7 +75,7 @@ impl<'a> Ring<'a> {
         (&self.words[at..at + first], &self.words[..words - first])
     }
 
-    fn capacity(&self) -> u64 {
+    pub fn capacity(&self) -> u64 {
         self.words.len() as u64 * 8
     }
 
@@ -94,7 +97,7 @@ impl<'a> Ring<'a> {
         let meta = std::array::from_fn(|i| word(i + 2));
         self.check(position)?;
         // A writer keeps to this; one that does not is a peer that lies.
-        if len > self.capacity() {
+        if len > self.capacity().min(MAX_PACKET) {
             return Err(Overwritten);
         }
         Ok(Entry { position, seq, len: len as usize, meta })
@@ -183,7 +186,7 @@ impl Writer {
     /// Where the packets begin that are left when one of `len` bytes is written.
     pub fn tail_after(&self, ring: Ring<'_>, len: usize) -> Result<u64, TooBig> {
         let end = self.head + room(len);
-        if room(len) > ring.capacity() {
+        if room(len) > ring.capacity() || len as u64 > MAX_PACKET {
             return Err(TooBig);
         }
         Ok(self.start(self.starts.partition_point(|start| end - start > ring.capacity())))
