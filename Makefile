@@ -4,6 +4,7 @@
 # make build                   the plugin and the command: target/release/{libgstcuframes.so,cuframes}
 # make install                 for this user; system-wide: sudo make install PREFIX=/usr
 # make fuzz CASES=1000000      whatever a peer may say, a million times
+# make soak SECONDS=3600       processes that are killed, stopped, restarted; SEED=… repeats, CAMERAS=8
 # make gpu-test                the tests that need an NVIDIA GPU
 # make lint                    what CI asks of the code and the scripts
 # make docs                    writes the element documentation anew
@@ -15,8 +16,10 @@ PLUGINS = $(if $(PREFIX),$(shell pkg-config --define-variable=prefix=$(PREFIX) -
 BIN = $(or $(PREFIX),$(HOME)/.local)/bin
 
 CASES ?= 1000000
+SECONDS ?= 600
+CAMERAS ?= 1
 
-.PHONY: help demo test fuzz gpu-test build install lint docs packages
+.PHONY: help demo test fuzz soak gpu-test build install lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -29,6 +32,10 @@ test: packages
 # What fails is written to tests/corpus, and tried first from then on.
 fuzz: packages
 	PROPTEST_CASES=$(CASES) cargo test --locked --profile fuzz --test properties --test hostile
+
+soak: packages
+	CUFRAMES_SECONDS=$(SECONDS) CUFRAMES_CAMERAS=$(CAMERAS) $(if $(SEED),CUFRAMES_SEED=$(SEED)) \
+	    G_DEBUG=fatal_warnings cargo test --locked --test faults -- --nocapture everybody
 
 gpu-test: packages
 	cargo build --locked --examples

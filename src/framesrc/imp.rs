@@ -600,6 +600,8 @@ impl PushSrcImpl for CuframesSrc {
             self.set_format(&mut state, &frame)?;
             let Some(pts) = self.running_time(&mut state, &frame, settings.mode) else {
                 gst::log!(CAT, imp = self, "Frame {} is older than the pipeline", frame.seq);
+                lock(&self.stats).skipped += frame.skipped + 1;
+                state.discont = true;
                 continue;
             };
             state.last = Some(pts);

@@ -19,7 +19,8 @@ const DIR: &str = "CUFRAMES_TEST_DIR";
 pub struct Child {
     process: std::process::Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    /// Until somebody else listens.
+    output: Option<BufReader<ChildStdout>>,
 }
 
 impl Child {
@@ -33,7 +34,7 @@ impl Child {
             .spawn()
             .unwrap();
         let input = process.stdin.take().unwrap();
-        let output = BufReader::new(process.stdout.take().unwrap());
+        let output = process.stdout.take().map(BufReader::new);
         Self { process, input, output }
     }
 
@@ -47,11 +48,29 @@ impl Child {
         let mut line = String::new();
         loop {
             line.clear();
-            assert!(self.output.read_line(&mut line).unwrap() > 0, "the child ended");
+            let output = self.output.as_mut().expect("nobody else listens");
+            assert!(output.read_line(&mut line).unwrap() > 0, "the child ended");
             if let Some((_, text)) = line.split_once('@') {
                 return text.trim_end().to_owned();
             }
         }
+    }
+
+    /// Hands all that it says to `heard` from now on, in a thread of its own.
+    pub fn overhear(&mut self, mut heard: impl FnMut(&str) + Send + 'static) {
+        let output = self.output.take().expect("nobody else listens");
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if let Some((_, text)) = line.split_once('@') {
+                    heard(text.trim_end());
+                }
+            }
+        });
+    }
+
+    /// Says a line to it; false if it has ended.
+    pub fn tell(&mut self, line: &str) -> bool {
+        writeln!(self.input, "{line}").is_ok()
     }
 
     pub fn hear_numbers(&mut self) -> Vec<u64> {
@@ -72,6 +91,15 @@ impl Child {
     pub fn signal(&self, signal: i32) {
         // SAFETY: kill touches no memory. The child was not waited for, so the pid is still its own.
         assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
+    }
+
+    /// Waits for its end, which has to be a good one.
+    pub fn end(mut self) {
+        assert!(self.process.wait().unwrap().success());
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
     }
 
     /// As the kernel's OOM killer does it.
