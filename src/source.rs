@@ -10,6 +10,7 @@ use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 
 use crate::core::channel::directory;
+use crate::core::error::is_exhausted;
 use crate::core::wake::now;
 use crate::log::CAT;
 use crate::memory::Importer;
@@ -147,7 +148,8 @@ impl Life {
                     ..
                 }
             );
-            if !(passing && in_time) {
+            let exhausted = matches!(&error, Error::System { source, .. } if is_exhausted(source));
+            if !((passing || exhausted) && in_time) {
                 post_error(element, &error);
                 return Err(gst::FlowError::Error);
             }
@@ -290,7 +292,8 @@ impl Outlet {
         Self {
             caps: Mutex::default(),
             latency: Mutex::default(),
-            interrupt: Interrupt::new().expect("the process has a file descriptor left"),
+            // Made with the element, when there is nobody to tell that there is no fd.
+            interrupt: Interrupt::default(),
         }
     }
 

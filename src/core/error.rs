@@ -80,6 +80,12 @@ impl std::error::Error for Error {
     }
 }
 
+/// Whether the system had no fd or memory left, which may pass.
+pub(crate) fn is_exhausted(e: &io::Error) -> bool {
+    use nix::errno::Errno::{EMFILE, ENFILE, ENOMEM};
+    [EMFILE, ENFILE, ENOMEM].iter().any(|n| e.raw_os_error() == Some(*n as i32))
+}
+
 /// Says what was tried when the system refused it.
 pub(crate) trait Context<T> {
     fn context(self, what: &'static str) -> Result<T, Error>;

@@ -1,16 +1,22 @@
 //! Sleeping and waking across processes: futexes, and the doorbell that ends a wait from within.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::sync::{AtomicU32, Ordering};
+use super::sync::{AtomicBool, AtomicU32, Ordering, fence};
 
 /// A sleeper on kernels before 5.16, which can't wait on two words at once, looks up this often.
 const WITHOUT_WAITV: Duration = Duration::from_millis(20);
+
+/// Who polls without an event for interrupts looks up this often.
+const WITHOUT_EVENT: Duration = Duration::from_millis(20);
 
 static NO_WAITV: AtomicBool = AtomicBool::new(false);
 
@@ -138,34 +144,42 @@ impl Doorbell {
 /// Ends waits of this process from another of its threads, also those in `poll`.
 ///
 /// It stays set until [`Interrupt::clear`]; each wait that it is handed to returns at once while it is.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Interrupt {
-    bell: std::sync::Arc<Doorbell>,
+    bell: Arc<Doorbell>,
     set: AtomicBool,
-    event: nix::sys::eventfd::EventFd,
+    /// For those in `poll`. Made when it is first needed, if there is an fd for it.
+    event: OnceLock<EventFd>,
+}
+
+fn event() -> nix::Result<EventFd> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
 }
 
 impl Interrupt {
+    /// One that ends waits at once. `Interrupt::default()` needs no fd to be made; where there is none for it
+    /// later, some waits end 20 ms after it is set.
     pub fn new() -> io::Result<Self> {
-        use nix::sys::eventfd::{EfdFlags, EventFd};
-        Ok(Self {
-            bell: Default::default(),
-            set: AtomicBool::new(false),
-            event: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
-        })
+        Ok(Self { event: OnceLock::from(event()?), ..Self::default() })
     }
 
     pub fn set(&self) {
         self.set.store(true, Ordering::Release);
-        // A full counter is a set one.
-        let _ = self.event.write(1);
+        // Pairs with the fence in `fd`: either we see the event there, or it sees that we are set.
+        fence(Ordering::SeqCst);
+        if let Some(event) = self.event.get() {
+            // A full counter is a set one.
+            let _ = event.write(1);
+        }
         self.bell.ring();
     }
 
     pub fn clear(&self) {
         self.set.store(false, Ordering::Release);
-        // Nothing to read is a cleared one.
-        let _ = self.event.read();
+        if let Some(event) = self.event.get() {
+            // Nothing to read is a cleared one.
+            let _ = event.read();
+        }
     }
 
     pub fn is_set(&self) -> bool {
@@ -174,18 +188,44 @@ impl Interrupt {
 
     /// Sleeps, but no longer than until the interrupt is set.
     pub fn sleep(&self, time: Duration) {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));
+        let deadline = now() + time;
+        loop {
+            let seen = self.bell.seen();
+            let left = deadline.saturating_sub(now());
+            if self.is_set() || left.is_zero() {
+                return;
+            }
+            self.bell.wait(seen, Some(left));
+        }
     }
 
-    /// Readable while the interrupt is set.
-    pub(crate) fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&self.event)
+    /// Waits until one of the fds can be read, but no longer than until the interrupt is set. May return
+    /// early.
+    pub(crate) fn poll(&self, fds: &[BorrowedFd<'_>], timeout: Duration) {
+        let own = self.fd();
+        let timeout = if own.is_some() { timeout } else { timeout.min(WITHOUT_EVENT) };
+        let all = fds.iter().copied().chain(own);
+        let mut all: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        // Rounded up, so that nothing is polled for in circles.
+        let timeout = PollTimeout::try_from(timeout.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        let _ = poll(&mut all, timeout);
+    }
+
+    /// Readable while the interrupt is set; `None` while there is no fd for it.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        if self.event.get().is_none() {
+            let _ = self.event.set(event().ok()?);
+            // Pairs with the fence in `set`.
+            fence(Ordering::SeqCst);
+            if self.is_set() {
+                let _ = self.event.get()?.write(1);
+            }
+        }
+        self.event.get().map(|event| event.as_fd())
     }
 
     /// Rings when the interrupt is set; a subscriber of this process rings it for its own events too.
-    pub(crate) fn bell(&self) -> &std::sync::Arc<Doorbell> {
+    pub(crate) fn bell(&self) -> &Arc<Doorbell> {
         &self.bell
     }
 }

@@ -345,20 +345,13 @@ pub(crate) fn connect(
             }
             pause = pause.min(left);
         }
-        let mut fds = vec![PollFd::new(interrupt.fd(), PollFlags::POLLIN)];
-        fds.extend(watch.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        let _ = poll(&mut fds, poll_timeout(pause));
+        interrupt.poll(watch.fd().as_slice(), pause);
         watch.drain();
     }
 }
 
 fn no_publisher(key: &str, searched: Vec<PathBuf>) -> Error {
     Error::NoPublisher { key: key.to_owned(), searched }
-}
-
-/// Rounded up, so that nothing is polled for in circles.
-fn poll_timeout(d: Duration) -> PollTimeout {
-    PollTimeout::try_from(d.as_millis() + 1).unwrap_or(PollTimeout::MAX)
 }
 
 /// `None` if the publisher went away during it.
@@ -382,11 +375,7 @@ fn shake_hands(
             // It may be stopped; whoever waits for a publisher waits for this one as well.
             return Ok(None);
         }
-        let mut fds = [
-            PollFd::new(connection.as_fd(), PollFlags::POLLIN),
-            PollFd::new(interrupt.fd(), PollFlags::POLLIN),
-        ];
-        let _ = poll(&mut fds, poll_timeout(left));
+        interrupt.poll(&[connection.as_fd()], left);
         let (message, fds) = match connection.receive(MAX_FDS) {
             Ok(Received::Nothing) => continue,
             Err(e) if e.raw_os_error() == Some(Errno::EMFILE as i32) => {
@@ -409,9 +398,13 @@ fn shake_hands(
                     )));
                 }
                 let own = (hello.mode, hello.credit, importer.clone());
-                open(key, connection, own, (epoch, slots, index), fds, interrupt)
-                    .map(Some)
-                    .map_err(|e| protocol(e.to_string()))
+                open(key, connection, own, (epoch, slots, index), fds, interrupt).map(Some).map_err(
+                    |e| match e.raw_os_error() {
+                        // Not what it sent, but what there is no room for.
+                        Some(_) => Error::System { what: "map what a publisher sends", source: e },
+                        None => protocol(e.to_string()),
+                    },
+                )
             }
             _ => Err(protocol("its first message is not WELCOME".into())),
         };

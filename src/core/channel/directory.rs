@@ -15,7 +15,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
 use nix::unistd::{AccessFlags, Gid, Group, access, fchownat, getuid};
 
 use super::socket::{Connection, new_socket};
-use crate::core::error::{Context, Error, Result};
+use crate::core::error::{Context, Error, Result, is_exhausted};
 
 /// The environment variable that names the runtime directory.
 pub const ENV: &str = "CUFRAMES_RUNTIME_DIR";
@@ -357,6 +357,10 @@ pub fn try_connect(explicit: Option<&Path>, key: &str) -> Result<Attempt> {
         let problem = |problem: String| Error::RuntimeDir { path: dir.clone(), problem };
         let place = match look_at(dir, named || dir == Path::new(SHARED)) {
             Ok(place) => place,
+            // That says nothing of the directory.
+            Err(Unfit::Absent(e)) if is_exhausted(&e) => {
+                return Err(Error::System { what: "look at the runtime directory", source: e });
+            }
             Err(Unfit::Absent(_)) => continue,
             // As for a publisher: it matters in the place where this user's publishers would be.
             Err(Unfit::Problem(_)) if !last => continue,

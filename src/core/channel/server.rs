@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, SockFlag, UnixCredentials, accept4, shutdown};
 
@@ -130,6 +131,10 @@ impl Server {
             _ => PollTimeout::try_from(TICK).expect("half a second is a timeout"),
         };
         let polled = poll(&mut fds, timeout);
+        if polled.is_err_and(|e| e != Errno::EINTR) {
+            // No memory, or more fds than it may have by now: that may pass.
+            std::thread::sleep(TICK);
+        }
         let mut ready = fds[1..].iter().map(|fd| polled.is_ok() && fd.any().unwrap_or(false));
         Ready {
             listener: ready.next().unwrap_or(false),
