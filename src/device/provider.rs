@@ -7,7 +7,6 @@ use std::time::Duration;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::CuframesDevice;
 use super::imp::Target;
@@ -98,9 +97,7 @@ fn follow(
     let dirs = candidates(None);
     let mut pause = LOOK_FOR_CAPS;
     loop {
-        let mut fds = vec![PollFd::new(interrupt.fd(), PollFlags::POLLIN)];
-        fds.extend(watch.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        let _ = poll(&mut fds, PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX));
+        interrupt.poll(watch.fd().as_slice(), pause);
         if interrupt.is_set() {
             return;
         }

@@ -89,7 +89,7 @@ impl Segment {
     }
 
     pub fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset % 8 == 0 && offset + 8 <= self.len);
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
         // SAFETY: an aligned word of the mapping, which lives as long as the borrow.
         unsafe { AtomicU64::from_ptr(self.ptr.add(offset).cast()) }
     }

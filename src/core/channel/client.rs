@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::directory::{Attempt, Watch, candidates, check_key, try_connect};
 use super::message::{Code, Hello, Message, Mode, VERSIONS};
@@ -115,8 +116,19 @@ pub(crate) struct Shared {
     /// Which places in the page readers of packets have: a bit each.
     pub readers: Mutex<u32>,
     importer: Importer,
+    /// A process that was forked off has this, too, and is not the one that subscribed.
+    process: u32,
     /// Closed last: that is what tells the publisher that no claim counts any more.
     connection: Connection,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // To close it is not enough where a process was forked off, which has it open still.
+        if self.process == std::process::id() {
+            let _ = shutdown(self.connection.as_fd().as_raw_fd(), Shutdown::Both);
+        }
+    }
 }
 
 impl Shared {
@@ -146,6 +158,9 @@ impl Shared {
 
     /// Takes no more frames. Those in use stay valid.
     pub fn leave(&self) {
+        if self.process != std::process::id() {
+            return;
+        }
         let _ = self.connection.send(&Message::Leave, &[]);
     }
 
@@ -444,6 +459,7 @@ fn open(
         copied: AtomicU64::new(0),
         readers: Mutex::default(),
         importer,
+        process: std::process::id(),
         connection,
     })
 }

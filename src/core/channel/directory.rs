@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl, open};
 use nix::libc;
 use nix::sys::inotify::AddWatchFlags;
-use nix::sys::socket::{Backlog, UnixAddr, bind, connect, listen};
+use nix::sys::socket::{Backlog, Shutdown, UnixAddr, bind, connect, listen, shutdown};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
 use nix::unistd::{AccessFlags, Gid, Group, access, fchownat, getuid};
 
@@ -174,7 +174,9 @@ pub struct Endpoint {
     pub listener: OwnedFd,
     socket: PathBuf,
     lock: PathBuf,
-    _locked: File,
+    locked: File,
+    /// A process that was forked off has this, too, and is not the one that owns the key.
+    process: u32,
 }
 
 impl Endpoint {
@@ -230,7 +232,7 @@ impl Endpoint {
             let _ = fs::remove_file(&unready);
             return Err(e);
         }
-        Ok(Self { listener, socket, lock, _locked: locked })
+        Ok(Self { listener, socket, lock, locked, process: std::process::id() })
     }
 }
 
@@ -255,10 +257,16 @@ fn give_access(socket: &Path, who: &SocketAccess, group: Option<Gid>) -> Result<
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
         // While the lock is held nobody else touches these; whoever waits for the lock
         // notices that its file is gone.
         let _ = fs::remove_file(&self.socket);
         let _ = fs::remove_file(&self.lock);
+        // To close them is not enough where a process was forked off, which has them open still.
+        let _ = fcntl(self.locked.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
 }
 
@@ -267,6 +275,14 @@ enum Taken {
     /// The name is that of something else.
     Odd(&'static str),
     Io(io::Error),
+}
+
+fn whole_file(lock: i32) -> libc::flock {
+    // SAFETY: all zeros is a valid flock: the whole file, from its start.
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = lock as i16;
+    range.l_whence = libc::SEEK_SET as i16;
+    range
 }
 
 fn take_lock(path: &Path) -> Result<File, Taken> {
@@ -291,11 +307,7 @@ fn take_lock(path: &Path) -> Result<File, Taken> {
         if !opened.is_file() || opened.nlink() > 1 {
             return Err(Taken::Odd("something else"));
         }
-        // SAFETY: all zeros is a valid flock: the whole file, from its start.
-        let mut range: libc::flock = unsafe { std::mem::zeroed() };
-        range.l_type = libc::F_WRLCK as i16;
-        range.l_whence = libc::SEEK_SET as i16;
-        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&range)) {
+        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
             Ok(_) => {}
             Err(Errno::EAGAIN | Errno::EACCES) => {
                 let mut owner = String::new();
