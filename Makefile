@@ -5,6 +5,7 @@
 # make install                 for this user; system-wide: sudo make install PREFIX=/usr
 # make fuzz CASES=1000000      whatever a peer may say, a million times
 # make soak SECONDS=3600       processes that are killed, stopped, restarted; SEED=… repeats, CAMERAS=8
+# make memcheck                the tests of the core under valgrind
 # make gpu-test                the tests that need an NVIDIA GPU
 # make lint                    what CI asks of the code and the scripts
 # make docs                    writes the element documentation anew
@@ -19,7 +20,7 @@ CASES ?= 1000000
 SECONDS ?= 600
 CAMERAS ?= 1
 
-.PHONY: help demo test fuzz soak gpu-test build install lint docs packages
+.PHONY: help demo test fuzz soak memcheck gpu-test build install lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -36,6 +37,13 @@ fuzz: packages
 soak: packages
 	CUFRAMES_SECONDS=$(SECONDS) CUFRAMES_CAMERAS=$(CAMERAS) $(if $(SEED),CUFRAMES_SEED=$(SEED)) \
 	    G_DEBUG=fatal_warnings cargo test --locked --test faults -- --nocapture everybody
+
+# Valgrind does not know futex_waitv, so this also tries the way without.
+memcheck: packages
+	program=$$(cargo test --locked --test conformance --no-run 2>&1 | sed -n 's/.*(\(.*conformance-[0-9a-f]*\))/\1/p') && \
+	    CUFRAMES_PATIENCE=20 valgrind -q --error-exitcode=9 --leak-check=full \
+	    --errors-for-leak-kinds=definite --show-leak-kinds=definite \
+	    "$$program" --test-threads=1 host:: packets::
 
 gpu-test: packages
 	cargo build --locked --examples

@@ -19,6 +19,12 @@ pub const SIZE: usize = 6000;
 pub const CAPS: &str = "video/x-raw";
 const HANGS: Duration = Duration::from_secs(60);
 
+/// After this long a test counts as hung; tools that slow everything down need more.
+fn patience() -> Duration {
+    let times = std::env::var("CUFRAMES_PATIENCE").ok().and_then(|n| n.parse().ok());
+    HANGS * times.unwrap_or(1)
+}
+
 /// Ends the process when a test takes too long: a thread that hangs can't be told to stop.
 struct Watchdog(#[expect(dead_code, reason = "dropping it is what counts")] Sender<()>);
 
@@ -62,7 +68,7 @@ pub struct Site {
 impl Site {
     /// Makes the directory, and removes it in the end.
     pub fn new(test: &str) -> Self {
-        Self::with(test, HANGS)
+        Self::with(test, patience())
     }
 
     /// For tests that are run for as long as one likes.
@@ -80,7 +86,7 @@ impl Site {
     /// Uses a directory that belongs to another process.
     pub fn at(dir: &Path, test: &str) -> Self {
         let (dir, importer) = (dir.to_owned(), Importer::host());
-        Self { dir, importer, owned: false, _watchdog: Watchdog::new(test, HANGS) }
+        Self { dir, importer, owned: false, _watchdog: Watchdog::new(test, patience()) }
     }
 
     pub fn config(&self) -> PublisherConfig {

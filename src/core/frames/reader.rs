@@ -271,7 +271,7 @@ impl Reader {
             .announced("caps of a frame", wait.interrupt, |s| s.formats.get(record.generation))?;
         let geometry = memory.geometry();
         let info = record.info;
-        let inside = info.planes.iter().all(|p| (p.offset as usize) < info.size.max(1));
+        let inside = info.planes.iter().all(|p| (p.offset as usize) < info.size);
         if record.slot_in_chunk >= geometry.slots || info.size as u64 > geometry.size || !inside {
             return Err(protocol("a frame lies outside its memory"));
         }
