@@ -238,6 +238,11 @@ pub fn subscribe(dir: &Path, key: &str, kind: &str) {
     );
     let pipeline = pipeline(&description);
     let source = pipeline.by_name("src").unwrap();
+    // What an element keeps from its first run on.
+    pipeline.set_state(gst::State::Playing).unwrap();
+    while source.property::<gst::Structure>("stats").get::<u64>("received").unwrap() == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
     pipeline.set_state(gst::State::Ready).unwrap();
     let before = resources();
     let seen = Arc::new(Mutex::new(Seen::default()));
