@@ -399,37 +399,73 @@ fn killed_processes_leave_nothing_behind() {
     until(|| std::fs::read_dir(&site.dir).unwrap().count() == 0);
 }
 
-/// GStreamer's leaks tracer says nothing about our elements, or about what went through them.
-#[test]
-fn nothing_leaks() {
-    let site = Site::new("leaks");
-    let traced = |pipeline: &str, log: &str| {
-        let mut command = site.launch(pipeline);
-        command
-            .env("GST_TRACERS", "leaks")
-            .env("GST_DEBUG", "GST_TRACER:7")
-            .env("GST_DEBUG_NO_COLOR", "1")
-            .stderr(std::fs::File::create(site.path(log)).unwrap());
-        start(&mut command)
-    };
-    let publisher = traced(
-        "videotestsrc is-live=true num-buffers=120 ! video/x-raw,width=320,height=240,framerate=60/1 \
-         ! tee name=t t. ! queue ! cuframessink name=pub key=a \
-         t. ! queue ! x264enc tune=zerolatency key-int-max=30 ! h264parse ! pub.packets_0",
-        "publisher",
-    );
-    let frames = traced("cuframessrc key=a ! queue ! fakesink", "frames");
-    let copies = traced("cuframessrc key=a max-held=0 ! queue ! fakesink", "copies");
-    let packets = traced("cuframespacketsrc key=a ! h264parse ! fakesink", "packets");
-    for process in [publisher, frames, copies, packets] {
-        process.success();
-    }
-    for log in ["publisher", "frames", "copies", "packets"] {
+/// A pipeline under GStreamer's leaks tracer, which writes to `log`.
+fn traced(site: &Site, pipeline: &str, log: &str) -> Running {
+    let mut command = site.launch(pipeline);
+    command
+        .env("GST_TRACERS", "leaks")
+        .env("GST_DEBUG", "GST_TRACER:7")
+        .env("GST_DEBUG_NO_COLOR", "1")
+        .stderr(std::fs::File::create(site.path(log)).unwrap());
+    start(&mut command)
+}
+
+#[track_caller]
+fn no_leaks_in(site: &Site, logs: &[&str]) {
+    for log in logs {
         let log = std::fs::read_to_string(site.path(log)).unwrap();
         let leaks: Vec<_> =
             log.lines().filter(|l| l.contains("object-alive, type-name=(string)Gst")).collect();
         assert!(leaks.is_empty(), "{leaks:#?}");
     }
+}
+
+/// GStreamer's leaks tracer says nothing about our elements, or about what went through them.
+#[test]
+fn nothing_leaks() {
+    let site = Site::new("leaks");
+    let publisher = traced(
+        &site,
+        "videotestsrc is-live=true num-buffers=120 ! video/x-raw,width=320,height=240,framerate=60/1 \
+         ! tee name=t t. ! queue ! cuframessink name=pub key=a \
+         t. ! queue ! x264enc tune=zerolatency key-int-max=30 ! h264parse ! pub.packets_0",
+        "publisher",
+    );
+    let frames = traced(&site, "cuframessrc key=a ! queue ! fakesink", "frames");
+    let copies = traced(&site, "cuframessrc key=a max-held=0 ! queue ! fakesink", "copies");
+    let packets = traced(&site, "cuframespacketsrc key=a ! h264parse ! fakesink", "packets");
+    for process in [publisher, frames, copies, packets] {
+        process.success();
+    }
+    no_leaks_in(&site, &["publisher", "frames", "copies", "packets"]);
+}
+
+/// The same of subscribers whose publishers are killed.
+#[test]
+fn nothing_leaks_when_publishers_die() {
+    let site = Site::new("leaks-kill");
+    let watched = site.watch("a", "newest");
+    let publish = || {
+        start(&mut site.launch(
+            "videotestsrc is-live=true ! video/x-raw,width=160,height=120,framerate=60/1 ! tee name=t \
+             t. ! queue ! cuframessink name=pub key=a \
+             t. ! queue ! x264enc tune=zerolatency key-int-max=10 ! h264parse ! pub.packets_0",
+        ))
+    };
+    let rest = "num-buffers=150 ! queue ! fakesink sync=false";
+    let frames = traced(&site, &format!("cuframessrc key=a {rest}"), "frames");
+    let copies = traced(&site, &format!("cuframessrc key=a max-held=0 {rest}"), "copies");
+    let packets = traced(&site, &format!("cuframespacketsrc key=a {rest}"), "packets");
+    for _ in 0..3 {
+        let publisher = publish();
+        watched.more(30);
+        publisher.signal(Signal::SIGKILL);
+    }
+    let _publisher = publish();
+    for process in [frames, copies, packets] {
+        process.success();
+    }
+    no_leaks_in(&site, &["frames", "copies", "packets"]);
 }
 
 /// Decoders of GPUs name types in their caps that a subscriber has never heard of.
