@@ -135,3 +135,41 @@ impl BufferPoolImpl for SlotPool {
         lock(&self.state).flushing = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PublisherConfig;
+    use crate::memory::host::HostBackend;
+    use crate::memory::{Chunk, Kind};
+
+    /// What it makes is only said to be of a device.
+    struct Device;
+
+    impl Backend for Device {
+        fn kind(&self) -> Kind {
+            Kind::CudaVmm
+        }
+
+        fn allocate(&self, slots: u32, size: usize) -> std::io::Result<Arc<dyn Chunk>> {
+            HostBackend.allocate(slots, size)
+        }
+    }
+
+    #[test]
+    fn upstream_of_host_memory_is_lent_no_slots_of_a_device() {
+        gst::init().unwrap();
+        let dir = std::env::temp_dir().join(format!("cuframes-pool-{}", std::process::id()));
+        let runtime_dir = Some(dir.clone());
+        let config = PublisherConfig { runtime_dir, ..PublisherConfig::new("a") };
+        let publisher = Publisher::open(config, Arc::new(Device), |_| {}).unwrap();
+        publisher.set_format("video/x-raw", 4096).unwrap();
+        let host: Arc<dyn Backend> = Arc::new(HostBackend);
+        // Upstream asks for a buffer before the first frame of its format comes.
+        let lent = slot_buffer(&publisher, &host, 4096, &|| false).unwrap().unwrap();
+        assert_eq!(lent.into_mapped_buffer_writable().unwrap().size(), 4096);
+        assert_eq!(publisher.stats().pool.memory, Kind::Host);
+        drop(publisher);
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}
