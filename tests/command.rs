@@ -9,7 +9,6 @@ use gstcuframes::memory::host::HostBackend;
 use gstcuframes::{PacketInfo, Publisher, PublisherConfig, TrackConfig};
 use support::{SIZE, Site, Viewer, fill, publish};
 
-#[allow(dead_code, reason = "what other tests need")]
 mod support;
 
 const CAPS: &str = "video/x-raw, format=(string)NV12, width=(int)320, height=(int)240";
@@ -93,7 +92,7 @@ fn top_shows_keys_tracks_and_subscribers() {
         assert_eq!(line(picture, "cam")[..5], ["cam", &pid, "NV12", "320x240", "0.0"]);
         assert_eq!(line(picture, "packets_0")[1..4], ["h264", "0.0", "0"]);
         // Name, pid, mode, rate, latency and its unit, lag, held, skipped, memory and its unit.
-        let subscriber = line(picture, "detector?[2J");
+        let subscriber = line(picture, "detector\u{fffd}[2J");
         assert_eq!(subscriber[2..5], [&pid, "newest", "0.0"]);
         assert_eq!(subscriber[6..10], ["ms", "1", "1/2", "0"]);
         assert_eq!(subscriber[11..], ["KiB"]);

@@ -11,7 +11,6 @@ use gstcuframes::{Publisher, PublisherConfig, TrackConfig};
 use nix::sys::signal::Signal;
 use support::{SIZE, Site};
 
-#[allow(dead_code, reason = "what other tests need")]
 mod support;
 
 const CAPS: &str =

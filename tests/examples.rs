@@ -8,7 +8,6 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::Signal;
 use support::Site;
 
-#[allow(dead_code, reason = "what other tests need")]
 mod support;
 
 fn examples() -> PathBuf {

@@ -15,7 +15,6 @@ use gstcuframes::{
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
 use support::{CAPS, SIZE, Site, fill, publish, until};
 
-#[allow(dead_code, reason = "what other tests need")]
 mod support;
 
 const OWN: (u16, u16) = (*VERSIONS.start(), *VERSIONS.end());

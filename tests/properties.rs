@@ -88,7 +88,7 @@ mod messages {
             (any::<(u32, u64, u64)>(), text()).prop_map(|((track, published, bytes), caps)| {
                 TrackStatus { track, caps, published, in_ring: bytes / 2, too_big: 1, bytes }
             });
-        let subscriber = (any::<(u32, i32, u64)>(), ".{0,40}", any::<Option<u32>>()).prop_map(
+        let subscriber = (any::<(u32, i32, u64)>(), "\\PC{0,40}", any::<Option<u32>>()).prop_map(
             |((id, pid, received), name, latency)| SubscriberStatus {
                 id,
                 name,
@@ -105,7 +105,7 @@ mod messages {
                 latency_ns: latency.map(u64::from),
             },
         );
-        let texts = (".{0,40}", ".{0,40}", text());
+        let texts = ("\\PC{0,40}", "\\PC{0,40}", text());
         let entries = (vec(track, 0..4), vec(subscriber, 0..4));
         let numbers = any::<(i32, u32, u64, i64, u64, Option<u32>)>();
         (texts, entries, numbers, 1..4u32).prop_map(

@@ -7,7 +7,6 @@ use gst::glib;
 use gst::prelude::*;
 use support::{Site, until};
 
-#[allow(dead_code, reason = "what other tests need")]
 mod support;
 
 /// Once for all: registering anew replaces the factories that others are using.
