@@ -13,7 +13,7 @@ codec=h264 other=h265 left=1 scaled='' pause=1 gst='' nap=''
 while (($# > 2)); do
     case $1 in
         --codec) codec=$2 left=0 ;;
-        --scaled) [[ $2 =~ ^[0-9]+x[0-9]+$ ]] && scaled=$2 || fail "--scaled takes a size such as 640x360" ;;
+        --scaled) [[ $2 =~ ^[0-9]+x[0-9]+$ ]] || fail "--scaled takes a size such as 640x360"; scaled=$2 ;;
         *) usage >&2; exit 2 ;;
     esac
     shift 2

@@ -38,9 +38,16 @@ fn packet(number: u32) -> Vec<u8> {
     bytes
 }
 
+/// Frames are published in the memory of a GPU.
+fn on_gpu() -> bool {
+    std::env::var_os("CUFRAMES_FAULTS_ON_GPU").is_some()
+}
+
 fn size_caps(wide: bool) -> gst::Caps {
     let (width, height) = if wide { (320, 240) } else { (160, 120) };
-    let caps = format!("video/x-raw,format=GRAY8,width={width},height={height},framerate={FPS}/1");
+    let format = if on_gpu() { "NV12" } else { "GRAY8" };
+    let caps =
+        format!("video/x-raw,format={format},width={width},height={height},framerate={FPS}/1");
     caps.parse().unwrap()
 }
 
@@ -80,7 +87,8 @@ fn commands() -> impl Iterator<Item = String> {
 fn error_of(message: &gst::Message) -> Option<(bool, String)> {
     match message.view() {
         gst::MessageView::Error(e) => {
-            Some((e.error().matches(gst::ResourceError::Busy), e.error().to_string()))
+            let text = format!("{} {:?}", e.error(), e.debug());
+            Some((e.error().matches(gst::ResourceError::Busy), text))
         }
         _ => None,
     }
@@ -88,16 +96,29 @@ fn error_of(message: &gst::Message) -> Option<(bool, String)> {
 
 /// Publishes frames and packets of one life of a camera. If the key is taken it waits until it is free.
 pub fn publish(dir: &Path, key: &str, life: u32, wide: bool) {
-    let description = format!(
-        "videotestsrc name=camera is-live=true pattern=black ! capsfilter name=filter ! pub.sink \
-         appsrc name=packets format=time is-live=true caps=video/x-h264,stream-format=byte-stream,alignment=au \
-         ! pub.packets_0 cuframessink name=pub key={key} runtime-dir={}",
-        dir.display()
-    );
-    let warm = pipeline(&description);
+    let upload = if on_gpu() { "cudaupload !" } else { "" };
+    let describe = |key: &str| {
+        format!(
+            "videotestsrc name=camera is-live=true pattern=black ! capsfilter name=filter ! {upload} pub.sink \
+             appsrc name=packets format=time is-live=true caps=video/x-h264,stream-format=byte-stream,alignment=au \
+             ! pub.packets_0 cuframessink name=pub key={key} runtime-dir={}",
+            dir.display()
+        )
+    };
+    // What a process keeps from its first pipeline on; with a GPU, from its first frame on.
+    let warm = pipeline(&describe(&format!("warm-{}", std::process::id())));
+    if on_gpu() {
+        warm.by_name("filter").unwrap().set_property("caps", size_caps(wide));
+        warm.set_state(gst::State::Playing).unwrap();
+        let sink = warm.by_name("pub").unwrap();
+        while sink.property::<gst::Structure>("stats").get::<u64>("published").unwrap() == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
     warm.set_state(gst::State::Null).unwrap();
+    drop(warm);
     let before = resources();
-    let pipeline = pipeline(&description);
+    let pipeline = pipeline(&describe(key));
     let by_name = |name| pipeline.by_name(name).unwrap();
     let (camera, filter, packets) = (by_name("camera"), by_name("filter"), by_name("packets"));
     filter.set_property("caps", size_caps(wide));

@@ -25,7 +25,16 @@ pub struct Child {
 
 impl Child {
     pub fn start(role: &str, dir: &Path) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        let mut command = match std::env::var_os("ON_GPU") {
+            // This program was started through a launcher, which current_exe would be.
+            Some(launcher) => {
+                let mut command = Command::new(launcher);
+                command.arg(std::env::args_os().next().unwrap());
+                command
+            }
+            None => Command::new(std::env::current_exe().unwrap()),
+        };
+        let mut process = command
             .args(["--exact", "child", "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
             .env(DIR, dir)
