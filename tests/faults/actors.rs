@@ -96,10 +96,11 @@ fn error_of(message: &gst::Message) -> Option<(bool, String)> {
 
 /// Publishes frames and packets of one life of a camera. If the key is taken it waits until it is free.
 pub fn publish(dir: &Path, key: &str, life: u32, wide: bool) {
+    // The caps change at any time, also while the camera negotiates the last ones.
     let upload = if on_gpu() { "cudaupload !" } else { "" };
     let describe = |key: &str| {
         format!(
-            "videotestsrc name=camera is-live=true pattern=black ! capsfilter name=filter ! {upload} pub.sink \
+            "videotestsrc name=camera is-live=true pattern=black ! capsfilter name=filter caps-change-mode=delayed ! {upload} pub.sink \
              appsrc name=packets format=time is-live=true caps=video/x-h264,stream-format=byte-stream,alignment=au \
              ! pub.packets_0 cuframessink name=pub key={key} runtime-dir={}",
             dir.display()
