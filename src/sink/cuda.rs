@@ -73,11 +73,9 @@ impl DeviceSlots {
         self.sync
     }
 
-    /// Whether the slots are in the context of this memory.
-    pub fn serve(&self, memory: &gst::MemoryRef) -> bool {
-        gstcuda::memory_context(memory)
-            .and_then(|context| context.driver_context().ok())
-            .is_some_and(|context| context == self.context)
+    /// Whether the slots are in this context.
+    pub fn are_in(&self, context: &CudaContext) -> bool {
+        context.driver_context().is_ok_and(|context| context == self.context)
     }
 
     /// Offers the slots to upstream, whose context this is.

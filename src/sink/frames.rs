@@ -81,9 +81,10 @@ impl FrameSink {
         let mut sync = SyncMode::Host;
         if is_cuda(caps) {
             let memory = first.peek_memory(0);
-            let slots = match state.slots.take().filter(|slots| slots.serve(memory)) {
+            let context = context_of(memory)?;
+            let slots = match state.slots.take().filter(|slots| slots.are_in(&context)) {
                 Some(slots) => slots,
-                None => DeviceSlots::new(&context_of(memory)?, published.memory())?,
+                None => DeviceSlots::new(&context, published.memory())?,
             };
             sync = slots.sync();
             state.device = Some(DeviceSink::new(publisher, slots.clone(), caps, memory)?);
@@ -145,7 +146,12 @@ impl FrameSink {
     ) -> Result<(), gpu::Error> {
         self.context.clear();
         let context = self.context.ensure(&*self.obj(), -1)?;
-        let slots = DeviceSlots::new(&context, self.published().memory())?;
+        let known = lock(&self.state).slots.clone().filter(|slots| slots.are_in(&context));
+        // The same for all that upstream asks for: all slots move when their backend is another.
+        let slots = match known {
+            Some(slots) => slots,
+            None => DeviceSlots::new(&context, self.published().memory())?,
+        };
         slots.propose(publisher, &context, caps, query)?;
         lock(&self.state).slots = Some(slots);
         Ok(())
