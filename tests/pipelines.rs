@@ -1,6 +1,6 @@
 //! Real processes: gst-launch, the scripts that are the manual, and a camera over RTSP.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -710,4 +710,165 @@ fn picture_and_sound_are_recorded_together() {
     for times in [&video, &sound] {
         assert!(times.windows(2).all(|pair| pair[1].0 > pair[0].0), "{times:?}");
     }
+}
+
+/// A camera whose frames and packets are published as `cam1`, until both are dropped.
+fn published(site: &Site, options: &str) -> (Running, Running) {
+    let (camera, url) = site.camera(&format!("--fps 30 --gop 15 {options}"));
+    let mut publish = site.script("publish-rtsp.sh");
+    let publisher = start(publish.args(["--codec", "h264", &url, "cam1"]));
+    (camera, publisher)
+}
+
+#[test]
+fn a_list_of_cameras_makes_a_mosaic() {
+    let site = Site::new("mosaic");
+    let (_camera, url) = site.camera("--size 320x240 --fps 30 --gop 15");
+    let list = site.path("list");
+    std::fs::write(
+        &list,
+        format!("# two\ncam1 {url} --codec h264\n\ncam2 {url} --scaled 160x120\n"),
+    )
+    .unwrap();
+    let publishers = start(site.script("publish-many.sh").arg(&list));
+    let keys = ["cam1", "cam2", "cam2.sub"];
+    for watched in keys.map(|key| site.watch(key, "newest")) {
+        watched.more(5);
+        watched.check();
+    }
+    // None is black.
+    let mosaic = ["cam1", "cam2", "nobody", "cam1", "mosaic", "640x480"];
+    let _mosaic = start(site.script("mosaic.sh").args(mosaic));
+    let picture = site.path("mosaic.raw");
+    // Some frames later all that are there have delivered.
+    let take = format!(
+        "cuframessrc key=mosaic num-buffers=50 ! video/x-raw,format=NV12,width=640,height=480 \
+         ! multifilesink location={} max-files=1",
+        picture.display()
+    );
+    start(&mut site.launch(&take)).success();
+    let luma = std::fs::read(&picture).unwrap();
+    let bright = |x: usize, y: usize| {
+        let lines = (y..y + 240).flat_map(|line| &luma[line * 640 + x..][..320]);
+        lines.filter(|&&pixel| pixel > 60).count() > 320 * 240 / 4
+    };
+    let tiles = [(0, 0), (320, 0), (0, 240), (320, 240)].map(|(x, y)| bright(x, y));
+    assert_eq!(tiles, [true, true, false, true]);
+
+    drop(publishers);
+    let live = || gstcuframes::keys(Some(&site.dir)).into_iter().any(|k| k.key != "mosaic");
+    until(|| !live());
+}
+
+#[test]
+fn browsers_and_programs_that_read_a_pipe_get_packets() {
+    let site = Site::new("live");
+    let _published = published(&site, "--size 320x240");
+    let dir = site.path("hls");
+    let _hls = start(site.script("hls.sh").args(["cam1", dir.to_str().unwrap(), "1"]));
+    let packets = site.path("packets.ts");
+    let frames = site.path("frames.y4m");
+    let into = |file: &Path| std::fs::File::create(file).unwrap();
+    let stream = start(site.script("stdout.sh").args(["--packets", "cam1"]).stdout(into(&packets)));
+    let raw = start(site.script("stdout.sh").args(["cam1", "160x120", "10"]).stdout(into(&frames)));
+
+    let length = |file: &Path| file.metadata().map_or(0, |m| m.len());
+    until(|| length(&packets) > 100_000 && length(&frames) > 200_000);
+    until(|| dir.join("live.m3u8").exists());
+    drop((stream, raw));
+    for file in [packets, dir.join("00000.ts")] {
+        let numbers = decode(&file);
+        let numbers: Vec<u32> = numbers.into_iter().map(|n| n.expect("a whole frame")).collect();
+        assert!(numbers.len() >= 15, "{}: {numbers:?}", file.display());
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+    }
+    let list = std::fs::read_to_string(dir.join("live.m3u8")).unwrap();
+    assert!(list.starts_with("#EXTM3U") && list.contains("00000.ts"), "{list}");
+    let raw = std::fs::read(frames).unwrap();
+    assert!(raw.starts_with(b"YUV4MPEG2 ") && raw[..60].windows(9).any(|w| w == b"W160 H120"));
+}
+
+#[test]
+fn packets_are_served_by_rtsp() {
+    let site = Site::new("restream");
+    let _published = published(&site, "--size 320x240");
+    let watched = site.watch("cam1", "newest");
+    watched.more(1);
+    let own = std::env::current_exe().unwrap();
+    let mut server = site.command(own.ancestors().nth(2).unwrap().join("examples/restream"));
+    // gst-rtsp-server 1.22 warns when clients of different transports meet.
+    server.args(["--listen", "127.0.0.1:0", "cam1"]).env_remove("G_DEBUG").stdout(Stdio::piped());
+    let mut server = server.spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    let _server = Running(server);
+    let url = first.trim().strip_prefix("ready ").expect(&first);
+    let again = site.watch("cam2", "strict");
+    let _publisher = start(site.script("publish-rtsp.sh").args(["--codec", "h264", url, "cam2"]));
+    again.more(30);
+    again.check();
+}
+
+/// A network of its own, as another host has it.
+struct Network(Running);
+
+impl Network {
+    fn new() -> Option<Self> {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", "echo; exec sleep 120"]).process_group(0);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        let said = BufReader::new(child.stdout.take().unwrap()).lines().next();
+        let network = Self(Running(child));
+        said.map(|_| network)
+    }
+
+    fn pid(&self) -> String {
+        self.0.0.id().to_string()
+    }
+
+    fn path(&self) -> String {
+        format!("--net=/proc/{}/ns/net", self.pid())
+    }
+
+    fn has(&self, line: &str) -> bool {
+        let mut command = Command::new("nsenter");
+        command.arg(self.path()).args(line.split(' ')).status().is_ok_and(|s| s.success())
+    }
+}
+
+/// Two networks with a cable between them: 10.77.0.1 and 10.77.0.2.
+fn two_hosts() -> Option<(Network, Network)> {
+    let (a, b) = (Network::new()?, Network::new()?);
+    let cable =
+        format!("ip link add cable netns {} type veth peer name cable netns {}", a.pid(), b.pid());
+    let up = |host: &Network, n| {
+        host.has(&format!("ip addr add 10.77.0.{n}/24 dev cable"))
+            && host.has("ip link set cable up")
+    };
+    (a.has(&cable) && up(&a, 1) && up(&b, 2)).then_some((a, b))
+}
+
+#[test]
+fn a_camera_is_published_on_another_host() {
+    let site = Site::new("hosts");
+    let Some((here, there)) = two_hosts() else {
+        // The harness keeps what a test that passes prints.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: two networks take root, unshare and ip");
+        return;
+    };
+    let _published = published(&site, "--size 320x240");
+    let on = |host: &Network, script: &str, args: [&str; 2]| {
+        let mut command = site.command("nsenter");
+        command.arg(host.path()).arg(site.script(script).get_program()).args(args);
+        command.env("CUFRAMES_PASSPHRASE", "only for the two of us");
+        command
+    };
+    let _sender = start(&mut on(&here, "send.sh", ["cam1", "7001"]));
+    let other = Site { dir: site.path("other"), _alive: std::sync::mpsc::channel().0 };
+    std::fs::create_dir(&other.dir).unwrap();
+    let mut receive = on(&there, "receive.sh", ["10.77.0.1:7001", "cam1"]);
+    let _receiver = start(receive.env("CUFRAMES_RUNTIME_DIR", &other.dir));
+    let watched = other.watch("cam1", "strict");
+    watched.more(30);
+    watched.check();
 }

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Puts four cameras into one picture and publishes that under KEY, so that any
+# number of processes show it: on the GPU where cudacompositor exists and the
+# frames of the first camera are there, else on the host.
+#
+#   mosaic.sh CAMERA CAMERA CAMERA CAMERA KEY [WIDTHxHEIGHT]
+#
+# A camera that is not there is black, one that stops keeps its last picture.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+
+arguments 5 "$@"
+key=$5 size=${6:-1280x720} compositor=compositor memory=''
+[[ $size =~ ^[0-9]+x[0-9]+$ ]] || { usage >&2; exit 2; }
+width=$((${size%x*} / 2 & ~1)) height=$((${size#*x} / 2 & ~1)) # even, as NV12 wants it
+if has cudacompositor && timeout 15 gst-launch-1.0 -v cuframessrc key="$1" num-buffers=1 ! fakesink \
+    | grep -q 'caps = video/x-raw(memory:CUDAMemory)'; then
+    compositor=cudacompositor memory='(memory:CUDAMemory)'
+fi
+
+# Each tile is scaled by the compositor; a queue that leaks never lets one camera wait for another.
+cameras=() tiles=()
+for n in 0 1 2 3; do
+    cameras+=(cuframessrc key="${*:n+1:1}" ! queue leaky=downstream max-size-buffers=2 ! mosaic.)
+    tiles+=("sink_$n::xpos=$(((n & 1) * width))" "sink_$n::ypos=$(((n >> 1) * height))"
+        "sink_$n::width=$width" "sink_$n::height=$height")
+done
+exec gst-launch-1.0 -q "$compositor" name=mosaic background=black "${tiles[@]}" \
+    ! "video/x-raw$memory,format=NV12,width=$((2 * width)),height=$((2 * height)),framerate=25/1" \
+    ! cuframessink key="$key" "${cameras[@]}"
