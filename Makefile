@@ -7,6 +7,7 @@
 # make soak SECONDS=3600       processes that are killed, stopped, restarted; SEED=… repeats, CAMERAS=8
 # make memcheck                the tests of the core under valgrind
 # make gpu-test                the tests that need an NVIDIA GPU
+# make deb                     target/debian/cuframes_*.deb, for Debian and Ubuntu on amd64
 # make lint                    what CI asks of the code and the scripts
 # make docs                    writes the element documentation anew
 
@@ -20,7 +21,7 @@ CASES ?= 1000000
 SECONDS ?= 600
 CAMERAS ?= 1
 
-.PHONY: help demo test fuzz soak memcheck gpu-test build install lint docs packages
+.PHONY: help demo test fuzz soak memcheck gpu-test build install deb lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -57,6 +58,10 @@ build: packages
 install: $(if $(and $(wildcard $(TARGET)/release/libgstcuframes.so),$(wildcard $(TARGET)/release/cuframes)),,build)
 	install -D -m 755 $(TARGET)/release/libgstcuframes.so '$(DESTDIR)$(PLUGINS)/libgstcuframes.so'
 	install -D -m 755 $(TARGET)/release/cuframes '$(DESTDIR)$(BIN)/cuframes'
+
+deb: packages
+	@command -v cargo-deb >/dev/null || { echo 'cargo-deb is missing: cargo install cargo-deb' >&2; exit 1; }
+	cargo deb --locked
 
 lint: packages
 	cargo fmt --check
