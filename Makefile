@@ -8,6 +8,8 @@
 # make memcheck                the tests of the core under valgrind
 # make gpu-test                the tests that need an NVIDIA GPU
 # make deb                     target/debian/cuframes_*.deb, for Debian and Ubuntu on amd64
+# make bench                   compares with other systems, into out/bench; BENCH='--subscribers 1,8 cuframes shm'
+# make bench-core              what the core does for a frame and a packet, in ns
 # make lint                    what CI asks of the code and the scripts
 # make docs                    writes the element documentation anew
 
@@ -21,7 +23,9 @@ CASES ?= 1000000
 SECONDS ?= 600
 CAMERAS ?= 1
 
-.PHONY: help demo test fuzz soak memcheck gpu-test build install deb lint docs packages
+BENCH ?= --subscribers 1,2,4,8
+
+.PHONY: help demo test fuzz soak memcheck gpu-test bench bench-core build install deb lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -50,6 +54,13 @@ gpu-test: packages
 	cargo build --locked --examples
 	cargo run --locked --release --example gpu-selftest
 	cargo test --locked --test gpu --test conformance -- --ignored --test-threads=1
+
+bench: packages
+	cargo build --release --locked --lib --example bench --example camera
+	$(TARGET)/release/examples/bench $(BENCH)
+
+bench-core: packages
+	cargo bench --locked --bench core
 
 build: packages
 	cargo build --release --locked --lib --bin cuframes

@@ -1,0 +1,131 @@
+//! Starts the processes of a system, and looks at them from outside.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use crate::Failure;
+use crate::role::{BEGIN, END, Task};
+
+/// A process of this run. It goes when this is dropped.
+pub struct Process {
+    child: Child,
+    pub out: BufReader<ChildStdout>,
+    input: Option<ChildStdin>,
+}
+
+impl Process {
+    /// This program again, in a role; `trace` is where strace writes its system calls.
+    pub fn role(task: &Task, trace: Option<&Path>) -> Result<Self, Failure> {
+        // Not current_exe: with a runner that is the runner's loader.
+        let own = std::env::args_os().next().ok_or("a program has a name")?;
+        Self::start(Path::new(&own), &[], Some(task), trace)
+    }
+
+    /// examples/camera, which says where it is.
+    pub fn camera(options: &[String]) -> Result<Self, Failure> {
+        Self::start(&camera().ok_or("there is no camera")?, options, None, None)
+    }
+
+    /// Through the runner that this program was started with (`$ON_GPU`), if any.
+    fn start(
+        program: &Path,
+        options: &[String],
+        task: Option<&Task>,
+        trace: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let mut words: Vec<PathBuf> = Vec::new();
+        if let Some(trace) = trace {
+            words.extend(["strace", "-f", "-qq", "-e", "signal=none", "-o"].map(PathBuf::from));
+            words.push(trace.into());
+        }
+        words.extend(std::env::var_os("ON_GPU").map(PathBuf::from));
+        words.push(program.into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(options);
+        if let Some(task) = task {
+            command.env("CUFRAMES_BENCH_ROLE", task.to_json());
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let out = BufReader::new(child.stdout.take().ok_or("no output")?);
+        Ok(Self { input: child.stdin.take(), out, child })
+    }
+
+    /// Lets it go on.
+    pub fn go(&mut self) -> Result<(), Failure> {
+        Ok(self.input.as_mut().ok_or("no input")?.write_all(b"\n")?)
+    }
+
+    /// Without a chance to clean up.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn wait(&mut self) -> Result<(), Failure> {
+        self.input = None;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Its memory in MiB, of what it shares with others its part.
+    pub fn memory(&self) -> Option<f64> {
+        let path = format!("/proc/{}/smaps_rollup", self.child.id());
+        let text = std::fs::read_to_string(path).ok()?;
+        let line = text.lines().find_map(|l| l.strip_prefix("Pss:"))?;
+        Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+    }
+
+    /// What its open memfds and files of shared memory take, in MiB.
+    pub fn shared_files(&self) -> Option<f64> {
+        let mut seen = HashSet::new();
+        let mut blocks = 0;
+        for entry in std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).ok()?.flatten() {
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            let shared = ["/memfd:", "/dev/shm/"]
+                .iter()
+                .any(|p| target.as_os_str().as_encoded_bytes().starts_with(p.as_bytes()));
+            if let Some(about) = shared.then(|| std::fs::metadata(entry.path()).ok()).flatten()
+                && seen.insert((about.dev(), about.ino()))
+            {
+                blocks += about.blocks();
+            }
+        }
+        Some(blocks as f64 * 512.0 / 1048576.0)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The simulated camera: where cargo builds it, or beside this program.
+pub fn camera() -> Option<PathBuf> {
+    let own = PathBuf::from(std::env::args_os().next()?);
+    Some(own.with_file_name("camera")).filter(|c| c.exists())
+}
+
+pub fn can_trace() -> bool {
+    let mut strace = Command::new("strace");
+    strace.args(["-qq", "-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
+    strace.status().is_ok_and(|s| s.success())
+}
+
+/// How often each system call was made in what counts of a trace.
+pub fn calls(trace: &Path) -> Result<BTreeMap<String, u64>, Failure> {
+    let text = String::from_utf8_lossy(&std::fs::read(trace)?).into_owned();
+    let mut calls = BTreeMap::new();
+    let counted = text.lines().skip_while(|l| !l.contains(BEGIN)).skip(1);
+    for line in counted.take_while(|l| !l.contains(END)) {
+        // "PID name(arguments) = result"; the second half of a call that was interrupted is "<... name".
+        let call = line.split_once(' ').and_then(|(_, rest)| rest.trim_start().split_once('('));
+        if let Some((name, _)) = call.filter(|(name, _)| !name.contains(' ')) {
+            *calls.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    Ok(calls)
+}

@@ -1,0 +1,139 @@
+//! What is compared.
+
+/// How a system is written in pipelines. In them `SITE` is a folder of the run's own, `CAPS` the caps of
+/// the frames, `URL` where the simulated camera is.
+pub struct System {
+    pub name: &'static str,
+    pub source: Source,
+    /// What the publisher has behind the source of frames; empty where there is none.
+    pub sink: &'static str,
+    /// Empty where there is nobody to hand frames to.
+    pub subscriber: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Source {
+    /// Frames are made in the publisher.
+    Made,
+    /// As that, and uploaded to the GPU.
+    Uploaded,
+    /// The publisher, if the system has one, decodes what a camera sends.
+    Camera,
+}
+
+/// What turns frames that are made into those of a CUDA system.
+pub const UPLOAD: &str = "cudaupload ! video/x-raw(memory:CUDAMemory) ! ";
+
+const fn made(name: &'static str, sink: &'static str, subscriber: &'static str) -> System {
+    System { name, source: Source::Made, sink, subscriber }
+}
+
+const fn uploaded(name: &'static str, sink: &'static str, subscriber: &'static str) -> System {
+    System { name, source: Source::Uploaded, sink, subscriber }
+}
+
+const fn camera(name: &'static str, sink: &'static str, subscriber: &'static str) -> System {
+    System { name, source: Source::Camera, sink, subscriber }
+}
+
+const SINK: &str = "cuframessink name=sink key=bench runtime-dir=SITE";
+const SRC: &str = "cuframessrc name=src key=bench runtime-dir=SITE";
+const SPIN: &str = "cuframessrc name=src key=bench spin=500 runtime-dir=SITE";
+
+macro_rules! rtsp {
+    () => {
+        "rtspsrc location=URL latency=0 protocols=tcp ! rtph264depay ! h264parse ! "
+    };
+}
+
+pub const SYSTEMS: [System; 18] = [
+    // What the publisher's CPU time is without a system: the rest of a row is what the system adds.
+    made("alone", "fakesink name=sink sync=false", ""),
+    made("cuframes", SINK, SRC),
+    made("cuframes-spin", SINK, SPIN),
+    made(
+        "unixfd",
+        "unixfdsink name=sink sync=false socket-path=SITE/unixfd",
+        "unixfdsrc name=src socket-path=SITE/unixfd",
+    ),
+    made(
+        "shm",
+        "shmsink name=sink sync=false wait-for-connection=false shm-size=200000000 socket-path=SITE/shm",
+        "shmsrc name=src is-live=true socket-path=SITE/shm ! CAPS",
+    ),
+    uploaded("alone-cuda", "fakesink name=sink sync=false", ""),
+    uploaded("cuframes-cuda", SINK, SRC),
+    uploaded("cuframes-cuda-spin", SINK, SPIN),
+    uploaded(
+        "cuframes-cuda-copy",
+        SINK,
+        "cuframessrc name=src key=bench io-mode=copy runtime-dir=SITE",
+    ),
+    uploaded(
+        "cuframes-cuda-event",
+        "cuframessink name=sink key=bench sync-mode=event runtime-dir=SITE",
+        SRC,
+    ),
+    uploaded(
+        "cuframes-cuda-host",
+        "cuframessink name=sink key=bench sync-mode=host runtime-dir=SITE",
+        SRC,
+    ),
+    uploaded(
+        "cudaipc",
+        "cudaipcsink name=sink sync=false ipc-mode=legacy address=SITE/cudaipc",
+        "cudaipcsrc name=src io-mode=import address=SITE/cudaipc",
+    ),
+    uploaded(
+        "cudaipc-copy",
+        "cudaipcsink name=sink sync=false ipc-mode=legacy address=SITE/cudaipc",
+        "cudaipcsrc name=src io-mode=copy address=SITE/cudaipc",
+    ),
+    uploaded(
+        "cudaipc-mmap",
+        "cudaipcsink name=sink sync=false ipc-mode=mmap address=SITE/cudaipc",
+        "cudaipcsrc name=src address=SITE/cudaipc",
+    ),
+    // The way without sharing: everybody has a connection and a decoder; and the same camera shared.
+    camera("decode", "", concat!(rtsp!(), "avdec_h264")),
+    camera(
+        "decode-shared",
+        concat!(rtsp!(), "avdec_h264 ! cuframessink name=sink key=bench runtime-dir=SITE"),
+        SRC,
+    ),
+    camera("decode-nv", "", concat!(rtsp!(), "nvh264dec")),
+    camera(
+        "decode-nv-shared",
+        concat!(rtsp!(), "nvh264dec ! cuframessink name=sink key=bench runtime-dir=SITE"),
+        SRC,
+    ),
+];
+
+impl System {
+    pub fn find(name: &str) -> Option<&'static Self> {
+        SYSTEMS.iter().find(|s| s.name == name)
+    }
+
+    /// Otherwise each subscriber is on its own.
+    pub fn publishes(&self) -> bool {
+        !self.sink.is_empty()
+    }
+
+    /// What this machine does not have of it.
+    pub fn missing(&self) -> Option<String> {
+        let upload = if self.source == Source::Uploaded { UPLOAD } else { "" };
+        let words = [upload, self.sink, self.subscriber];
+        let mut elements =
+            words.iter().flat_map(|p| p.split('!')).filter_map(|p| p.split_whitespace().next());
+        // What has a slash is caps.
+        let mut missing = elements
+            .by_ref()
+            .filter(|w| !w.contains('/') && *w != "CAPS")
+            .filter(|w| gst::ElementFactory::find(w).is_none());
+        if let Some(element) = missing.next() {
+            return Some(format!("no {element}"));
+        }
+        let no_camera = self.source == Source::Camera && crate::process::camera().is_none();
+        no_camera.then(|| "no program 'camera' beside this one".into())
+    }
+}
