@@ -20,7 +20,7 @@ use crate::core::error::{Context, Error, Result};
 use crate::core::frames::claim;
 use crate::core::layout::{LAYOUT_VERSION, MAGIC, MAX_SLOTS};
 use crate::core::shm::{Control, Mapping, Page, Sharing, TrackSegment};
-use crate::core::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::core::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::core::wake::{self, Doorbell, Interrupt};
 use crate::gpu::Uuid;
 use crate::memory::{Geometry, Imported, Importer, Kind};
@@ -104,11 +104,13 @@ pub(crate) struct Shared {
     pub epoch: u64,
     pub control: Control,
     pub page: Page,
-    /// Rings for every message, released frame, and interrupt.
+    /// Rings for every message and interrupt, and for a released frame if one is waited for.
     pub bell: Arc<Doorbell>,
     pub state: Mutex<State>,
     /// Frames in use.
     pub leases: AtomicU32,
+    /// The reader sleeps, or is about to, until there are fewer.
+    pub awaits_release: AtomicBool,
     /// Those of them whose claims a device clears.
     pub clearing: Mutex<Vec<u32>>,
     /// Frames that were copied instead of held, for the publisher's statistics.
@@ -455,6 +457,7 @@ fn open(
         bell: interrupt.bell().clone(),
         state: Mutex::default(),
         leases: AtomicU32::new(0),
+        awaits_release: AtomicBool::new(false),
         clearing: Mutex::default(),
         copied: AtomicU64::new(0),
         readers: Mutex::default(),

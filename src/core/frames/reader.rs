@@ -12,7 +12,7 @@ use crate::core::error::{Error, Result};
 use crate::core::layout::{FrameInfo, MAX_SEQ, Record, unpack_index};
 use crate::core::shm::Page;
 use crate::core::subscriber::{Next, Wait};
-use crate::core::sync::Ordering;
+use crate::core::sync::{Ordering, fence};
 use crate::core::wake;
 use crate::gpu::Event;
 use crate::memory::{Imported, Kind};
@@ -44,8 +44,13 @@ impl Drop for Lease {
         // Behind the release: who sees the lease gone may claim again.
         self.shared.leases.fetch_sub(1, Ordering::Release);
         self.shared.moved();
-        // A reader that holds all it may waits for this.
-        self.shared.bell.ring();
+        // A reader that holds all it may waits for this. The others sleep on, or do not sleep: a ring
+        // for each frame would be a system call, and wake those who wait for the publisher.
+        // Pairs with the fence in `Reader::next`: either we see that it waits, or it sees this release.
+        fence(Ordering::SeqCst);
+        if self.shared.awaits_release.load(Ordering::Relaxed) {
+            self.shared.bell.ring();
+        }
     }
 }
 
@@ -231,14 +236,19 @@ impl Reader {
             }
             let until = expected.map(|around| around.start).into_iter().chain(deadline).min();
             let left = until.map(|until| until - now);
-            if full && clearing {
-                // A device rings no bell.
-                shared.bell.wait(seen, Some(left.map_or(READY_STEP, |left| left.min(READY_STEP))));
-            } else if full {
-                shared.bell.wait(seen, left);
-            } else {
+            if !full {
                 shared.bell.wait_with(seen, (&h.futex, futex), left);
+                continue;
             }
+            shared.awaits_release.store(true, Ordering::Relaxed);
+            // Pairs with the fence in `Lease::drop`.
+            fence(Ordering::SeqCst);
+            if shared.leases.load(Ordering::Acquire) >= shared.credit {
+                // A device rings no bell.
+                let step = clearing.then_some(READY_STEP);
+                shared.bell.wait(seen, left.into_iter().chain(step).min());
+            }
+            shared.awaits_release.store(false, Ordering::Relaxed);
         }
     }
 

@@ -1,0 +1,66 @@
+//! The bench runs, and writes what docs/benchmarks.md says it does. How fast anything is does not matter here.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+#[test]
+fn a_short_run() {
+    let own = std::env::current_exe().unwrap();
+    let bench = own.ancestors().nth(2).unwrap().join("examples/bench");
+    let out = std::env::temp_dir().join(format!("cuframes-test-bench-{}", std::process::id()));
+    let words = "--frames 10 --size 320x240 --subscribers 1,2 --rounds 1 --lives 1 --out";
+    let mut command = Command::new(bench);
+    command.args(words.split(' ')).arg(&out).args(["alone", "cuframes", "unixfd", "decode-shared"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+
+    let text = std::fs::read_to_string(out.join("results.json")).unwrap();
+    let all: Value = serde_json::from_str(&text).unwrap();
+    assert!(all["machine"]["cores"].as_u64() > Some(0));
+    assert!(all["machine"]["kernel"].as_str().is_some_and(|k| !k.is_empty()));
+    assert!(all["versions"]["gstreamer"].as_str().is_some_and(|v| v.starts_with("GStreamer")));
+    let results = all["results"].as_array().unwrap();
+    let of = |system: &str, subscribers: u64| {
+        let mut found = results.iter().filter(|r| r["system"] == system);
+        found.find(|r| r["subscribers"] == subscribers).expect(system)
+    };
+    for subscribers in [1, 2] {
+        let result = of("cuframes", subscribers);
+        // Frames may be lost on a machine that is busy, not torn or repeated.
+        assert_eq!((&result["torn"], &result["repeated"]), (&0.into(), &0.into()), "{result}");
+        let lost = result["lost"].as_u64().unwrap();
+        assert_eq!(result["frames"].as_u64().unwrap() + lost, 10 * subscribers, "{result}");
+        for figure in [
+            "publisher_cpu_us_per_frame",
+            "subscriber_cpu_us_per_frame",
+            "publisher_switches_per_frame",
+            "subscriber_switches_per_frame",
+            "memory_mib",
+            "publisher_shared_mib",
+        ] {
+            assert!(result[figure]["median"].as_f64() > Some(0.0), "{figure}: {result}");
+        }
+        for quantile in ["p50", "p95", "p99", "max"] {
+            assert!(result["latency_us"][quantile]["median"].as_f64() > Some(0.0), "{result}");
+        }
+    }
+    let result = of("cuframes", 1);
+    assert!(result["first_frame_ms"]["median"].as_f64() > Some(0.0), "{result}");
+    assert!(result["recovery_ms"]["median"].is_number(), "{result}");
+    assert_eq!(result["restarts"], Value::from(vec![0]), "the source was not started again");
+    assert!(of("alone", 0)["publisher_cpu_us_per_frame"]["median"].is_number());
+    // What a machine lacks is named.
+    let skipped = all["skipped"].as_object().unwrap();
+    for system in ["unixfd", "decode-shared"] {
+        let there = results.iter().any(|r| r["system"] == system);
+        assert!(there != skipped.contains_key(system), "{system}: {said}");
+    }
+    let model = all["publisher_cost_us_per_frame"].as_array().unwrap();
+    assert!(model.iter().any(|m| m["system"] == "cuframes" && m["b"].is_number()));
+    for picture in ["latency.svg", "cpu.svg", "recovery.svg"] {
+        assert!(std::fs::read_to_string(out.join(picture)).unwrap().starts_with("<svg"));
+    }
+    std::fs::remove_dir_all(out).unwrap();
+}
