@@ -44,8 +44,10 @@ pub fn add_references(buffer: &mut gst::BufferRef, references: &[Reference]) {
     for reference in references {
         // What is no caps here is of no use to anybody here.
         let Ok(clock) = gst::Caps::from_str(&reference.clock) else { continue };
-        let time = gst::ClockTime::from_nseconds;
-        let (timestamp, duration) = (time(reference.timestamp), reference.duration.map(time));
+        // The largest number is no time, which another process may say all the same.
+        let time = |ns: u64| (ns < u64::MAX).then(|| gst::ClockTime::from_nseconds(ns));
+        let Some(timestamp) = time(reference.timestamp) else { continue };
+        let duration = reference.duration.and_then(time);
         gst::ReferenceTimestampMeta::add(buffer, &clock, timestamp, duration);
     }
 }

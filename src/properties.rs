@@ -107,6 +107,9 @@ pub fn packet_caps() -> gst::Caps {
     caps.build()
 }
 
+/// The longest time of a property, in ns: the largest number is none to GStreamer.
+pub const MAX_TIME: u64 = i64::MAX as u64;
+
 /// An unset or empty property is none.
 pub fn runtime_dir(dir: Option<&str>) -> Option<PathBuf> {
     dir.filter(|dir| !dir.is_empty()).map(PathBuf::from)

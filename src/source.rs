@@ -48,7 +48,8 @@ impl Settings {
             glib::ParamSpecUInt64::builder("connect-timeout")
                 .nick("Connect timeout")
                 .blurb("How long to wait for a publisher before that is an error (ns, 0 = for ever)")
-                .default_value(DEFAULT_CONNECT_TIMEOUT.nseconds())
+                .maximum(crate::properties::MAX_TIME)
+                    .default_value(DEFAULT_CONNECT_TIMEOUT.nseconds())
                 .mutable_ready()
                 .build(),
             glib::ParamSpecEnum::builder_with_default("on-lost", OnLost::default())

@@ -155,6 +155,41 @@ fn running_times_of_two_pipelines_agree() {
     assert!(compared > 10);
 }
 
+/// The publisher goes with PAUSED, and what the sinks know of it has to go with it.
+#[test]
+fn a_sink_that_was_ready_publishes_again() {
+    let setup = Setup::new("again");
+    let publisher = setup.pipeline(&format!(
+        "{} ! tee name=t t. ! queue ! x264enc tune=zerolatency ! h264parse ! pub.packets_0 \
+         t. ! queue ! pub.sink cuframessink name=pub key=a",
+        source(100_000)
+    ));
+    for state in [gst::State::Ready, gst::State::Null, gst::State::Ready] {
+        publisher.play();
+        let subscriber = setup.pipeline(
+            "cuframessrc name=src key=a ! fakesink sync=false \
+             cuframespacketsrc name=packets key=a ! fakesink sync=false",
+        );
+        subscriber.play();
+        until(|| subscriber.stat("src", "received") >= 3);
+        until(|| subscriber.stat("packets", "received") >= 3);
+        publisher.0.set_state(state).unwrap();
+    }
+}
+
+/// Its pad's thread waits for PLAYING then.
+#[test]
+fn a_pad_is_released_while_a_buffer_waits() {
+    let setup = Setup::new("released");
+    let publisher =
+        setup.pipeline(&format!("{} ! cuframessink name=pub key=a sync=true", source(100)));
+    publisher.0.set_state(gst::State::Paused).unwrap();
+    let sink = publisher.get("pub");
+    let pad = sink.static_pad("sink").unwrap();
+    sink.release_request_pad(&pad);
+    assert!(sink.static_pad("sink").is_none());
+}
+
 /// Its latency makes a camera's frames older than a pipeline that starts with them.
 #[test]
 fn strict_sources_keep_what_is_older_than_their_pipeline() {

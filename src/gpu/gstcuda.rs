@@ -343,10 +343,11 @@ impl ContextSlot {
 
     /// For the element's and its pads' queries: answers a CONTEXT query for CUDA's.
     pub fn answer(&self, element: &impl IsA<gst::Element>, query: &mut gst::QueryRef) -> bool {
-        let Some(context) = self.get() else { return false };
+        // First, as the lock may be held for as long as a context takes to be made.
         if query.type_() != gst::QueryType::Context {
             return false;
         }
+        let Some(context) = self.get() else { return false };
         let element = element.upcast_ref::<gst::Element>().as_ptr();
         // SAFETY: all three are valid, and the query is ours to write.
         let answered = unsafe {

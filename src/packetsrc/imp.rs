@@ -279,6 +279,7 @@ impl ObjectImpl for CuframesPacketSrc {
                 glib::ParamSpecUInt64::builder("preroll-time")
                     .nick("Preroll time")
                     .blurb("With start=latest-keyframe, begin so far in the past at least, if it is still there (ns)")
+                    .maximum(crate::properties::MAX_TIME)
                     .default_value(DEFAULT_PREROLL_TIME.nseconds())
                     .mutable_ready()
                     .build(),
@@ -492,7 +493,7 @@ impl PushSrcImpl for CuframesPacketSrc {
             buffer.set_dts(time(packet.info.dts));
             buffer.set_duration(packet.info.duration.map(gst::ClockTime::from_nseconds));
             buffer.set_offset(packet.seq);
-            buffer.set_offset_end(packet.seq + 1);
+            buffer.set_offset_end(packet.seq.saturating_add(1));
             meta::add_packet(buffer, PacketId { track: settings.track, seq: packet.seq });
             meta::add_references(buffer, &packet.info.references);
         }

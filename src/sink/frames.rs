@@ -65,6 +65,12 @@ impl FrameSink {
         self.published().get()
     }
 
+    /// Forgets the publisher. It goes with PAUSED, but a base sink stops with READY.
+    pub fn reset(&self) {
+        let state = std::mem::take(&mut *lock(&self.state));
+        drop(state);
+    }
+
     /// Tells subscribers of a new format, and prepares for the memory that its frames are in.
     fn announce(
         &self,
@@ -276,7 +282,7 @@ impl ElementImpl for FrameSink {
 
 impl BaseSinkImpl for FrameSink {
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        *lock(&self.state) = State::default();
+        self.reset();
         self.context.clear();
         Ok(())
     }

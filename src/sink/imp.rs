@@ -368,6 +368,7 @@ impl ObjectImpl for CuframesSink {
                 glib::ParamSpecUInt64::builder("wait-timeout")
                     .nick("Wait timeout")
                     .blurb("With policy=wait, a subscriber that does not take a frame or packet for this long is sent away (ns)")
+                    .maximum(crate::properties::MAX_TIME)
                     .default_value(DEFAULT_WAIT_TIMEOUT.nseconds())
                     .mutable_ready()
                     .build(),
@@ -398,12 +399,14 @@ impl ObjectImpl for CuframesSink {
                 glib::ParamSpecUInt64::builder("stall-timeout")
                     .nick("Stall timeout")
                     .blurb("A subscriber that holds frames and takes no new one for this long is sent away (ns, 0 = never)")
+                    .maximum(crate::properties::MAX_TIME)
                     .default_value(DEFAULT_STALL_TIMEOUT.nseconds())
                     .mutable_ready()
                     .build(),
                 glib::ParamSpecUInt64::builder("packet-buffer-time")
                     .nick("Packet buffer time")
                     .blurb("As many whole groups of pictures as it takes for this much are kept; older packets are given up (ns)")
+                    .maximum(crate::properties::MAX_TIME)
                     .default_value(DEFAULT_PACKET_BUFFER_TIME.nseconds())
                     .mutable_ready()
                     .build(),
@@ -610,11 +613,14 @@ impl ElementImpl for CuframesSink {
             .downcast_ref::<gst::GhostPad>()
             .and_then(|ghost| ghost.target())
             .and_then(|target| target.parent_element());
+        // First, as it ends what its pad's thread waits for, which holds the pad meanwhile.
+        if let Some(sink) = &sink {
+            sink.set_locked_state(true);
+            let _ = sink.set_state(gst::State::Null);
+        }
         let _ = pad.set_active(false);
         let _ = obj.remove_pad(pad);
         if let Some(sink) = sink {
-            sink.set_locked_state(true);
-            let _ = sink.set_state(gst::State::Null);
             let _ = obj.remove(&sink);
         }
     }
@@ -647,6 +653,13 @@ impl ElementImpl for CuframesSink {
         if transition == gst::StateChange::PausedToReady
             || transition == gst::StateChange::ReadyToPaused && changed.is_err()
         {
+            for child in self.obj().children() {
+                if let Some(sink) = child.downcast_ref::<FrameSink>() {
+                    sink.imp().reset();
+                } else if let Some(sink) = child.downcast_ref::<PacketSink>() {
+                    sink.imp().reset();
+                }
+            }
             // Dropped outside the lock: it waits for the publisher's thread.
             let publisher = lock(&self.published.publisher).take();
             drop(publisher);

@@ -39,6 +39,13 @@ impl super::PacketSink {
     }
 }
 
+impl PacketSink {
+    /// Forgets the publisher. It goes with PAUSED, but a base sink stops with READY.
+    pub fn reset(&self) {
+        *lock(&self.state) = State::default();
+    }
+}
+
 #[glib::object_subclass]
 impl ObjectSubclass for PacketSink {
     const NAME: &'static str = "GstCuframesPacketSink";
@@ -80,7 +87,7 @@ impl ElementImpl for PacketSink {
 
 impl BaseSinkImpl for PacketSink {
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        *lock(&self.state) = State::default();
+        self.reset();
         Ok(())
     }
 

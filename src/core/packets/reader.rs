@@ -389,10 +389,11 @@ fn newest_keyframe(view: &TrackView) -> Option<u64> {
 /// The keyframes that are there and where they begin, from `newest` on backwards.
 fn keyframes(ring: Ring<'_>, newest: Option<u64>) -> impl Iterator<Item = (u64, Meta)> {
     let read = move |at| read_entry(ring, at).ok().map(|(_, meta)| (at, meta));
-    std::iter::successors(newest.and_then(read), move |(at, meta)| {
+    let all = std::iter::successors(newest.and_then(read), move |(at, meta)| {
         // A link that does not lead back is a lie, and leads nowhere.
         meta.before.filter(|before| before < at).and_then(read)
-    })
+    });
+    all.take(ring.most_packets())
 }
 
 /// The first that is wanted, or else the last.
@@ -414,11 +415,11 @@ fn first_or_last(
 /// The time of the last packet of which `counts` is true, from a keyframe on.
 fn time_of_last(ring: Ring<'_>, keyframe: u64, meta: &Meta, counts: impl Fn(&Meta) -> bool) -> i64 {
     let (head, mut at, mut time) = (ring.head(), keyframe, meta.time());
-    while at < head
-        && let Ok((entry, meta)) = read_entry(ring, at)
-        && entry.end() > at
-        && counts(&meta)
-    {
+    for _ in 0..ring.most_packets() {
+        let Ok((entry, meta)) = read_entry(ring, at) else { break };
+        if at >= head || entry.end() <= at || !counts(&meta) {
+            break;
+        }
         (at, time) = (entry.end(), meta.time());
     }
     time

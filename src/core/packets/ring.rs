@@ -75,6 +75,11 @@ impl<'a> Ring<'a> {
         (&self.words[at..at + first], &self.words[..words - first])
     }
 
+    /// No ring has more packets than this. Who follows a writer that lies comes to an end by it.
+    pub fn most_packets(&self) -> usize {
+        (self.capacity() / HEADER).min(1 << 24) as usize
+    }
+
     pub fn capacity(&self) -> u64 {
         self.words.len() as u64 * 8
     }

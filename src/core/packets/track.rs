@@ -261,7 +261,8 @@ impl Track {
 
     /// Gives up the oldest GOPs while those behind them cover the time that is wanted.
     fn forget_what_is_old(&self, state: &mut State) {
-        let oldest = wake::now_ns().saturating_sub(self.config.time.as_nanos() as i64);
+        let oldest = wake::now_ns()
+            .saturating_sub(i64::try_from(self.config.time.as_nanos()).unwrap_or(i64::MAX));
         let mut kept = None;
         while let Some((start, _)) = state.keyframes.get(1).filter(|(_, at)| *at <= oldest) {
             kept = Some(*start);
