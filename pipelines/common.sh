@@ -44,6 +44,14 @@ decoder() {
     fail "no decoder for $1; on Debian and Ubuntu the package gstreamer1.0-libav has one"
 }
 
+# decode_live DECODER: sets `decode` to what decodes a stream that one joins in its midst. Those of libav
+# would also show what refers to pictures that never came.
+decode_live() {
+    decode=("$1")
+    # shellcheck disable=SC2034 # used by the caller
+    if [[ $1 == avdec_* ]]; then decode+=(output-corrupt=false); fi
+}
+
 # scaler DECODER: what makes its frames smaller, where they are.
 scaler() {
     case $1 in

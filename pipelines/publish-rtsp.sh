@@ -24,6 +24,7 @@ trap 'kill -INT $gst 2>/dev/null; kill $nap 2>/dev/null; wait; exit 130' INT TER
 trap 'rm -f "$log"' EXIT
 
 while decoder=$(decoder "$codec") || exit; do
+    decode_live "$decoder"
     SECONDS=0 packed=avc frames=() memory=''
     [[ $codec == h264 ]] || packed=hvc1
     if [[ $scaled ]]; then
@@ -40,7 +41,7 @@ while decoder=$(decoder "$codec") || exit; do
         ! "video/x-$codec,stream-format=$packed,alignment=au" \
         ! "${codec}parse" config-interval=-1 ! watchdog timeout=10000 \
         ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=camera \
-        camera. ! queue leaky=downstream ! "$decoder" "${frames[@]}" \
+        camera. ! queue leaky=downstream ! "${decode[@]}" "${frames[@]}" \
         ! cuframessink name=publisher key="$key" forward-eos=false \
         camera. ! queue ! publisher.packets_0 2>"$log" & gst=$! && wait "$gst"
     gst=''

@@ -714,7 +714,7 @@ fn picture_and_sound_are_recorded_together() {
 
 /// A camera whose frames and packets are published as `cam1`, until both are dropped.
 fn published(site: &Site, options: &str) -> (Running, Running) {
-    let (camera, url) = site.camera(&format!("--fps 30 --gop 15 {options}"));
+    let (camera, url) = site.camera(&format!("--fps 30 --gop 15 --slices 3 {options}"));
     let mut publish = site.script("publish-rtsp.sh");
     let publisher = start(publish.args(["--codec", "h264", &url, "cam1"]));
     (camera, publisher)

@@ -15,6 +15,8 @@ Usage: camera [OPTION]...
   --gop N           frames from one keyframe to the next (one second)
   --bitrate KBITS   kbit/s of video (4147 at 1920x1080 and 30 fps, else in proportion)
   --bframes N       B-frames between two other frames, 0 to 16 (0)
+  --slices N        slices of each picture, H.264 without B-frames only (1); with more than one, a client that
+                    joins others may miss the first slices of its first picture
   --audio           add AAC audio
   --file PATH       loop the H.264 or H.265 of this file, as it is, instead of a test picture
   --frames N        end each stream after N frames
@@ -50,6 +52,7 @@ pub struct Options {
     pub gop: Option<u32>,
     pub bitrate: Option<u32>,
     pub bframes: u32,
+    pub slices: u32,
     pub audio: bool,
     pub file: Option<PathBuf>,
     pub frames: Option<u32>,
@@ -68,6 +71,7 @@ impl Options {
             gop: None,
             bitrate: None,
             bframes: 0,
+            slices: 1,
             audio: false,
             file: None,
             frames: None,
@@ -105,6 +109,7 @@ impl Options {
                 "--gop" => options.gop = Some(number(&name, &value()?, 1)?),
                 "--bitrate" => options.bitrate = Some(number(&name, &value()?, 1)?),
                 "--bframes" => options.bframes = number(&name, &value()?, 0)?,
+                "--slices" => options.slices = number(&name, &value()?, 1)?,
                 "--audio" => options.audio = true,
                 "--file" => options.file = Some(value()?.into()),
                 "--frames" => options.frames = Some(number(&name, &value()?, 1)?),
@@ -167,7 +172,11 @@ impl Options {
         let bframes = self.bframes;
         let common = format!("speed-preset=ultrafast key-int-max={gop} bitrate={bitrate}");
         match (self.codec, bframes) {
-            (Codec::H264, 0) => format!("x264enc tune=zerolatency {common}"),
+            // Otherwise it makes a slice a thread.
+            (Codec::H264, 0) => {
+                let slices = self.slices;
+                format!("x264enc tune=zerolatency threads=1 option-string=slices={slices} {common}")
+            }
             (Codec::H264, _) => format!("x264enc b-adapt=false bframes={bframes} {common}"),
             (Codec::H265, 0) => format!("x265enc tune=zerolatency {common}"),
             (Codec::H265, _) => {
