@@ -488,6 +488,28 @@ fn flushing_upstream_passes_a_sink_that_waits() {
     drop(closed);
 }
 
+/// Upstream may wait for a slot in the pool that it was offered: a seek of it is over at once all the same.
+#[test]
+fn upstream_that_waits_can_seek() {
+    let setup = Setup::new("seek-waits");
+    let publisher = setup.pipeline(&format!(
+        "{} ! videoconvert ! video/x-raw,format=I420 ! cuframessink name=pub key=a policy=wait wait-timeout=3600000000000",
+        source(1_000_000)
+    ));
+    let subscriber =
+        setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
+    let closed = subscriber.hold("out");
+    subscriber.play();
+    publisher.play();
+    publisher.until_it_stands("pub");
+    publisher.0.seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO).unwrap();
+    publisher.0.set_state(gst::State::Paused).unwrap();
+    publisher.play();
+    let before = publisher.stat("pub", "published");
+    drop(closed);
+    until(|| publisher.stat("pub", "published") > before + 20);
+}
+
 /// A publisher that waits for a subscriber pauses and plays again, and the stream goes on.
 #[test]
 fn a_sink_that_waits_can_be_paused() {

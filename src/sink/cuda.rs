@@ -1,13 +1,15 @@
 //! Frames of device memory: where upstream could write them into a slot, they are published as they are,
 //! else by one asynchronous copy on the stream of whoever made them. The CPU waits for neither.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use gst_video::VideoInfo;
 
+use super::imp::lock;
+use super::pool::Flushing;
 use super::{Memory, SyncMode};
 use crate::core::Publisher;
-use crate::gpu::gstcuda::{self, Content, CudaContext};
+use crate::gpu::gstcuda::{self, Content, CudaContext, CudaStream};
 use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream, pool};
 use crate::log::CAT;
 use crate::memory::Backend;
@@ -29,6 +31,8 @@ pub struct DeviceSlots {
     backend: Arc<dyn Backend>,
     /// Never [`SyncMode::Auto`].
     sync: SyncMode,
+    /// The stream that upstream's buffers were lent for last.
+    lent_for: Mutex<Option<Stream>>,
 }
 
 impl DeviceSlots {
@@ -66,7 +70,7 @@ impl DeviceSlots {
         } else {
             Arc::new(CudaBackend::new(context.clone())?)
         };
-        Ok(Arc::new(Self { context, backend, sync }))
+        Ok(Arc::new(Self { context, backend, sync, lent_for: Mutex::default() }))
     }
 
     pub fn sync(&self) -> SyncMode {
@@ -78,11 +82,12 @@ impl DeviceSlots {
         context.driver_context().is_ok_and(|context| context == self.context)
     }
 
-    /// Offers the slots to upstream, whose context this is.
+    /// Offers the slots to upstream, whose context this is, and which waits for none while `sink` says that
+    /// it is flushing.
     pub fn propose(
         self: &Arc<Self>,
         publisher: &Arc<Publisher>,
-        context: &CudaContext,
+        (context, sink): (&CudaContext, Flushing),
         caps: &gst::Caps,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gpu::Error> {
@@ -96,11 +101,25 @@ impl DeviceSlots {
         let layout = aligned(&video)?;
         let (slots, publisher) = (self.clone(), Arc::downgrade(publisher));
         let own = context.clone();
-        let pool = pool::lending_pool(context, move |wanted, cancelled| {
-            slots.lend(&publisher, &own, wanted, cancelled)
+        let pool = pool::lending_pool(context, move |wanted, flushing| {
+            slots.lend(&publisher, &own, wanted, &|| flushing() || sink())
         })?;
         query.add_allocation_pool(Some(&pool), layout.size() as u32, MORE_THAN_SURFACES, 0);
         Ok(())
+    }
+
+    /// Lets the work on a new stream of upstream come behind that on its last one.
+    fn follow(&self, stream: Option<&CudaStream>) -> Result<(), gpu::Error> {
+        let stream = stream.map_or_else(
+            || Stream::default_of(&self.context),
+            |stream| stream.driver_stream(&self.context),
+        );
+        let handle = stream.handle();
+        let before = lock(&self.lent_for).replace(stream);
+        match before.filter(|before| before.handle() != handle) {
+            Some(before) => before.synchronize(),
+            None => Ok(()),
+        }
     }
 
     /// A buffer on a slot; where none is free, on other memory of the device.
@@ -119,10 +138,12 @@ impl DeviceSlots {
                 // Upstream can't be made to skip a frame.
                 return Ok(gstcuda::allocate(context, stream, &wanted.video)?);
             };
+            self.follow(stream)?;
             let at = (loan.address(), Content::Blank);
             // SAFETY: the loan is as many bytes of device memory, and keeps them until it is dropped.
             // What upstream has enqueued by then comes before what it writes to the next loan of that
-            // slot, and before what the sink copies there, which is in the order of a stream, too.
+            // slot, by the order of its stream or by `follow`, and before what the sink copies there,
+            // which is in the order of that stream, too.
             Ok(unsafe { gstcuda::wrap(context, stream, &layout, at, move || drop(loan)) }?)
         };
         let memory = memory().map_err(|e| {

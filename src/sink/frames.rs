@@ -10,7 +10,7 @@ use gst_video::video_frame::VideoBufferExt;
 
 use super::cuda::{DeviceSink, DeviceSlots};
 use super::imp::{Published, lock};
-use super::pool::slot_buffer;
+use super::pool::{Flushing, slot_buffer};
 use super::{Memory, SyncMode};
 use crate::core::Publisher;
 use crate::core::wake::now_ns;
@@ -143,6 +143,15 @@ impl FrameSink {
         Ok(true)
     }
 
+    /// Says whether there is a flush, for those upstream who wait for a slot. A sink that is asked to unlock
+    /// would be asked to go on before they look.
+    fn flushing(&self) -> Flushing {
+        let pad = self.obj().sink_pad().downgrade();
+        Arc::new(move || {
+            pad.upgrade().is_none_or(|pad| pad.pad_flags().contains(gst::PadFlags::FLUSHING))
+        })
+    }
+
     /// Offers slots in the context of upstream.
     fn propose_slots(
         &self,
@@ -158,18 +167,14 @@ impl FrameSink {
             Some(slots) => slots,
             None => DeviceSlots::new(&context, self.published().memory())?,
         };
-        slots.propose(publisher, &context, caps, query)?;
+        slots.propose(publisher, (&context, self.flushing()), caps, query)?;
         lock(&self.state).slots = Some(slots);
         Ok(())
     }
 
-    /// How far behind its timestamps upstream delivers, if it is live: from time to time, since it may
-    /// change. The base class knows it only where it synchronises.
-    fn note_latency(&self, state: &mut State, publisher: &Publisher) {
-        state.frames += 1;
-        if state.frames % FRAMES_BETWEEN_QUERIES != 1 {
-            return;
-        }
+    /// How far behind its timestamps upstream delivers, if it is live. The base class knows it only where
+    /// it synchronises. Asked in no lock, as upstream may ask something back.
+    fn note_latency(&self, publisher: &Publisher) {
         let mut query = gst::query::Latency::new();
         if self.obj().sink_pad().peer_query(&mut query)
             && let (true, min, _) = query.result()
@@ -340,7 +345,8 @@ impl BaseSinkImpl for FrameSink {
         }
         let info = gst_video::VideoInfo::from_caps(&caps)
             .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format: {caps}"))?;
-        let pool = super::SlotPool::new(Arc::downgrade(&publisher), self.published().host.clone());
+        let host = self.published().host.clone();
+        let pool = super::SlotPool::new(Arc::downgrade(&publisher), host, self.flushing());
         let size = info.size() as u32;
         let mut config = pool.config();
         config.set_params(Some(&caps), size, 0, 0);
@@ -364,8 +370,6 @@ impl BaseSinkImpl for FrameSink {
         }
         let (_, video) = state.format.clone().ok_or(gst::FlowError::NotNegotiated)?;
         let origin = state.origin.get(&*obj);
-        self.note_latency(&mut state, &publisher);
-
         // Without a timestamp, the time of arrival is the best that is known.
         let timestamp = segment
             .downcast_ref::<gst::ClockTime>()
@@ -395,7 +399,13 @@ impl BaseSinkImpl for FrameSink {
             references: meta::references(buffer),
         };
         let mut device = state.device.take();
+        state.frames += 1;
+        // From time to time, since it may change.
+        let ask = state.frames % FRAMES_BETWEEN_QUERIES == 1;
         drop(state);
+        if ask {
+            self.note_latency(&publisher);
+        }
         let published = loop {
             let published = match &mut device {
                 Some(device) => self.publish_on_device(device, &publisher, buffer, &info),

@@ -187,6 +187,12 @@ impl Published {
     }
 }
 
+/// Ends a sink within, whatever the state of the bin.
+fn end(sink: &impl IsA<gst::Element>) {
+    sink.set_locked_state(true);
+    let _ = sink.set_state(gst::State::Null);
+}
+
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -595,16 +601,26 @@ impl ElementImpl for CuframesSink {
         sink.set_property("sync", lock(&self.settings).sync);
         // A sink that publishes has nothing to show in advance; PAUSED is reached without a frame.
         sink.set_async(false);
+        // Before its pad has a link, which a bin would undo.
         obj.add(&sink).ok()?;
-        let target = sink.static_pad("sink").expect("a base sink has a sink pad");
-        let pad = gst::GhostPad::builder_from_template_with_target(template, &target)
-            .ok()?
-            .name(name)
-            .build();
-        sink.sync_state_with_parent().ok()?;
-        pad.set_active(true).ok()?;
-        obj.add_pad(&pad).ok()?;
-        Some(pad.upcast())
+        let expose = || -> Result<gst::GhostPad, glib::BoolError> {
+            let target = sink.static_pad("sink").expect("a base sink has a sink pad");
+            let pad = gst::GhostPad::builder_from_template_with_target(template, &target)?;
+            let pad = pad.name(&name).build();
+            sink.sync_state_with_parent()?;
+            pad.set_active(true)?;
+            obj.add_pad(&pad)?;
+            Ok(pad)
+        };
+        match expose() {
+            Ok(pad) => Some(pad.upcast()),
+            Err(e) => {
+                gst::warning!(CAT, imp = self, "No pad {name}: {e}");
+                end(&sink);
+                let _ = obj.remove(&sink);
+                None
+            }
+        }
     }
 
     fn release_pad(&self, pad: &gst::Pad) {
@@ -615,8 +631,7 @@ impl ElementImpl for CuframesSink {
             .and_then(|target| target.parent_element());
         // First, as it ends what its pad's thread waits for, which holds the pad meanwhile.
         if let Some(sink) = &sink {
-            sink.set_locked_state(true);
-            let _ = sink.set_state(gst::State::Null);
+            end(sink);
         }
         let _ = pad.set_active(false);
         let _ = obj.remove_pad(pad);

@@ -11,6 +11,9 @@ use crate::log::CAT;
 use crate::memory::Backend;
 use crate::{Error, Loan};
 
+/// Says whether the sink is flushing.
+pub type Flushing = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// The part of a slot that a buffer shows; dropped with the last reference to the memory.
 struct SlotBytes {
     loan: Loan,
@@ -41,6 +44,7 @@ struct State {
     backend: Option<Arc<dyn Backend>>,
     size: Option<usize>,
     flushing: bool,
+    sink: Option<Flushing>,
 }
 
 #[derive(Default)]
@@ -49,10 +53,11 @@ pub struct SlotPool {
 }
 
 impl super::SlotPool {
-    pub fn new(publisher: Weak<Publisher>, backend: Arc<dyn Backend>) -> Self {
+    pub fn new(publisher: Weak<Publisher>, backend: Arc<dyn Backend>, sink: Flushing) -> Self {
         let pool: Self = glib::Object::new();
         let mut state = lock(&pool.imp().state);
         (state.publisher, state.backend) = (publisher, Some(backend));
+        state.sink = Some(sink);
         drop(state);
         pool
     }
@@ -103,9 +108,10 @@ impl BufferPoolImpl for SlotPool {
         }
         let (publisher, size) = (state.publisher.upgrade(), state.size);
         let ours = publisher.zip(state.backend.clone());
+        let sink = state.sink.clone();
         drop(state);
         let size = size.ok_or(gst::FlowError::NotNegotiated)?;
-        let flushing = || lock(&self.state).flushing;
+        let flushing = || lock(&self.state).flushing || sink.as_ref().is_some_and(|sink| sink());
         let slot = match ours.map(|(p, backend)| slot_buffer(&p, &backend, size, &flushing)) {
             None => return Err(gst::FlowError::Flushing),
             Some(Ok(slot)) => slot,
