@@ -1,8 +1,8 @@
 //! What buffers carry of where they come from, beside their timestamps.
 
-use std::str::FromStr;
 use std::sync::Once;
 
+use crate::properties::parse_caps;
 use crate::{PacketId, Reference};
 
 /// A GstCustomMeta on frames and packets: which packet this is, or was decoded from. Its structure has
@@ -43,7 +43,7 @@ pub fn references(buffer: &gst::BufferRef) -> Vec<Reference> {
 pub fn add_references(buffer: &mut gst::BufferRef, references: &[Reference]) {
     for reference in references {
         // What is no caps here is of no use to anybody here.
-        let Ok(clock) = gst::Caps::from_str(&reference.clock) else { continue };
+        let Some(clock) = parse_caps(&reference.clock) else { continue };
         // The largest number is no time, which another process may say all the same.
         let time = |ns: u64| (ns < u64::MAX).then(|| gst::ClockTime::from_nseconds(ns));
         let Some(timestamp) = time(reference.timestamp) else { continue };

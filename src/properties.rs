@@ -1,6 +1,7 @@
 //! What the elements have in common: caps, errors, properties.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use gst::glib;
 use gst::prelude::*;
@@ -105,6 +106,16 @@ pub fn packet_caps() -> gst::Caps {
         caps = caps.structure(gst::Structure::new_empty(name));
     }
     caps.build()
+}
+
+/// Brackets in the caps of one stream, at most. Those with headers have some.
+const MAX_BRACKETS: usize = 64;
+
+/// Caps as another process wrote them; `None` if they are none. GStreamer's parser calls itself for what
+/// is nested, so some thousand brackets would take all of a thread's stack.
+pub fn parse_caps(text: &str) -> Option<gst::Caps> {
+    let brackets = text.bytes().filter(|byte| b"{<[".contains(byte)).count();
+    (brackets <= MAX_BRACKETS).then(|| gst::Caps::from_str(text).ok())?
 }
 
 /// The longest time of a property, in ns: the largest number is none to GStreamer.

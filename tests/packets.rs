@@ -463,6 +463,35 @@ fn video_and_sound_stay_in_sync() {
     }
 }
 
+/// The source that the others begin with fails before it has begun: they go on without it.
+#[test]
+fn a_leader_that_fails_keeps_nobody_waiting() {
+    let setup = Setup::new("leader");
+    let publisher = || {
+        let publisher = setup.pipeline(
+            "cuframessink name=pub key=a audiotestsrc is-live=true samplesperbuffer=160 \
+             ! audio/x-raw,rate=8000,channels=1 ! mulawenc ! pub.packets_1",
+        );
+        publisher.play();
+        publisher
+    };
+    let first = publisher();
+    let recorder = setup.pipeline(
+        "cuframespacketsrc name=sound key=a track=1 ! fakesink name=s sync=false async=false \
+         cuframespacketsrc name=video key=a track=0 on-lost=error ! fakesink async=false",
+    );
+    let sound = recorder.collect("s", "sink", |b, _| b.offset());
+    recorder.play();
+    // Both have joined, and wait: there is no video to begin with.
+    let readers = || first.stats("pub").get::<gst::Array>("subscribers").unwrap().len();
+    until(|| readers() == 2);
+    drop(first);
+    let failed = |m: &gst::MessageView<'_>| matches!(m, gst::MessageView::Error(_)).then_some(());
+    recorder.message(failed);
+    let _second = publisher();
+    until(|| !sound.lock().unwrap().is_empty());
+}
+
 /// A recorder that comes when all is over gets the last group of pictures and the sound that belongs to it.
 #[test]
 fn tracks_that_have_ended_are_read_together() {

@@ -1,12 +1,12 @@
 //! A device, and how it becomes an element.
 
-use std::str::FromStr;
 use std::sync::OnceLock;
 
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
+use crate::properties::parse_caps;
 use crate::{LiveKey, Status};
 
 /// What a device stands for: two that are equal need not be told apart by anybody.
@@ -42,7 +42,7 @@ impl Target {
 
     /// `None` if its caps are none: they come from another process.
     pub fn device(&self) -> Option<super::CuframesDevice> {
-        let caps = gst::Caps::from_str(&self.caps).ok()?;
+        let caps = parse_caps(&self.caps)?;
         let key = &self.key.key;
         let name = match self.track {
             None => key.clone(),

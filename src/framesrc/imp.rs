@@ -27,7 +27,6 @@
  * gst-launch-1.0 playbin3 uri=cuframes://cam1?mode=newest
  * ]|
  */
-use std::str::FromStr;
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
@@ -43,7 +42,7 @@ use crate::gpu::Device;
 use crate::gpu::gstcuda::ContextSlot;
 use crate::log::CAT;
 use crate::memory::Importer;
-use crate::properties::{is_cuda, plane_size, post_error};
+use crate::properties::{is_cuda, parse_caps, plane_size, post_error};
 use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
@@ -197,12 +196,12 @@ impl CuframesSrc {
         if state.format.as_ref().is_some_and(|f| f.generation == frame.generation) {
             return Ok(());
         }
-        let format = gst::Caps::from_str(&frame.caps)
-            .and_then(|caps| Ok((gst_video::VideoInfo::from_caps(&caps)?, caps)));
+        let format = parse_caps(&frame.caps)
+            .and_then(|caps| Some((gst_video::VideoInfo::from_caps(&caps).ok()?, caps)));
         // What downstream knows how to read of other formats is not known here, and can't be checked.
         let known =
             |caps: &gst::Caps| caps.can_intersect(&self.obj().src_pad().pad_template_caps());
-        let Some((info, mut caps)) = format.ok().filter(|(_, caps)| known(caps)) else {
+        let Some((info, mut caps)) = format.filter(|(_, caps)| known(caps)) else {
             post_error(
                 self,
                 &protocol(settings_key(self), "its caps are none that a cuframessrc has"),
@@ -555,6 +554,8 @@ impl BaseSrcImpl for CuframesSrc {
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
         self.outlet.stop();
+        // The next run may be on another GPU.
+        self.context.clear();
         Ok(())
     }
 

@@ -40,7 +40,6 @@
  *     cuframespacketsrc key=cam1 track=1 ! aacparse ! queue ! mux.
  * ]|
  */
-use std::str::FromStr;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -53,7 +52,7 @@ use super::{PacketMode, Start};
 use crate::core::wake::now_ns;
 use crate::log::CAT;
 use crate::memory::Importer;
-use crate::properties::post_error;
+use crate::properties::{parse_caps, post_error};
 use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
@@ -125,7 +124,7 @@ struct State {
     leads: bool,
 }
 
-/// A member of its session, from start to stop.
+/// A member of its session, from start until it ends.
 struct Member {
     session: Arc<Session>,
     track: u32,
@@ -190,18 +189,39 @@ impl CuframesPacketSrc {
         }
     }
 
+    /// Enters it, if this source is not there.
     fn session(&self) -> Arc<Session> {
-        let member = lock(&self.member);
-        member.as_ref().expect("there is one from start to stop").session.clone()
+        let mut member = lock(&self.member);
+        let enter = || {
+            let Settings { track, source, .. } = lock(&self.settings).clone();
+            let session = Session::of(&*self.obj(), &source.key.unwrap_or_default());
+            session.enter(track, self.outlet.interrupt.bell());
+            Member { session, track }
+        };
+        member.get_or_insert_with(enter).session.clone()
+    }
+
+    fn leave_session(&self) {
+        if let Some(Member { session, track }) = lock(&self.member).take() {
+            session.leave(track, self.outlet.interrupt.bell());
+        }
     }
 
     fn set_format(&self, state: &mut State, packet: &Packet) -> Result<(), gst::FlowError> {
         if state.generation == Some(packet.generation) {
             return Ok(());
         }
-        let Ok(caps) = gst::Caps::from_str(&packet.caps) else {
+        let template = self.obj().src_pad().pad_template_caps();
+        let known = |caps: &gst::Caps| caps.is_fixed() && caps.is_subset(&template);
+        let Some(caps) = parse_caps(&packet.caps).filter(known) else {
             let key = lock(&self.settings).source.key.clone().unwrap_or_default();
-            post_error(self, &Error::Protocol { key, problem: "its caps are no caps".into() });
+            post_error(
+                self,
+                &Error::Protocol {
+                    key,
+                    problem: "its caps are none that a cuframespacketsrc has".into(),
+                },
+            );
             return Err(gst::FlowError::Error);
         };
         self.outlet.set_caps(self, &caps)?;
@@ -405,20 +425,15 @@ impl URIHandlerImpl for CuframesPacketSrc {
 impl BaseSrcImpl for CuframesPacketSrc {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         *lock(&self.stats) = Stats::default();
-        let settings = lock(&self.settings).clone();
-        let key = settings.source.key.unwrap_or_default();
-        let session = Session::of(&*self.obj(), &key);
-        session.enter(settings.track, self.outlet.interrupt.bell());
-        *lock(&self.member) = Some(Member { session, track: settings.track });
+        // Before any of them joins, all members of a session know who leads.
+        self.session();
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
-        if let Some(Member { session, track }) = lock(&self.member).take() {
-            session.leave(track, self.outlet.interrupt.bell());
-        }
+        self.leave_session();
         self.outlet.stop();
         Ok(())
     }
@@ -458,12 +473,15 @@ impl PushSrcImpl for CuframesPacketSrc {
     ) -> Result<gst_base::subclass::base_src::CreateSuccess, gst::FlowError> {
         let settings = lock(&self.settings).clone();
         let mut state = lock(&self.state);
-        let packet = self.next_packet(&mut state, &settings);
-        if packet.as_ref().err() == Some(&gst::FlowError::Eos) && state.leads {
-            self.session().let_go();
+        let packet = self.next_packet(&mut state, &settings).and_then(|packet| {
+            self.set_format(&mut state, &packet)?;
+            Ok(packet)
+        });
+        if packet.as_ref().is_err_and(|e| *e != gst::FlowError::Flushing) {
+            // Whoever waits for it to begin would wait for ever.
+            self.leave_session();
         }
         let packet = packet?;
-        self.set_format(&mut state, &packet)?;
         let distance = self.to_running_time(&mut state, &packet);
         let time = |t: Option<i64>| {
             let ns = u64::try_from(t?.saturating_add(distance?)).ok()?;

@@ -60,6 +60,7 @@ impl State {
         self.members.iter().map(|(track, _)| *track).min()
     }
 
+    /// Who waits for a leader that is gone waits no more, and takes what there is.
     fn let_go(&self) {
         for life in &self.lives {
             life.begin.get_or_init(|| i64::MIN);
@@ -104,11 +105,6 @@ impl Session {
         }
     }
 
-    /// The leader has ended; who waits for it to begin waits no more, and takes what there is.
-    pub fn let_go(&self) {
-        lock(&self.0).let_go();
-    }
-
     /// When the leader begins in this life of the publisher; `None` for the leader itself.
     pub fn follow(&self, track: u32, epoch: u64) -> Option<Arc<OnceLock<i64>>> {
         let mut state = lock(&self.0);
@@ -136,8 +132,29 @@ impl Session {
     ) -> i64 {
         let mut state = lock(&self.0);
         // Another process says what these are.
-        let distance = state.life(epoch).shift.get_or_insert_with(shift).saturating_sub(origin);
-        state.delay = state.delay.max(first.saturating_add(distance).saturating_neg());
-        distance.saturating_add(state.delay)
+        let shift = *state.life(epoch).shift.get_or_insert_with(shift);
+        // No packet is older than the clock.
+        let begin = first.saturating_add(shift).max(0);
+        state.delay = state.delay.max(origin.saturating_sub(begin));
+        shift.saturating_sub(origin).saturating_add(state.delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_makes_a_session_later_than_its_clock() {
+        let session = Session::default();
+        let origin = 1_000;
+        for time in [i64::MIN, -1, 0, i64::MAX] {
+            for (epoch, shift) in [(1, i64::MIN), (2, 0), (3, i64::MAX)] {
+                session.distance(epoch, time, origin, || shift);
+            }
+        }
+        // One that is 10 ns old when the pipeline starts.
+        let distance = session.distance(4, 990, origin, || 0);
+        assert!((10 - origin..=0).contains(&distance), "{distance}");
     }
 }
