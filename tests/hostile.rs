@@ -226,8 +226,8 @@ fn lies_of_a_publisher_are_found_out() {
     lie("header of a packet is impossible", &entry(1, raw::RING + 1));
     lie("header of a packet is impossible", &entry(1, u64::MAX));
     // Its references are longer than it is, or no references.
-    lie("behind a packet makes no sense", &entry(10, 101));
-    lie("behind a packet makes no sense", &entry(10, 50));
+    lie("behind a packet makes no sense", &entry(9, 101));
+    lie("behind a packet makes no sense", &entry(9, 50));
     // The numbers are at their end.
     lie("no order", &entry(0, u64::MAX));
     lie("no order", &|w| {
@@ -283,6 +283,66 @@ fn a_frame_that_never_comes_ends_the_wait() {
         let error = subscriber.next_frame(&Wait::forever(&interrupt)).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// Joins a publisher that stays, without a pipeline.
+fn join(site: &Site, liar: &Liar, mut world: World, mode: Mode) -> Subscriber {
+    world.stays = true;
+    liar.tell(world);
+    let interrupt = Interrupt::new().unwrap();
+    let config = gstcuframes::SubscriberConfig { mode, ..site.subscriber_config() };
+    Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap()
+}
+
+/// A publisher that is stopped while it decides what to give up costs a reader its time, and no more.
+#[test]
+fn a_decision_that_is_never_taken_is_no_reason_to_wait_longer() {
+    let site = Site::new("hostile-decision");
+    let liar = Liar::new(&site.dir);
+    let world = World::new();
+    world.track.set(at::RECLAIM, &[raw::PACKET]);
+    let subscriber = join(&site, &liar, world, Mode::Strict);
+    let mut packets = subscriber.packets(0, Start::OldestKeyframe);
+    let interrupt = Interrupt::new().unwrap();
+    let timeout = Some(Duration::from_millis(30));
+    let wait = Wait { timeout, ..Wait::forever(&interrupt) };
+    assert!(matches!(packets.next(&wait), Ok(Next::TimedOut)));
+}
+
+/// Who is sent away does not read on until there is nothing left: it may never get there.
+#[test]
+fn who_is_sent_away_is_told_at_once() {
+    let site = Site::new("hostile-away");
+    let liar = Liar::new(&site.dir);
+    let mut world = World::new();
+    world.script.push(Said::new(Message::Bye { code: Code::Stalled, text: "go".into() }, &[]));
+    let mut subscriber = join(&site, &liar, world, Mode::Newest);
+    let interrupt = Interrupt::new().unwrap();
+    let wait = Wait::forever(&interrupt);
+    let lost = |text: &str| text == "go";
+    until(|| matches!(subscriber.next_frame(&wait), Ok(Next::Lost { text, .. }) if lost(&text)));
+    let next = subscriber.packets(0, Start::OldestKeyframe).next(&wait);
+    assert!(matches!(&next, Ok(Next::Lost { text, .. }) if lost(text)), "{next:?}");
+}
+
+/// An answer to an observer that goes on and on.
+#[test]
+fn an_observer_stops_listening() {
+    let site = Site::new("hostile-answer");
+    let publisher = site.publisher(Arc::new(HostBackend), |_| {});
+    let _track = publisher.add_track(0, "", Default::default()).unwrap();
+    let truth = gstcuframes::status("cam", Some(&site.dir)).unwrap();
+    drop(publisher);
+    let liar = Liar::new(&site.dir);
+    let mut world = World::new();
+    let part = |n: u64| {
+        let status = Box::new(truth.clone());
+        Said::new(Message::Status { version: 2, next: n + 1, status }, &[])
+    };
+    world.script = (0..1000).map(part).collect();
+    liar.tell(world);
+    let error = gstcuframes::status("cam", Some(&site.dir)).unwrap_err().to_string();
+    assert!(error.contains("its answer has no end"), "{error}");
 }
 
 /// What a process has is counted in one that does nothing else.
@@ -454,6 +514,23 @@ fn who_breaks_the_rules_is_sent_away() {
     let reason = stage.gone.recv().unwrap().unwrap();
     assert!(reason.contains("does not read its messages"), "{reason}");
     stage.check();
+}
+
+/// One to which there is more to tell than it takes is a subscriber that goes, not one that was refused.
+#[test]
+fn a_welcome_is_not_followed_by_a_refusal() {
+    let site = Site::new("hostile-welcome");
+    let mut stage = Stage::new(&site, |_| {});
+    for track in 0..40 {
+        let config = gstcuframes::TrackConfig { bytes: 4096, ..Default::default() };
+        stage.publisher.add_track(track, &"x".repeat(60_000), config).unwrap();
+        stage.check();
+    }
+    let (peer, ..) = stage.join(1);
+    let rest: Vec<_> = std::iter::from_fn(|| peer.hear()).map(|(message, _)| message).collect();
+    assert!(!rest.iter().any(|m| matches!(m, Message::Refused { .. })), "{:?}", rest.last());
+    drop(peer);
+    assert!(stage.gone.recv().unwrap().unwrap().contains("does not read its messages"));
 }
 
 /// Nothing that it writes to its page does anything to others, but keep as many slots as it has credit.
@@ -767,6 +844,11 @@ mod elements {
         for caps in ["<", "video/x-raw", "audio/x-raw, rate=1", packed] {
             lie(caps, &[], unknown);
         }
+        // As deep as a message has room for.
+        for bracket in ["{", "<", "[", "[video/x-raw,a="] {
+            let deep = bracket.repeat(60_000 / bracket.len());
+            lie(&format!("video/x-raw, format=GRAY8, a={deep}"), &[], unknown);
+        }
         lie("video/x-raw, format=GRAY8, width=64, height=33, framerate=30/1", &[], small);
         lie("video/x-raw, format=GRAY8, width=2147483647, height=2147483647", &[], unknown);
         lie("video/x-raw, format=I420, width=64, height=16, framerate=30/1", &[], small);
@@ -806,11 +888,16 @@ mod elements {
         let mut world = World::new();
         world.control.set(272, &[u64::MAX]);
         assert_eq!(play(&site, "cuframespacketsrc", world), None);
-        world = World::new();
-        world.script[4].bytes =
-            Message::TrackFormat { track: 0, generation: 1, caps: "<".into() }.encode();
-        let error = play(&site, "cuframespacketsrc", world).unwrap();
-        assert!(error.contains("no caps"), "{error}");
+        let deep = format!("video/x-h264, a={}", "{".repeat(60_000));
+        for caps in
+            ["<", &deep, "audio/x-raw", "video/x-h264, alignment=au", "audio/x-opus, rate=[1,2]"]
+        {
+            world = World::new();
+            let message = Message::TrackFormat { track: 0, generation: 1, caps: caps.into() };
+            world.script[4].bytes = message.encode();
+            let error = play(&site, "cuframespacketsrc", world).unwrap();
+            assert!(error.contains("none that a cuframespacketsrc has"), "{error}");
+        }
     }
 
     /// The names of subscribers are shown, and are no C strings.

@@ -114,18 +114,13 @@ impl Board {
     }
 
     /// Welcomes a subscriber and tells it all that it has to know.
-    pub fn add(
-        &self,
-        peer: Arc<Peer>,
-        welcome: &Message,
-        fds: &[BorrowedFd<'_>],
-    ) -> std::io::Result<()> {
+    pub fn add(&self, peer: Arc<Peer>, welcome: &Message, fds: &[BorrowedFd<'_>]) {
         let mut state = lock(&self.state);
         state.peers.push(peer.clone());
         // Before the first message: a claim that the subscriber makes after it is seen by everybody
         // who looks at this number behind the fence in `claim::retire`.
         self.version.fetch_add(1, Ordering::Release);
-        let told = (|| {
+        let told = || -> std::io::Result<()> {
             peer.connection.send(welcome, fds)?;
             for (_, format) in &state.formats {
                 peer.connection.send(format, &[])?;
@@ -142,12 +137,11 @@ impl Board {
                 }
             }
             Ok(())
-        })();
-        if let Err(e) = &told {
+        };
+        if let Err(e) = told() {
             // It may have been welcomed already, and claim frames: its place lasts until it goes.
             self.kick(&peer, Code::Slow, format!("it does not read its messages ({e})"));
         }
-        told
     }
 
     pub fn remove(&self, id: u32) {

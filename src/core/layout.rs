@@ -343,13 +343,7 @@ impl Record {
             u64::from(packet.track),
             packet.seq,
         ];
-        let mut references = Vec::new();
-        for reference in &i.references {
-            let more = encode_references(std::slice::from_ref(reference));
-            if references.len() + more.len() <= REFERENCE_BYTES {
-                references.extend(more);
-            }
-        }
+        let references = encode_references(&i.references, REFERENCE_BYTES);
         let text = references.chunks(8).map(|chunk| {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);

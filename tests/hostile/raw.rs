@@ -41,6 +41,7 @@ pub mod at {
     pub const CLAIMS: usize = 768;
     pub const TAIL: usize = 128;
     pub const KEYFRAME: usize = 192;
+    pub const RECLAIM: usize = 328;
     /// Where the packets are, one behind the other.
     pub const PACKETS: usize = 384;
 }
@@ -159,7 +160,7 @@ impl World {
         track.set(at::HEAD, &[2 * PACKET]);
         track.set(at::KEYFRAME, &[1]);
         for seq in 0..2 {
-            let header = [seq, 100, 1 << 32 | (1 - seq), 0, now, now, u64::MAX, 1, 0, now];
+            let header = [seq, 100, 1 << 32 | (1 - seq), 0, now, now, u64::MAX, 0, now];
             track.set(at::PACKETS + (seq * PACKET) as usize, &header);
         }
 
@@ -264,7 +265,8 @@ impl Liar {
             let fd = accept(listener.as_raw_fd()).unwrap();
             // SAFETY: the kernel made this fd for this call, and nobody else knows it.
             let peer = Peer(unsafe { OwnedFd::from_raw_fd(fd) });
-            let Some((Message::Hello(_), _)) = peer.hear() else { continue };
+            let asked = peer.hear();
+            let Some((Message::Hello(_) | Message::Ask { .. }, _)) = asked else { continue };
             let told = world.script.iter().all(|said| peer.say(said));
             if told && world.stays {
                 while peer.hear().is_some() {}

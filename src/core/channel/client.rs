@@ -35,7 +35,7 @@ const RETRY_WATCHED: Duration = Duration::from_secs(2);
 /// Chunks, and generations of frames or of a track, that a publisher may have at a time, before it is
 /// taken for one that wants to fill our memory.
 const MAX_ANNOUNCED: usize = 4096;
-const MAX_TRACKS: usize = 256;
+pub(super) const MAX_TRACKS: usize = 256;
 /// Bytes of caps that are kept, of frames and for each track.
 const MAX_CAPS: usize = 1 << 20;
 /// Bytes that a publisher may have us map: a part of the address space, which this process needs, too.
@@ -136,7 +136,7 @@ impl Drop for Shared {
 impl Shared {
     /// To be called after the cursor was moved or a claim released: wakes a publisher that waits for it.
     pub fn moved(&self) {
-        // Pairs with the fence in `Frames::loan`.
+        // Pairs with the fence in `Patience::wait_for`.
         fence(Ordering::SeqCst);
         if self.control.header().status.publisher_waits.load(Ordering::Relaxed) != 0 {
             let futex = &self.page.header().futex;

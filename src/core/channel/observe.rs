@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::client::MAX_TRACKS;
 use super::directory::{Attempt, candidates, check_key, fit, try_connect};
 use super::message::{Message, VERSIONS};
 use super::socket::{Connection, Received};
@@ -20,6 +21,8 @@ use crate::core::wake;
 
 /// A publisher that accepted the connection has this long to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Subscribers that an answer may list.
+const MAX_SUBSCRIBERS: usize = 65_536;
 
 /// A key that somebody publishes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +99,9 @@ pub fn status(key: &str, runtime_dir: Option<&Path>) -> Result<Status> {
             Some(whole) => {
                 whole.tracks.extend(part.tracks);
                 whole.subscribers.extend(part.subscribers);
+                if whole.tracks.len() > MAX_TRACKS || whole.subscribers.len() > MAX_SUBSCRIBERS {
+                    return Err(protocol(key, "its answer has no end".into()));
+                }
             }
         }
         if next == 0 {

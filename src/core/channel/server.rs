@@ -270,8 +270,7 @@ impl Server {
                 let fds = [self.frames.control_fd.as_fd(), page_fd.as_fd()];
                 self.board.add(peer.clone(), &welcome, &fds)
             })
-            .map_err(|e| (Code::NoMemory, e.to_string()))?
-            .map_err(|e| (Code::Slow, format!("the welcome could not be sent ({e})")))?;
+            .map_err(|e| (Code::NoMemory, e.to_string()))?;
         tracing::info!(
             key = self.key,
             name = peer.name,

@@ -2,5 +2,6 @@
 //! subscriber's way to them.
 
 pub mod claim;
+pub(crate) mod patience;
 pub(crate) mod pool;
 pub(crate) mod reader;

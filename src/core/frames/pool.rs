@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::claim;
+use super::patience::Patience;
 use crate::core::board::{Board, Peer, lock};
 use crate::core::channel::message::{Code, Message, Mode};
 use crate::core::error::{Context, Error, Result};
 use crate::core::layout::{FrameInfo, LAYOUT_VERSION, MAGIC, MAX_SLOTS, Record, pack_index};
 use crate::core::shm::{Control, Mapping, Sharing};
-use crate::core::sync::{AtomicBool, AtomicU32, Ordering, fence};
+use crate::core::sync::{AtomicBool, Ordering};
 use crate::core::wake;
 use crate::memory::{Backend, Chunk, Kind};
 
@@ -19,8 +20,6 @@ use crate::memory::{Backend, Chunk, Kind};
 const MAX_LOANS: u32 = 64;
 /// How often a free slot is searched for, as long as subscribers move on.
 const SEARCHES: u32 = 64;
-/// A publisher that waits looks this often for what wakes nobody.
-pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Slots are added for upstream by this many, so that a decoder that starts does not make a chunk each.
 const LOAN_STEP: u32 = 4;
 
@@ -105,22 +104,6 @@ pub(crate) struct Frames {
     /// The publisher is gone; only loans are left.
     closed: AtomicBool,
     pool: Mutex<Pool>,
-}
-
-/// Says to subscribers, while it lives, that a thread of the publisher may sleep.
-pub(crate) struct Waiting<'a>(&'a AtomicU32);
-
-impl<'a> Waiting<'a> {
-    pub fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 enum Taken {
@@ -236,13 +219,7 @@ impl Frames {
         backend: Option<&Arc<dyn Backend>>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Loan>> {
-        let deadline = match self.policy {
-            Policy::Drop => None,
-            Policy::Wait(timeout) => Some(wake::now() + timeout),
-        };
-        // The subscriber that we are about to sleep for, and its futex as it was before the last look.
-        let mut awaited: Option<(Arc<Peer>, u32)> = None;
-        let mut waiting = None;
+        let mut patience = Patience::new(self, &self.board, cancelled);
         loop {
             let mut pool = lock(&self.pool);
             pool.look_at_peers(&self.board);
@@ -273,30 +250,9 @@ impl Frames {
                 Taken::Nothing => return Ok(None),
                 Taken::WaitFor(peer) => {
                     drop(pool);
-                    if self.closed.load(Ordering::Acquire) || cancelled() {
+                    if !patience.wait_for(peer, "a frame") {
                         return Ok(None);
                     }
-                    let left = deadline.unwrap_or_default().saturating_sub(wake::now());
-                    if left.is_zero() {
-                        let text = "it did not take a frame for as long as the publisher waits";
-                        self.board.kick(&peer, Code::Stalled, text.into());
-                        continue;
-                    }
-                    let futex = &peer.page.header().futex;
-                    if let Some((before, seen)) = &awaited
-                        && Arc::ptr_eq(before, &peer)
-                    {
-                        // A subscriber that dies wakes nobody, and neither does `cancelled`, so look
-                        // again now and then.
-                        wake::wait(futex, *seen, Some(left.min(LOOK_AGAIN)));
-                    }
-                    let waits = &self.control.header().status.publisher_waits;
-                    waiting.get_or_insert_with(|| Waiting::new(waits));
-                    // Pairs with the fence in `Shared::moved`: either it sees that we wait and changes
-                    // the futex, or our next look sees that it moved.
-                    fence(Ordering::SeqCst);
-                    let seen = futex.load(Ordering::Acquire);
-                    awaited = Some((peer, seen));
                 }
             }
         }

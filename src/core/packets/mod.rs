@@ -42,9 +42,7 @@ pub struct Reference {
 pub(crate) struct Meta {
     pub info: PacketInfo,
     pub generation: u32,
-    /// Where the keyframe begins that decoding has to start at: this packet, if it is one.
-    pub gop: Option<u64>,
-    /// Where the keyframe before that one begins.
+    /// Where the keyframe begins before the one that decoding has to start at.
     pub before: Option<u64>,
     pub published: i64,
     /// Bytes behind those of the packet: its references.
@@ -62,10 +60,9 @@ impl Meta {
         words[2] = time_to_word(i.pts);
         words[3] = time_to_word(i.dts);
         words[4] = duration_to_word(i.duration);
-        words[5] = self.gop.map_or(0, |position| position + 1);
-        words[6] = self.before.map_or(0, |position| position + 1);
-        words[7] = self.published as u64;
-        words[8] = self.extra;
+        words[5] = self.before.map_or(0, |position| position + 1);
+        words[6] = self.published as u64;
+        words[7] = self.extra;
         words
     }
 
@@ -81,10 +78,9 @@ impl Meta {
                 references: Vec::new(),
             },
             generation: (words[0] >> 32) as u32,
-            gop: words[5].checked_sub(1),
-            before: words[6].checked_sub(1),
-            published: words[7] as i64,
-            extra: words[8],
+            before: words[5].checked_sub(1),
+            published: words[6] as i64,
+            extra: words[7],
         }
     }
 
@@ -94,10 +90,19 @@ impl Meta {
     }
 }
 
-/// References as they stand behind a packet's bytes: timestamp, duration, length of the text, text.
-pub(crate) fn encode_references(references: &[Reference]) -> Vec<u8> {
+/// Bytes of all references of a packet at most.
+pub(crate) const REFERENCE_BYTES: usize = 4096;
+/// Bytes of the name of a clock at most.
+const MAX_CLOCK: usize = 255;
+
+/// References as they stand behind a packet's bytes: timestamp, duration, length of the text, text. Those
+/// that `most` bytes have no room for are left out.
+pub(crate) fn encode_references(references: &[Reference], most: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for r in references {
+        if r.clock.len() > MAX_CLOCK || bytes.len() + 24 + r.clock.len() > most {
+            continue;
+        }
         bytes.extend(r.timestamp.to_ne_bytes());
         bytes.extend(duration_to_word(r.duration).to_ne_bytes());
         bytes.extend((r.clock.len() as u64).to_ne_bytes());
@@ -115,7 +120,8 @@ pub(crate) fn decode_references(mut bytes: &[u8]) -> Option<Vec<Reference>> {
             words.chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes")));
         let mut word = || words.next().expect("three words");
         let (timestamp, duration) = (word(), duration_from_word(word()));
-        let (text, rest) = rest.split_at_checked(usize::try_from(word()).ok()?)?;
+        let len = usize::try_from(word()).ok().filter(|len| *len <= MAX_CLOCK)?;
+        let (text, rest) = rest.split_at_checked(len)?;
         all.push(Reference { clock: str::from_utf8(text).ok()?.into(), timestamp, duration });
         bytes = rest;
     }

@@ -4,15 +4,18 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::ring::{Entry, Overwritten, Ring};
-use super::{Meta, PacketInfo, decode_references, hold};
+use super::{Meta, PacketInfo, REFERENCE_BYTES, decode_references, hold};
 use crate::core::board::lock;
 use crate::core::channel::client::{Shared, TrackView};
-use crate::core::channel::message::Mode;
+use crate::core::channel::message::{Code, Mode};
 use crate::core::error::{Error, Result};
 use crate::core::layout::{MAX_READERS, READER_IN_USE, READER_LOSSLESS, ReaderWords};
 use crate::core::subscriber::{Next, Wait};
 use crate::core::sync::Ordering;
 use crate::core::wake;
+
+/// A reader asks this often whether a publisher that was stopped in a decision has taken it.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Where a reader begins. What is there, and what comes, is as of the moment in which it is made; for one
 /// that loses nothing, as of that in which its subscriber joined.
@@ -176,6 +179,7 @@ impl PacketReader {
             return Err(Error::Value { what: "A subscriber", problem });
         }
         let deadline = wait.timeout.map(|t| wake::now() + t);
+        let mut last = None;
         loop {
             let seen = shared.bell.seen();
             if wait.interrupt.is_set() {
@@ -184,6 +188,9 @@ impl PacketReader {
             let left = deadline.map(|d| d.saturating_sub(wake::now()));
             // Read before the packets: what was published before the end is still taken.
             let closed = lock(&shared.state).closed.clone();
+            if let Some((code, text)) = closed.clone().filter(|(code, _)| *code != Code::Closing) {
+                return Ok(Next::Lost { code, text });
+            }
             if self.view.is_none() {
                 self.view = lock(&shared.state).tracks.get(&self.track).cloned();
             }
@@ -194,12 +201,24 @@ impl PacketReader {
                 // Pairs with the Release in `Track::end`: all packets were published before it.
                 let eos = h.eos.load(Ordering::Acquire) != 0;
                 if !self.held && closed.is_none() && !hold::is_held(&h.reclaim, &h.tail) {
-                    std::thread::yield_now();
+                    if left.is_some_and(|left| left.is_zero()) {
+                        return Ok(Next::TimedOut);
+                    }
+                    // A publisher decides in no time, unless it was stopped meanwhile.
+                    shared.bell.wait(seen, left.into_iter().chain([LOOK_AGAIN]).min());
                     continue;
                 }
                 self.held = true;
                 match self.step(&view, wait)? {
                     Step::Packet(packet) => return Ok(Next::Item(packet)),
+                    // What was there when the time was over is still looked through.
+                    Step::Again if left.is_some_and(|left| left.is_zero()) => {
+                        let last = *last.get_or_insert_with(|| view.segment.ring().head());
+                        if self.position.is_none_or(|position| position >= last) {
+                            return Ok(Next::TimedOut);
+                        }
+                        continue;
+                    }
                     Step::Again => continue,
                     // The end of a track is not that of one that has still to be told where to begin.
                     Step::Nothing if eos && !wait.past_eos && !self.waits_for_start() => {
@@ -278,6 +297,9 @@ impl PacketReader {
             self.go_on_behind(&entry, missing.saturating_add(1));
             return Ok(Step::Again);
         }
+        let nonsense = || self.shared.protocol("what stands behind a packet makes no sense");
+        let extra = usize::try_from(meta.extra).ok().filter(|extra| *extra <= REFERENCE_BYTES);
+        let extra = extra.filter(|extra| *extra <= entry.len).ok_or_else(nonsense)?;
         let mut data = Vec::new();
         data.try_reserve_exact(entry.len).map_err(|_| Error::System {
             what: "hold a packet",
@@ -287,13 +309,8 @@ impl PacketReader {
         if ring.read_bytes(&entry, &mut data).is_err() {
             return Ok(Step::Again);
         }
-        let len = usize::try_from(meta.extra).ok().and_then(|extra| entry.len.checked_sub(extra));
-        let Some((len, references)) =
-            len.and_then(|len| Some((len, decode_references(&data[len..])?)))
-        else {
-            return Err(self.shared.protocol("what stands behind a packet makes no sense"));
-        };
-        data.truncate(len);
+        let references = data.split_off(entry.len - extra);
+        let references = decode_references(&references).ok_or_else(nonsense)?;
         let what = "caps of a packet";
         let caps = self.shared.announced(what, wait.interrupt, |_| view.caps(meta.generation))?;
         self.need_keyframe = false;

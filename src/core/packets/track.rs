@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::ring::Writer;
-use super::{Meta, PacketInfo, encode_references, hold};
+use super::{Meta, PacketInfo, REFERENCE_BYTES, encode_references, hold};
 use crate::core::board::{Board, Peer, lock};
-use crate::core::channel::message::{Code, Message};
+use crate::core::channel::message::Message;
 use crate::core::error::{Context, Error, Result};
-use crate::core::frames::pool::{Frames, LOOK_AGAIN, Policy, Waiting};
+use crate::core::frames::patience::Patience;
+use crate::core::frames::pool::{Frames, Policy};
 use crate::core::layout::{
     LAYOUT_VERSION, MAGIC, READER_ANY_TRACK, READER_LOSSLESS, ReaderWords, TrackHeader,
 };
 use crate::core::shm::{Mapping, Sharing, TrackSegment};
-use crate::core::sync::{Ordering, fence};
+use crate::core::sync::Ordering;
 use crate::core::wake;
 
 /// How much of a track's past is kept.
@@ -137,14 +138,8 @@ impl Track {
         data: &[u8],
         cancelled: &dyn Fn() -> bool,
     ) -> Result<u64, Refused> {
-        let extra = encode_references(&info.references);
-        let deadline = match self.frames.policy {
-            Policy::Drop => None,
-            Policy::Wait(timeout) => Some(wake::now() + timeout),
-        };
-        // The subscriber that we are about to sleep for, and its futex as it was before the last look.
-        let mut awaited: Option<(Arc<Peer>, u32)> = None;
-        let mut waiting = None;
+        let extra = encode_references(&info.references, REFERENCE_BYTES);
+        let mut patience = Patience::new(&self.frames, &self.board, cancelled);
         loop {
             let mut state = lock(&self.state);
             if state.broken && !info.keyframe {
@@ -168,30 +163,9 @@ impl Track {
                 return Ok(seq);
             };
             drop(state);
-            if self.frames.is_closed() || cancelled() {
+            if !patience.wait_for(peer, "a packet") {
                 return Err(Refused::Untaken);
             }
-            let left = deadline.unwrap_or_default().saturating_sub(wake::now());
-            if left.is_zero() {
-                let text = "it did not take a packet for as long as the publisher waits";
-                self.board.kick(&peer, Code::Stalled, text.into());
-                continue;
-            }
-            let futex = &peer.page.header().futex;
-            if let Some((before, seen)) = &awaited
-                && Arc::ptr_eq(before, &peer)
-            {
-                // A subscriber that dies wakes nobody, and neither does `cancelled`, so look again now
-                // and then.
-                wake::wait(futex, *seen, Some(left.min(LOOK_AGAIN)));
-            }
-            let waits = &self.frames.control.header().status.publisher_waits;
-            waiting.get_or_insert_with(|| Waiting::new(waits));
-            // Pairs with the fence in `Shared::moved`: either it sees that we wait and changes the futex,
-            // or our next look sees that it moved.
-            fence(Ordering::SeqCst);
-            let seen = futex.load(Ordering::Acquire);
-            awaited = Some((peer, seen));
         }
     }
 
@@ -237,7 +211,7 @@ impl Track {
         let earlier = |(start, _): &&(u64, i64)| gop.is_none_or(|gop| *start < gop);
         let before = keyframes.iter().rev().take(2).find(earlier).map(|(start, _)| *start);
         let (generation, extra) = (*generation, data[1].len() as u64);
-        let meta = Meta { info, generation, gop: *gop, before, published: now, extra };
+        let meta = Meta { info, generation, before, published: now, extra };
         let written = writer.write(ring, data, &meta.to_words());
         let seq = written.expect("whoever appends has looked whether there is room");
 
