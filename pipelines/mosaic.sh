@@ -10,12 +10,12 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 arguments 5 "$@"
-key=$5 size=${6:-1280x720} compositor=compositor memory=''
+key=$5 size=${6:-1280x720} compositor=(compositor background=black) memory=''
 [[ $size =~ ^[0-9]+x[0-9]+$ ]] || { usage >&2; exit 2; }
 width=$((${size%x*} / 2 & ~1)) height=$((${size#*x} / 2 & ~1)) # even, as NV12 wants it
-if has cudacompositor && timeout 15 gst-launch-1.0 -v cuframessrc key="$1" num-buffers=1 ! fakesink \
-    | grep -q 'caps = video/x-raw(memory:CUDAMemory)'; then
-    compositor=cudacompositor memory='(memory:CUDAMemory)'
+if has cudacompositor && first=$(timeout 15 gst-launch-1.0 -v cuframessrc key="$1" num-buffers=1 ! fakesink) \
+    && [[ $first == *'(memory:CUDAMemory)'* ]]; then
+    compositor=(cudacompositor) memory='(memory:CUDAMemory)'
 fi
 
 # Each tile is scaled by the compositor; a queue that leaks never lets one camera wait for another.
@@ -25,6 +25,6 @@ for n in 0 1 2 3; do
     tiles+=("sink_$n::xpos=$(((n & 1) * width))" "sink_$n::ypos=$(((n >> 1) * height))"
         "sink_$n::width=$width" "sink_$n::height=$height")
 done
-exec gst-launch-1.0 -q "$compositor" name=mosaic background=black "${tiles[@]}" \
+exec gst-launch-1.0 -q "${compositor[@]}" name=mosaic "${tiles[@]}" \
     ! "video/x-raw$memory,format=NV12,width=$((2 * width)),height=$((2 * height)),framerate=25/1" \
     ! cuframessink key="$key" "${cameras[@]}"

@@ -68,15 +68,30 @@ fn resources() -> String {
     format!("{fds} fds, {maps} mappings, {threads} threads")
 }
 
+/// The objects of a pipeline, and what its elements share, such as CUDA contexts.
+fn objects(pipeline: &gst::Pipeline) -> Vec<(String, glib::WeakRef<glib::Object>)> {
+    let elements = pipeline.iterate_recurse().into_iter().flatten();
+    let elements: Vec<gst::Element> = elements.chain([pipeline.clone().upcast()]).collect();
+    let shared = elements.iter().flat_map(|e| e.contexts()).filter_map(|context| {
+        let object = context.structure().iter().find_map(|(_, v)| v.get::<glib::Object>().ok())?;
+        Some((format!("{} {:?}", context.context_type(), object), object.downgrade()))
+    });
+    let shared: Vec<_> = shared.collect();
+    let name = |e: gst::Element| (e.name().into(), e.upcast::<glib::Object>().downgrade());
+    elements.into_iter().map(name).chain(shared).collect()
+}
+
 /// Waits until what the process has is what it had; the parent is told what is left after a while.
-fn settle(before: &str) {
-    for _ in 0..200 {
+fn settle(who: &str, before: &str, objects: &[(String, glib::WeakRef<glib::Object>)]) {
+    for _ in 0..500 {
         if resources() == before {
             return say("clean");
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    say(format!("leak {before} became {}", resources()));
+    let alive = objects.iter().filter_map(|(name, o)| Some((name, o.upgrade()?.ref_count() - 1)));
+    let alive: Vec<_> = alive.collect();
+    say(format!("leak of {who}: {before} became {}, {alive:?}", resources()));
 }
 
 /// What the parent says, line by line.
@@ -181,9 +196,10 @@ pub fn publish(dir: &Path, key: &str, life: u32, wide: bool) {
             other => panic!("{other}?"),
         }
     }
+    let objects = objects(&pipeline);
     pipeline.set_state(gst::State::Null).unwrap();
     drop((camera, filter, bus, pipeline));
-    settle(&before);
+    settle(&format!("publisher {key} {life}"), &before, &objects);
 }
 
 /// What a subscriber saw in one run of its pipeline.
@@ -326,7 +342,7 @@ pub fn subscribe(dir: &Path, key: &str, kind: &str) {
     pipeline.set_state(gst::State::Ready).unwrap();
     account();
     seen.lock().unwrap().held.clear();
-    settle(&before);
+    settle(kind, &before, &objects(&pipeline));
     pipeline.set_state(gst::State::Null).unwrap();
     let _ = glib::prgname();
 }
