@@ -9,7 +9,8 @@ fn a_short_run() {
     let own = std::env::current_exe().unwrap();
     let bench = own.ancestors().nth(2).unwrap().join("examples/bench");
     let out = std::env::temp_dir().join(format!("cuframes-test-bench-{}", std::process::id()));
-    let words = "--frames 10 --size 320x240 --subscribers 1,2 --rounds 1 --lives 1 --out";
+    let words = "--frames 10 --size 320x240,640x480 --fps 30,0 --cameras 1,2 --subscribers 1,2 --rounds 1 \
+                 --lives 1 --idle 1 --out";
     let mut command = Command::new(bench);
     command.args(words.split(' ')).arg(&out).args(["alone", "cuframes", "unixfd", "decode-shared"]);
     let output = command.output().unwrap();
@@ -23,7 +24,10 @@ fn a_short_run() {
     assert!(all["versions"]["gstreamer"].as_str().is_some_and(|v| v.starts_with("GStreamer")));
     let results = all["results"].as_array().unwrap();
     let of = |system: &str, subscribers: u64| {
-        let mut found = results.iter().filter(|r| r["system"] == system);
+        let mut found = results.iter().filter(|r| {
+            (&r["system"], &r["cameras"]) == (&system.into(), &1.into())
+                && (&r["size"], &r["fps"]) == (&"320x240".into(), &30.into())
+        });
         found.find(|r| r["subscribers"] == subscribers).expect(system)
     };
     for subscribers in [1, 2] {
@@ -39,6 +43,9 @@ fn a_short_run() {
             "subscriber_switches_per_frame",
             "memory_mib",
             "publisher_shared_mib",
+            "published_per_s",
+            "received_per_s",
+            "busy_cpus",
         ] {
             assert!(result[figure]["median"].as_f64() > Some(0.0), "{figure}: {result}");
         }
@@ -46,7 +53,15 @@ fn a_short_run() {
             assert!(result["latency_us"][quantile]["median"].as_f64() > Some(0.0), "{result}");
         }
     }
+    // Every size at every rate, with each number of cameras.
+    let ours = results.iter().filter(|r| r["system"] == "cuframes");
+    assert_eq!(ours.filter(|r| r["frames"].as_u64() > Some(0)).count(), 2 * 2 * 2 * 2);
+    assert!(results.iter().all(|r| r["failed"].is_null()), "{said}");
     let result = of("cuframes", 1);
+    for step in ["enqueue", "publish", "ring", "wake", "claim", "ready", "wrap", "push"] {
+        assert!(result["steps_us"][step]["p50"].as_f64() > Some(0.0), "{step}: {result}");
+    }
+    assert!(result["idle_per_s"]["subscriber_cpu_us"].is_number(), "{result}");
     assert!(result["first_frame_ms"]["median"].as_f64() > Some(0.0), "{result}");
     assert!(result["recovery_ms"]["median"].is_number(), "{result}");
     assert_eq!(result["restarts"], Value::from(vec![0]), "the source was not started again");
@@ -57,8 +72,14 @@ fn a_short_run() {
         let there = results.iter().any(|r| r["system"] == system);
         assert!(there != skipped.contains_key(system), "{system}: {said}");
     }
-    let model = all["publisher_cost_us_per_frame"].as_array().unwrap();
-    assert!(model.iter().any(|m| m["system"] == "cuframes" && m["b"].is_number()));
+    let model = all["model"].as_array().unwrap();
+    let of_ours = |of: &'static str| {
+        move |m: &&Value| (&m["system"], &m["of"]) == (&"cuframes".into(), &of.into())
+    };
+    let publisher = model.iter().find(of_ours("publisher")).unwrap();
+    assert!(publisher["sum"]["subscribers"].is_number(), "{publisher}");
+    let memory = model.iter().find(of_ours("memory")).unwrap();
+    assert!(memory["sum"]["cameras · subscribers"].as_f64() > Some(0.0), "{memory}");
     for picture in ["latency.svg", "cpu.svg", "recovery.svg"] {
         assert!(std::fs::read_to_string(out.join(picture)).unwrap().starts_with("<svg"));
     }

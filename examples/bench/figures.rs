@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::options::Case;
+
 /// One turn of one system; times in µs, with all that the processes do: a publisher's camera too.
 #[derive(Default)]
 pub struct Round {
@@ -20,15 +22,39 @@ pub struct Round {
     pub publisher: Option<(f64, f64)>,
     /// Of a frame and a subscriber.
     pub subscriber: Option<(f64, f64)>,
-    /// Of all processes together in MiB, and what the publisher's shared memory is.
+    /// Frames a second of each publisher, and of each subscriber.
+    pub published: Option<f64>,
+    pub received: Option<f64>,
+    /// Frames that the publishers had no room for.
+    pub dropped: u64,
+    /// Of all processes together in MiB, and what the publishers' shared memory is.
     pub memory: Option<f64>,
     pub shared: Option<f64>,
+    /// What the turn added to the GPU's memory in use, in MiB.
+    pub vram: Option<f64>,
+    /// By name; sorted.
+    pub steps: BTreeMap<&'static str, Vec<f64>>,
+}
+
+/// That part of sorted values is no more than this.
+pub fn quantile(all: &[f64], q: f64) -> Option<f64> {
+    let last = all.len().checked_sub(1)?;
+    all.get((last as f64 * q).round() as usize).copied()
 }
 
 impl Round {
     pub fn quantile(&self, q: f64) -> Option<f64> {
-        let last = self.latencies.len().checked_sub(1)?;
-        self.latencies.get((last as f64 * q).round() as usize).copied()
+        quantile(&self.latencies, q)
+    }
+
+    /// CPUs that all processes keep busy.
+    pub fn busy(&self, case: Case) -> Option<f64> {
+        let one = |usage: Option<(f64, f64)>, rate: Option<f64>| Some(usage?.0 * rate?);
+        let publisher = one(self.publisher, self.published);
+        let subscribers =
+            one(self.subscriber, self.received).map(|of_one| of_one * f64::from(case.subscribers));
+        let all = publisher.into_iter().chain(subscribers).reduce(|a, b| a + b)?;
+        Some(all * f64::from(case.cameras) / 1e6)
     }
 }
 
@@ -41,14 +67,25 @@ pub struct Life {
     pub restarts: u64,
 }
 
+/// CPU time in µs and context switches of a second, while nothing is published.
+pub struct Idle {
+    pub publisher: (f64, f64),
+    pub subscriber: (f64, f64),
+}
+
 /// Calls of each name for a frame.
 pub type Calls = BTreeMap<String, f64>;
 
-/// All of a system with that many subscribers.
+/// All of a case.
 #[derive(Default)]
 pub struct Result {
     pub rounds: Vec<Round>,
     pub lives: Vec<Life>,
+    pub idle: Option<Idle>,
+    /// In µs, by name; sorted.
+    pub steps: BTreeMap<&'static str, Vec<f64>>,
+    /// Why there is no more of it.
+    pub failed: Option<String>,
     /// Of the publisher and of a subscriber.
     pub calls: Option<(Calls, Calls)>,
 }
@@ -74,7 +111,7 @@ impl Spread {
         })
     }
 
-    fn json(this: Option<Self>) -> Value {
+    pub fn json(this: Option<Self>) -> Value {
         this.map_or(Value::Null, |Self(median, least, most)| {
             let round = |v: f64| (v * 100.0).round() / 100.0;
             json!({ "median": round(median), "least": round(least), "most": round(most) })
@@ -110,7 +147,7 @@ impl Result {
 
     pub fn json(&self) -> Value {
         let of = |of: &dyn Fn(&Round) -> Option<f64>| Spread::json(self.spread(of));
-        let quantile = |q: f64| of(&|r| r.quantile(q));
+        let latency = |q: f64| of(&|r| r.quantile(q));
         // Enough to draw the distribution again.
         let steps = (0..=100).map(|q| {
             Spread::of(self.rounds.iter().filter_map(|r| r.quantile(f64::from(q) / 100.0)))
@@ -118,21 +155,34 @@ impl Result {
         let steps: Vec<Value> = steps.map(|s| s.map_or(Value::Null, |s| json!(s.0))).collect();
         json!({
             "rounds": self.rounds.len(),
+            "failed": self.failed,
             "frames": self.sum(|r| Some(r.frames)),
             "late": self.late(),
             "lost": self.sum(|r| r.lost),
             "repeated": self.sum(|r| r.repeated),
             "torn": self.sum(|r| r.torn),
             "latency_us": {
-                "p50": quantile(0.5), "p95": quantile(0.95), "p99": quantile(0.99), "max": quantile(1.0),
+                "p50": latency(0.5), "p95": latency(0.95), "p99": latency(0.99), "max": latency(1.0),
                 "percentiles": steps,
             },
+            "published_per_s": of(&|r| r.published),
+            "received_per_s": of(&|r| r.received),
+            "dropped": self.sum(|r| Some(r.dropped)),
             "publisher_cpu_us_per_frame": of(&|r| r.publisher.map(|p| p.0)),
             "subscriber_cpu_us_per_frame": of(&|r| r.subscriber.map(|s| s.0)),
             "publisher_switches_per_frame": of(&|r| r.publisher.map(|p| p.1)),
             "subscriber_switches_per_frame": of(&|r| r.subscriber.map(|s| s.1)),
             "memory_mib": of(&|r| r.memory),
             "publisher_shared_mib": of(&|r| r.shared),
+            "vram_mib": of(&|r| r.vram),
+            "steps_us": self.steps.iter().map(|(name, all)| {
+                let of = |q| quantile(all, q);
+                (name.to_string(), json!({ "p50": of(0.5), "p95": of(0.95), "p99": of(0.99) }))
+            }).collect::<serde_json::Map<_, _>>(),
+            "idle_per_s": self.idle.as_ref().map(|i| json!({
+                "publisher_cpu_us": i.publisher.0, "publisher_switches": i.publisher.1,
+                "subscriber_cpu_us": i.subscriber.0, "subscriber_switches": i.subscriber.1,
+            })),
             "first_frame_ms": Spread::json(self.first()),
             "recovery_ms": Spread::json(self.recovery()),
             "restarts": self.lives.iter().map(|l| l.restarts).collect::<Vec<_>>(),
@@ -142,27 +192,44 @@ impl Result {
     }
 }
 
-/// Least squares of y = a + b·x, and which part of the scatter that explains.
-pub struct Line {
-    pub a: f64,
-    pub b: f64,
+/// Least squares of y = c₀·x₀ + c₁·x₁ + …, and which part of the scatter of y that explains.
+pub struct Fit {
+    pub factors: Vec<f64>,
     pub r2: f64,
 }
 
-impl Line {
-    /// `None` if all points have one x.
-    pub fn fit(points: &[(f64, f64)]) -> Option<Self> {
-        let n = points.len() as f64;
-        let mean_x = points.iter().map(|p| p.0).sum::<f64>() / n;
-        let mean_y = points.iter().map(|p| p.1).sum::<f64>() / n;
-        let sum = |of: fn(f64, f64) -> f64| {
-            points.iter().map(|p| of(p.0 - mean_x, p.1 - mean_y)).sum::<f64>()
-        };
-        let (xx, xy, yy) = (sum(|x, _| x * x), sum(|x, y| x * y), sum(|_, y| y * y));
-        if points.is_empty() || xx == 0.0 {
-            return None;
+impl Fit {
+    /// `None` if the points do not tell the factors apart.
+    pub fn of(points: &[(Vec<f64>, f64)]) -> Option<Self> {
+        let n = points.first()?.0.len();
+        // The normal equations, each with its right side behind it.
+        let mut rows: Vec<Vec<f64>> = (0..n)
+            .map(|i| {
+                let sum = |of: &dyn Fn(&(Vec<f64>, f64)) -> f64| points.iter().map(of).sum::<f64>();
+                let left = (0..n).map(|j| sum(&|(x, _)| x[i] * x[j]));
+                left.chain([sum(&|(x, y)| x[i] * y)]).collect()
+            })
+            .collect();
+        for i in 0..n {
+            let best = (i..n).max_by(|a, b| rows[*a][i].abs().total_cmp(&rows[*b][i].abs()))?;
+            rows.swap(i, best);
+            let scale = rows[i][i];
+            if scale.abs() < 1e-9 {
+                return None;
+            }
+            rows[i].iter_mut().for_each(|v| *v /= scale);
+            let pivot = rows[i].clone();
+            for (_, row) in rows.iter_mut().enumerate().filter(|(j, _)| *j != i) {
+                let by = row[i];
+                row.iter_mut().zip(&pivot).for_each(|(v, p)| *v -= by * p);
+            }
         }
-        let b = xy / xx;
-        Some(Self { a: mean_y - b * mean_x, b, r2: if yy == 0.0 { 1.0 } else { b * xy / yy } })
+        let factors: Vec<f64> = rows.iter().map(|row| row[n]).collect();
+        let mean = points.iter().map(|p| p.1).sum::<f64>() / points.len() as f64;
+        let of = |x: &[f64]| x.iter().zip(&factors).map(|(x, c)| x * c).sum::<f64>();
+        let missed: f64 = points.iter().map(|(x, y)| (y - of(x)).powi(2)).sum();
+        let scatter: f64 = points.iter().map(|(_, y)| (y - mean).powi(2)).sum();
+        let r2 = if scatter == 0.0 { 1.0 } else { 1.0 - missed / scatter };
+        Some(Self { factors, r2 })
     }
 }

@@ -30,17 +30,20 @@ fn colour(n: usize) -> RGBColor {
 type Lines = Vec<(String, Vec<(f64, f64)>)>;
 
 pub fn draw(report: &Report, folder: &Path) -> Result<(), Failure> {
-    let first = report.options.subscribers[0];
-    let with_first = || report.results.iter().filter(|((_, count), _)| *count == first);
+    let (first, cameras) = (report.options.subscribers[0], report.options.cameras[0]);
+    let Some(&picture) = report.pictures().first() else { return Ok(()) };
+    let of_picture = || report.results.iter().filter(|(case, _)| case.picture == picture);
+    let with_first =
+        || of_picture().filter(|(c, _)| (c.subscribers, c.cameras) == (first, cameras));
     let latencies: Lines = with_first()
-        .map(|((name, _), result)| {
+        .map(|(case, result)| {
             let at = |q: u32| result.spread(|r| r.quantile(f64::from(q) / 100.0));
             let points = (0..=100).filter_map(|q| Some((at(q)?.0, f64::from(q)))).collect();
-            (name.to_string(), points)
+            (case.system.to_owned(), points)
         })
         .filter(|(_, points): &(_, Vec<_>)| !points.is_empty())
         .collect();
-    let title = format!("Hand-over, {}, {first} subscriber(s)", report.title());
+    let title = format!("Hand-over, {}, {first} subscriber(s)", picture.text());
     lines(
         &folder.join("latency.svg"),
         &title,
@@ -49,30 +52,27 @@ pub fn draw(report: &Report, folder: &Path) -> Result<(), Failure> {
         true,
     )?;
 
+    // By what there is most of.
+    let by_cameras = report.options.cameras.len() > report.options.subscribers.len();
+    let what = if by_cameras { "cameras" } else { "subscribers" };
     let mut costs = Lines::new();
-    for ((name, count), result) in &report.results {
-        // The publisher's, and that of all subscribers.
-        let cost = result.spread(|r| {
-            Some(r.publisher.map_or(0.0, |p| p.0) + r.subscriber?.0 * f64::from(*count))
-        });
-        let Some(cost) = cost else { continue };
-        match costs.iter_mut().find(|(n, _)| n == name) {
-            Some((_, points)) => points.push((f64::from(*count), cost.0)),
-            None => costs.push((name.to_string(), vec![(f64::from(*count), cost.0)])),
+    for (case, result) in of_picture() {
+        let (x, other) = match by_cameras {
+            true => (case.cameras, case.subscribers <= first),
+            false => (case.subscribers, case.cameras == cameras),
+        };
+        let Some(cost) = result.spread(|r| r.busy(*case)).filter(|_| other) else { continue };
+        match costs.iter_mut().find(|(n, _)| n == case.system) {
+            Some((_, points)) => points.push((f64::from(x), cost.0)),
+            None => costs.push((case.system.to_owned(), vec![(f64::from(x), cost.0)])),
         }
     }
-    let title = format!("CPU of all processes, {}", report.title());
-    lines(
-        &folder.join("cpu.svg"),
-        &title,
-        ["subscribers", "µs of CPU for each frame"],
-        costs,
-        false,
-    )?;
+    let title = format!("CPU of all processes, {}", picture.text());
+    lines(&folder.join("cpu.svg"), &title, [what, "CPUs that are busy"], costs, false)?;
 
     let recoveries: Vec<(String, Vec<f64>)> = with_first()
-        .map(|((name, _), r)| {
-            (name.to_string(), r.lives.iter().filter_map(|l| l.recovery).collect())
+        .map(|(case, r)| {
+            (case.system.to_owned(), r.lives.iter().filter_map(|l| l.recovery).collect())
         })
         .filter(|(_, all): &(_, Vec<f64>)| !all.is_empty())
         .collect();

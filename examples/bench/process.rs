@@ -78,6 +78,21 @@ impl Process {
         Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
     }
 
+    /// CPU time in µs and switches of all its threads so far. With a runner, the process is that.
+    pub fn used(&self) -> (f64, f64) {
+        let mut sum = (0.0, 0.0);
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        for task in tasks.into_iter().flatten().flatten() {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let number = |text: &str| text.trim().parse().unwrap_or(0.0);
+            sum.0 += read("schedstat").split(' ').next().map_or(0.0, number) / 1e3;
+            let status = read("status");
+            let switches = status.lines().filter_map(|l| l.split_once("ctxt_switches:"));
+            sum.1 += switches.map(|(_, n)| number(n)).sum::<f64>();
+        }
+        sum
+    }
+
     /// What its open memfds and files of shared memory take, in MiB.
     pub fn shared_files(&self) -> Option<f64> {
         let mut seen = HashSet::new();
@@ -109,6 +124,14 @@ pub fn camera() -> Option<PathBuf> {
     Some(own.with_file_name("camera")).filter(|c| c.exists())
 }
 
+/// Memory in use of all GPUs, in MiB. `None` where there are none.
+pub fn vram() -> Option<f64> {
+    let mut smi = Command::new("nvidia-smi");
+    smi.args(["--query-gpu=memory.used", "--format=csv,noheader,nounits"]).stderr(Stdio::null());
+    let output = smi.output().ok().filter(|o| o.status.success())?;
+    String::from_utf8_lossy(&output.stdout).lines().map(|l| l.trim().parse::<f64>().ok()).sum()
+}
+
 pub fn can_trace() -> bool {
     let mut strace = Command::new("strace");
     strace.args(["-qq", "-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -123,8 +146,12 @@ pub fn calls(trace: &Path) -> Result<BTreeMap<String, u64>, Failure> {
     for line in counted.take_while(|l| !l.contains(END)) {
         // "PID name(arguments) = result"; the second half of a call that was interrupted is "<... name".
         let call = line.split_once(' ').and_then(|(_, rest)| rest.trim_start().split_once('('));
-        if let Some((name, _)) = call.filter(|(name, _)| !name.contains(' ')) {
-            *calls.entry(name.to_owned()).or_default() += 1;
+        if let Some((name, arguments)) = call.filter(|(name, _)| !name.contains(' ')) {
+            let operation = arguments.split(", ").nth(1).filter(|_| name == "futex");
+            // A strace that is older than the call knows its number only.
+            let name = if name == "syscall_0x1c1" { "futex_waitv" } else { name };
+            let name = operation.map_or(name.to_owned(), |o| o.replace("_PRIVATE", " (private)"));
+            *calls.entry(name).or_default() += 1;
         }
     }
     Ok(calls)

@@ -1,103 +1,188 @@
 //! The results, for people and for programs.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::figures::{Calls, Line, Result, Spread};
-use crate::{Failure, Options, plots};
+use crate::figures::{Calls, Fit, Result, Spread, quantile};
+use crate::machine::{commit, machine};
+use crate::model::{Cost, MODELS};
+use crate::options::{Case, Options, Picture};
+use crate::systems::SYSTEMS;
+use crate::{Failure, plots, steps};
 
 pub struct Report {
     pub options: Options,
-    /// By system and number of subscribers.
-    pub results: BTreeMap<(&'static str, u32), Result>,
+    pub results: BTreeMap<Case, Result>,
     /// Why there is nothing of a system.
     pub excuses: BTreeMap<&'static str, String>,
 }
 
 /// A column: its head and what stands in it.
-type Column = (&'static str, fn(&Result) -> String);
+type Column = (&'static str, fn(Case, &Result) -> String);
 
-const TIMES: [Column; 4] = [
-    ("p50 µs", |r| Spread::text(r.spread(|r| r.quantile(0.5)), 0)),
-    ("p95 µs", |r| Spread::text(r.spread(|r| r.quantile(0.95)), 0)),
-    ("p99 µs", |r| Spread::text(r.spread(|r| r.quantile(0.99)), 0)),
-    ("most µs", |r| Spread::text(r.spread(|r| r.quantile(1.0)), 0)),
+const TIMES: [Column; 6] = [
+    ("p50 µs", |_, r| Spread::text(r.spread(|r| r.quantile(0.5)), 0)),
+    ("p95 µs", |_, r| Spread::text(r.spread(|r| r.quantile(0.95)), 0)),
+    ("p99 µs", |_, r| Spread::text(r.spread(|r| r.quantile(0.99)), 0)),
+    ("most µs", |_, r| Spread::text(r.spread(|r| r.quantile(1.0)), 0)),
+    ("published a second", |_, r| Spread::text(r.spread(|r| r.published), 1)),
+    ("received a second", |_, r| Spread::text(r.spread(|r| r.received), 1)),
 ];
 
-const COSTS: [Column; 6] = [
-    ("publisher µs/frame", |r| Spread::text(r.spread(|r| Some(r.publisher?.0)), 0)),
-    ("subscriber µs/frame", |r| Spread::text(r.spread(|r| Some(r.subscriber?.0)), 0)),
-    ("pub. switches/frame", |r| Spread::text(r.spread(|r| Some(r.publisher?.1)), 1)),
-    ("sub. switches/frame", |r| Spread::text(r.spread(|r| Some(r.subscriber?.1)), 1)),
-    ("memory of all MiB", |r| Spread::text(r.spread(|r| r.memory), 1)),
-    ("lost/repeated/torn", |r| {
+const COSTS: [Column; 8] = [
+    ("publisher µs/frame", |_, r| Spread::text(r.spread(|r| Some(r.publisher?.0)), 0)),
+    ("subscriber µs/frame", |_, r| Spread::text(r.spread(|r| Some(r.subscriber?.0)), 0)),
+    ("pub. switches/frame", |_, r| Spread::text(r.spread(|r| Some(r.publisher?.1)), 1)),
+    ("sub. switches/frame", |_, r| Spread::text(r.spread(|r| Some(r.subscriber?.1)), 1)),
+    ("busy CPUs", |case, r| Spread::text(r.spread(|r| r.busy(case)), 2)),
+    ("memory of all MiB", |_, r| Spread::text(r.spread(|r| r.memory), 1)),
+    ("GPU memory MiB", |_, r| Spread::text(r.spread(|r| r.vram), 0)),
+    ("lost/repeated/torn", |_, r| {
         let wrong = r.wrong().map(|n| n.map(|n| n.to_string()).join("/"));
         let late = if r.late() > 0 { format!(", {} late", r.late()) } else { String::new() };
         wrong.unwrap_or("–".into()) + &late
     }),
 ];
 
-const LIVES: [Column; 4] = [
-    ("first frame ms", |r| Spread::text(r.first(), 0)),
-    ("recovery ms", |r| Spread::text(r.recovery(), 0)),
-    ("pub. calls/frame", |r| calls(r.calls.as_ref().map(|c| &c.0))),
-    ("sub. calls/frame", |r| calls(r.calls.as_ref().map(|c| &c.1))),
+const LIVES: [Column; 6] = [
+    ("first frame ms", |_, r| Spread::text(r.first(), 0)),
+    ("recovery ms", |_, r| Spread::text(r.recovery(), 0)),
+    ("idle pub. µs/s", |_, r| idle(r.idle.as_ref().map(|i| i.publisher))),
+    ("idle sub. µs/s", |_, r| idle(r.idle.as_ref().map(|i| i.subscriber))),
+    ("pub. calls/frame", |_, r| calls(r.calls.as_ref().map(|c| &c.0))),
+    ("sub. calls/frame", |_, r| calls(r.calls.as_ref().map(|c| &c.1))),
 ];
+
+fn idle(used: Option<(f64, f64)>) -> String {
+    used.map_or("–".into(), |(cpu, switches)| format!("{cpu:.0}, {switches:.1} switches"))
+}
 
 fn calls(all: Option<&Calls>) -> String {
     all.filter(|c| !c.is_empty())
         .map_or("–".into(), |c| format!("{:.1}", c.values().sum::<f64>()))
 }
 
+/// What of these calls is not of `others`: of a publisher that hands frames to nobody.
+fn own_calls(calls: &Calls, others: Option<&Calls>) -> String {
+    let own = calls.iter().filter_map(|(name, count)| {
+        let of_others = others.and_then(|o| o.get(name)).copied().unwrap_or(0.0);
+        Some((name, count - of_others)).filter(|(_, count)| *count >= 0.05)
+    });
+    let own: Vec<String> = own.map(|(name, count)| format!("{name} {count:.2}")).collect();
+    if own.is_empty() { "none".into() } else { own.join(", ") }
+}
+
 impl Report {
-    pub fn title(&self) -> String {
-        format!("{}, {} frames a second", self.options.size, self.options.fps)
+    /// The pictures that were measured, the first first.
+    pub fn pictures(&self) -> Vec<Picture> {
+        let mut pictures: Vec<_> =
+            self.options.cases().iter().map(|(case, _)| case.picture).collect();
+        pictures.dedup();
+        pictures
     }
 
     pub fn print(&self) {
-        println!(
-            "{}, {} frames, {} rounds; median of the rounds (least–most)",
-            self.title(),
-            self.options.frames,
-            self.options.rounds
-        );
-        self.table(&TIMES, |r| r.rounds.iter().any(|r| !r.latencies.is_empty()));
-        self.table(&COSTS, |r| !r.rounds.is_empty());
-        self.table(&LIVES, |r| !r.lives.is_empty() || r.calls.is_some());
-        for (name, line) in self.publisher_costs() {
-            println!(
-                "{name:18} publisher: {:.0} + {:.1} · subscribers µs of CPU a frame (r² {:.2})",
-                line.a, line.b, line.r2
-            );
+        let Options { frames, rounds, .. } = self.options;
+        for picture in self.pictures() {
+            println!("\n{}, {frames} frames, {rounds} rounds; median (least–most)", picture.text());
+            let of_it = |case: Case| case.picture == picture;
+            self.table(&TIMES, |c, r| of_it(c) && !r.rounds.is_empty());
+            self.table(&COSTS, |c, r| of_it(c) && !r.rounds.is_empty());
+        }
+        self.table(&LIVES, |_, r| !r.lives.is_empty() || r.calls.is_some() || r.idle.is_some());
+        self.print_steps();
+        self.print_calls();
+        for cost in self.costs() {
+            println!("{}", cost.text());
+        }
+        for (case, result) in &self.results {
+            if let Some(why) = &result.failed {
+                println!("{:18} {} × {}: {why}", case.system, case.cameras, case.subscribers);
+            }
         }
         for (name, excuse) in &self.excuses {
             println!("{name:18} {excuse}");
         }
     }
 
-    fn table(&self, columns: &[Column], has: impl Fn(&Result) -> bool) {
+    fn table(&self, columns: &[Column], has: impl Fn(Case, &Result) -> bool) {
         let heads: String = columns.iter().map(|c| format!(" {:>22}", c.0)).collect();
-        println!("\n{:18} {:>4}{heads}", "system", "subs");
-        for ((name, count), result) in self.results.iter().filter(|(_, r)| has(r)) {
-            let cells: String = columns.iter().map(|c| format!(" {:>22}", c.1(result))).collect();
-            println!("{name:18} {count:>4}{cells}");
+        println!("\n{:18} {:>4} {:>4}{heads}", "system", "cams", "subs");
+        for (case, result) in self.results.iter().filter(|(case, r)| has(**case, r)) {
+            let Case { system, cameras, subscribers, .. } = case;
+            let cells = columns.iter().map(|c| format!(" {:>22}", c.1(*case, result)));
+            println!("{system:18} {cameras:>4} {subscribers:>4}{}", cells.collect::<String>());
         }
     }
 
-    /// What the publisher's cost is made of, fitted to all rounds.
-    fn publisher_costs(&self) -> Vec<(&'static str, Line)> {
-        let systems = self.options.systems.iter();
-        let fitted = systems.filter_map(|system| {
-            let of_it = self.results.iter().filter(|((name, _), _)| *name == system.name);
-            let points: Vec<(f64, f64)> = of_it
-                .flat_map(|((_, count), r)| r.rounds.iter().map(move |r| (count, r)))
-                .filter_map(|(count, r)| Some((f64::from(*count), r.publisher?.0)))
-                .collect();
-            Some((system.name, Line::fit(&points)?))
-        });
-        fitted.collect()
+    fn print_steps(&self) {
+        let with = || self.results.iter().filter(|(_, r)| !r.steps.is_empty());
+        if with().next().is_none() {
+            return;
+        }
+        let heads: String = steps::NAMES.iter().map(|n| format!(" {n:>16}")).collect();
+        println!("\nsteps, p50/p95/p99 µs\n{:18} {:>4}{heads}", "system", "subs");
+        for (case, result) in with() {
+            let cells = steps::NAMES.iter().map(|name| {
+                let all = result.steps.get(name).map_or(&[][..], Vec::as_slice);
+                let of = |q| quantile(all, q).map_or("–".into(), |v| format!("{v:.0}"));
+                format!(" {:>16}", [of(0.5), of(0.95), of(0.99)].join("/"))
+            });
+            println!("{:18} {:>4}{}", case.system, case.subscribers, cells.collect::<String>());
+        }
+    }
+
+    /// By name, the publisher's without those of `alone`, which are its clock's and the upload's.
+    fn print_calls(&self) {
+        for (case, result) in &self.results {
+            let Some((publisher, subscriber)) = &result.calls else { continue };
+            let kind = |name| SYSTEMS.iter().find(|s| s.name == name).map(|s| s.source);
+            let mut alone = self.results.iter().filter(|(other, _)| {
+                other.system.starts_with("alone") && kind(other.system) == kind(case.system)
+            });
+            let alone = alone.find_map(|(_, r)| Some(&r.calls.as_ref()?.0));
+            let alone = alone.filter(|_| !case.system.starts_with("alone"));
+            let beside = if alone.is_some() { " beside those of alone" } else { "" };
+            println!(
+                "{:18} {:>4} calls a frame, publisher{beside}: {}; subscriber: {}",
+                case.system,
+                case.subscribers,
+                own_calls(publisher, alone),
+                own_calls(subscriber, None)
+            );
+        }
+    }
+
+    /// What cost is made of, fitted to all rounds of a system and a picture.
+    fn costs(&self) -> Vec<Cost> {
+        let mut costs = Vec::new();
+        for picture in self.pictures() {
+            for system in &self.options.systems {
+                let of_it = || {
+                    let all = self.results.iter();
+                    all.filter(|(c, _)| (c.system, c.picture) == (system.name, picture))
+                        .flat_map(|(case, r)| r.rounds.iter().map(move |r| (case, r)))
+                };
+                costs.extend(MODELS.iter().filter_map(|model| {
+                    let points: Vec<(Vec<f64>, f64)> = of_it()
+                        .filter_map(|(c, r)| Some(((model.of)(*c), (model.y)(*c, r)?)))
+                        .collect();
+                    // What did not vary has no part in it.
+                    let varies = |i: &usize| points.iter().any(|(x, _)| x[*i] != points[0].0[*i]);
+                    let first = points.first()?;
+                    let used: Vec<usize> =
+                        std::iter::once(0).chain((1..first.0.len()).filter(varies)).collect();
+                    let points: Vec<_> = points
+                        .iter()
+                        .map(|(x, y)| (used.iter().map(|i| x[*i]).collect(), *y))
+                        .collect();
+                    let fit = Fit::of(&points).filter(|_| used.len() > 1)?;
+                    Some(Cost { system: system.name, picture, model, used, fit })
+                }));
+            }
+        }
+        costs
     }
 
     pub fn write(&self) -> std::result::Result<(), Failure> {
@@ -114,17 +199,16 @@ impl Report {
         let results: Vec<Value> = self
             .results
             .iter()
-            .map(|((name, count), result)| {
+            .map(|(case, result)| {
                 let mut all = result.json();
-                all["system"] = json!(name);
-                all["subscribers"] = json!(count);
+                all["system"] = json!(case.system);
+                all["cameras"] = json!(case.cameras);
+                all["subscribers"] = json!(case.subscribers);
+                all["size"] = json!(case.picture.size());
+                all["fps"] = json!(case.picture.fps);
+                all["busy_cpus"] = Spread::json(result.spread(|r| r.busy(*case)));
                 all
             })
-            .collect();
-        let model: Vec<Value> = self
-            .publisher_costs()
-            .iter()
-            .map(|(name, l)| json!({ "system": name, "a": l.a, "b": l.b, "r2": l.r2 }))
             .collect();
         json!({
             "machine": machine(),
@@ -134,41 +218,10 @@ impl Report {
                 "commit": commit(),
                 "optimised": !cfg!(debug_assertions),
             },
-            "options": {
-                "frames": options.frames, "fps": options.fps, "size": options.size,
-                "subscribers": options.subscribers, "rounds": options.rounds, "lives": options.lives,
-            },
+            "options": { "frames": options.frames, "rounds": options.rounds, "lives": options.lives },
             "results": results,
-            "publisher_cost_us_per_frame": model,
+            "model": self.costs().iter().map(Cost::json).collect::<Vec<_>>(),
             "skipped": self.excuses,
         })
     }
-}
-
-/// Nothing that names it.
-fn machine() -> Value {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": "));
-    let virtual_machine = cpu.lines().any(|l| l.starts_with("flags") && l.contains(" hypervisor"));
-    let gpu = Command::new("nvidia-smi")
-        .args(["--query-gpu=name,driver_version", "--format=csv,noheader"])
-        .output();
-    let gpu = gpu.ok().filter(|o| o.status.success());
-    json!({
-        "kernel": kernel.trim(),
-        "cpu": model.map(|m| m.1),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "virtual": virtual_machine,
-        "gpu": gpu.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()),
-    })
-}
-
-/// Of the source, where it is at hand; otherwise as `$CUFRAMES_COMMIT` says.
-fn commit() -> Option<String> {
-    let git = Command::new("git").args(["describe", "--always", "--dirty"]).output().ok();
-    let said = git
-        .filter(|o| o.status.success())
-        .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
-    std::env::var("CUFRAMES_COMMIT").ok().or(said)
 }

@@ -1,7 +1,7 @@
 //! What the processes do: a publisher or a subscriber of one system, told by [`Task`].
 
 use std::io::{BufRead, Write};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -9,8 +9,10 @@ use gst::prelude::*;
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
 
-use crate::stamps::{Stamp, Stamps};
-use crate::{Failure, WARM_UP};
+use crate::seen::Seen;
+use crate::stamps::{Place, Stamps};
+use crate::steps::Listener;
+use crate::{Failure, WARM_UP, lives, source};
 
 /// Names that are looked for in a trace; nothing else touches them.
 pub const BEGIN: &str = "/cuframes-bench/begin";
@@ -20,50 +22,75 @@ pub struct Task {
     pub publishes: bool,
     /// Goes on until it is killed, and says when frames begin; otherwise it measures `frames` of them.
     pub lives: bool,
+    /// Times the steps of each frame.
+    pub steps: bool,
     pub pipeline: String,
-    pub stamps: String,
+    /// Where frames say which they are, and the page that has their times, if one has.
+    pub place: Place,
+    pub page: String,
     pub frames: u32,
+    /// 0 as fast as it goes.
     pub fps: u32,
+    /// For how many seconds the others may take to start.
+    pub patience: u32,
 }
+
+const PLACES: [(&str, Place); 3] =
+    [("pixels", Place::Pixels), ("drawn", Place::Drawn), ("device", Place::Device)];
 
 impl Task {
     pub fn to_json(&self) -> String {
+        let place = PLACES.iter().find(|p| p.1 == self.place).map(|p| p.0);
         json!({
-            "publishes": self.publishes, "lives": self.lives, "pipeline": self.pipeline,
-            "stamps": self.stamps, "frames": self.frames, "fps": self.fps,
+            "publishes": self.publishes, "lives": self.lives, "steps": self.steps,
+            "pipeline": self.pipeline, "place": place, "page": self.page,
+            "frames": self.frames, "fps": self.fps, "patience": self.patience,
         })
         .to_string()
     }
 
     fn of(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
+        let number = |name: &str| Some(value[name].as_u64()? as u32);
         Some(Self {
             publishes: value["publishes"].as_bool()?,
             lives: value["lives"].as_bool()?,
+            steps: value["steps"].as_bool()?,
             pipeline: value["pipeline"].as_str()?.into(),
-            stamps: value["stamps"].as_str()?.into(),
-            frames: value["frames"].as_u64()? as u32,
-            fps: value["fps"].as_u64()? as u32,
+            place: PLACES.iter().find(|p| value["place"] == p.0)?.1,
+            page: value["page"].as_str()?.into(),
+            frames: number("frames")?,
+            fps: number("fps")?,
+            patience: number("patience")?,
         })
+    }
+
+    pub fn stamps(&self) -> Result<Stamps, Failure> {
+        let limit = 1_000_000_000_i64.checked_div(self.fps.into()).unwrap_or(0) / 2;
+        let numbered = self.pipeline.contains("cuframessrc");
+        Stamps::open(self.place, &self.page, limit, numbered)
     }
 }
 
 pub fn run(task: &str) -> Result<(), Failure> {
     let task = Task::of(task).ok_or("a role has a task")?;
-    // No source of any system can hang the rest.
-    let seconds = u64::from((task.frames + WARM_UP) / task.fps) + 30;
+    let steps = task.steps.then(Listener::start);
+    gst::init()?;
+    gstcuframes::plugin_register_static()?;
+    source::register()?;
+    // No source of any system can hang the rest. What goes as fast as it goes makes 10 frames a second.
+    let rate = if task.fps == 0 { 10 } else { task.fps };
+    let seconds = u64::from((task.frames + WARM_UP) / rate + task.patience);
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(seconds));
         eprintln!("{} comes to no end", std::process::id());
         std::process::exit(1);
     });
-    let limit = 1_000_000_000 / i64::from(task.fps) / 2;
-    let stamps = Stamps::open(&task.stamps, limit)?;
     match (task.publishes, task.lives) {
-        (true, false) => publish(&task, stamps),
-        (true, true) => live_publisher(&task, stamps),
-        (false, false) => subscribe(&task, stamps),
-        (false, true) => live_subscriber(&task, stamps),
+        (true, false) => publish(&task, steps),
+        (true, true) => lives::publisher(&task),
+        (false, false) => subscribe(&task, steps),
+        (false, true) => lives::subscriber(&task),
     }
 }
 
@@ -73,20 +100,21 @@ pub fn now() -> i64 {
 
 /// What this process has used so far: CPU time in µs, and how often it was put to sleep or interrupted.
 #[derive(Clone, Copy)]
-struct Usage {
+pub struct Usage {
+    time: i64,
     cpu: f64,
     switches: i64,
 }
 
 impl Usage {
     /// Also tells a trace that what counts begins or ends here.
-    fn at(mark: &str) -> Self {
+    pub fn at(mark: &str) -> Self {
         let _ = nix::unistd::access(mark, nix::unistd::AccessFlags::F_OK);
         let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID);
         let cpu = time.map_or(f64::NAN, |t| t.tv_sec() as f64 * 1e6 + t.tv_nsec() as f64 / 1e3);
         let switches = getrusage(UsageWho::RUSAGE_SELF)
             .map_or(0, |u| u.voluntary_context_switches() + u.involuntary_context_switches());
-        Self { cpu, switches }
+        Self { time: now(), cpu, switches }
     }
 
     /// Since `start`, for each frame.
@@ -96,12 +124,12 @@ impl Usage {
     }
 }
 
-fn parse(pipeline: &str) -> Result<gst::Pipeline, Failure> {
+pub fn parse(pipeline: &str) -> Result<gst::Pipeline, Failure> {
     let parsed = gst::parse::launch(pipeline)?;
     parsed.downcast::<gst::Pipeline>().map_err(|_| "not a pipeline".into())
 }
 
-fn run_to_the_end(pipeline: &gst::Pipeline) -> Result<(), Failure> {
+pub fn run_to_the_end(pipeline: &gst::Pipeline) -> Result<(), Failure> {
     let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
     for message in bus.iter_timed(gst::ClockTime::NONE) {
         match message.view() {
@@ -114,7 +142,7 @@ fn run_to_the_end(pipeline: &gst::Pipeline) -> Result<(), Failure> {
 }
 
 /// For each buffer at the sink pad of the element of that name.
-fn each_buffer(
+pub fn each_buffer(
     pipeline: &gst::Pipeline,
     element: &str,
     does: impl Fn(&mut gst::PadProbeInfo) + Send + Sync + 'static,
@@ -127,30 +155,35 @@ fn each_buffer(
     Ok(())
 }
 
-fn say(value: &Value) -> Result<(), Failure> {
+pub fn say(value: &Value) -> Result<(), Failure> {
     let mut out = std::io::stdout();
     writeln!(out, "{value}")?;
     Ok(out.flush()?)
 }
 
-fn publish(task: &Task, stamps: Stamps) -> Result<(), Failure> {
+fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let pipeline = parse(&task.pipeline)?;
+    let stamps = task.stamps()?;
     let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
     let (start, go) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
     let (begin, going) = (start.clone(), go.clone());
     let (count, end) = (AtomicU64::new(0), u64::from(WARM_UP + task.frames));
     let endless = stamps.are_drawn();
+    let last = Arc::new(AtomicI64::new(0));
+    let latest = last.clone();
     each_buffer(&pipeline, "sink", move |info| {
-        if !going.load(Ordering::Relaxed) {
-            return;
-        }
-        let number = count.fetch_add(1, Ordering::Relaxed);
+        let counts = going.load(Ordering::Relaxed);
+        let number = if counts { count.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let warm = number >= u64::from(WARM_UP);
         if warm {
             begin.get_or_init(|| Usage::at(BEGIN));
         }
-        if let Some(buffer) = info.buffer_mut() {
-            stamps.write(buffer, if warm { now() } else { 0 }, number);
+        // Who watches a camera has its own idea of what counts.
+        if let Some(buffer) = info.buffer_mut().filter(|_| counts || endless) {
+            stamps.write(buffer, if warm || endless { now() } else { 0 }, number);
+        }
+        if number < end {
+            latest.store(now(), Ordering::Relaxed);
         }
         if endless && number == end {
             let _ = bus.post(gst::message::Eos::new());
@@ -165,14 +198,19 @@ fn publish(task: &Task, stamps: Stamps) -> Result<(), Failure> {
     let end = Usage::at(END);
     let start = start.get().ok_or("too few frames")?;
     let (cpu, switches) = end.per_frame(*start, task.frames.into());
+    let took = last.load(Ordering::Relaxed) - start.time;
+    let rate = f64::from(task.frames - 1) * 1e9 / took as f64;
     let stats = pipeline.by_name("sink").filter(|s| s.has_property("stats"));
     let stats =
         stats.and_then(|s| s.property_value("stats").get::<Option<gst::Structure>>().ok()?);
-    let copied = stats.and_then(|s| s.get::<u64>("copied").ok());
+    let count = |name: &str| stats.as_ref().and_then(|s| s.get::<u64>(name).ok());
     if stamps.are_pixels() {
-        assert_eq!(copied.unwrap_or(0), 0, "the publisher copies");
+        assert_eq!(count("copied").unwrap_or(0), 0, "the publisher copies");
     }
-    say(&json!({ "cpu": cpu, "switches": switches, "copied": copied }))?;
+    say(&json!({
+        "cpu": cpu, "switches": switches, "rate": rate, "dropped": count("dropped"),
+        "steps": steps.map(|s| s.take()),
+    }))?;
     // Those who joined later still count frames.
     if endless {
         std::io::stdin().read_line(&mut String::new())?;
@@ -181,76 +219,18 @@ fn publish(task: &Task, stamps: Stamps) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a subscriber saw. The pixels are complete when a frame gets here, in device memory too:
-/// cuframessrc pushes a frame when the GPU has said that it wrote it, and its io-mode=copy waits for the
-/// copy; cudaipcsink sends a frame only when its stream is done, and cudaipcsrc waits for its copy.
-#[derive(Default)]
-struct Seen {
-    /// In ns.
-    latencies: Vec<i64>,
-    /// Frames of which it can't be said how long they took: see [`Stamps`].
-    late: u64,
-    /// Frames since the start, and of these what was wrong.
-    frames: u64,
-    torn: u64,
-    repeated: u64,
-    /// Numbers that were left out.
-    gaps: u64,
-    /// The stamp of the last frame, and whether its latency counts.
-    last: (i64, bool),
-    number: Option<u64>,
-    /// Before the first frame that counts.
-    start: Option<Usage>,
-    /// In another memory than that of the system.
-    wrong: bool,
-}
-
-impl Seen {
-    fn add(&mut self, now: i64, stamp: Option<Stamp>, limit: i64) {
-        let Some(stamp) = stamp else {
-            self.wrong = true;
-            return;
-        };
-        if stamp.time == 0 {
-            return;
-        }
-        self.start.get_or_insert_with(|| Usage::at(BEGIN));
-        self.frames += 1;
-        self.torn += u64::from(stamp.torn);
-        if let Some(number) = stamp.number {
-            match self.number.map(|last| number.wrapping_sub(last)) {
-                Some(0) => self.repeated += 1,
-                Some(step) if step < 1 << 31 => self.gaps += step - 1,
-                _ => {}
-            }
-            self.number = Some(number);
-        }
-        // No time crosses with what a camera drew.
-        if stamp.time < 0 {
-            return;
-        }
-        // Two frames in the time of one: the first was older than its stamp.
-        if limit < i64::MAX && self.last == (stamp.time, true) {
-            self.latencies.pop();
-            self.late += 1;
-        }
-        let counts = now - stamp.time < limit;
-        if counts {
-            self.latencies.push(now - stamp.time);
-        } else {
-            self.late += 1;
-        }
-        self.last = (stamp.time, counts);
-    }
-}
-
-fn subscribe(task: &Task, stamps: Stamps) -> Result<(), Failure> {
+fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let pipeline = parse(&task.pipeline)?;
+    let stamps = task.stamps()?;
     let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
     let seen = Arc::new(Mutex::new(Seen::default()));
     let (into, count) = (seen.clone(), AtomicU64::new(0));
     let (drawn, last) = (stamps.are_drawn(), u64::from(WARM_UP + task.frames));
     let pad = pipeline.by_name("out").and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
+    if let Some(listener) = &steps {
+        listener.at_source(&pipeline.by_name("src").ok_or("no source")?);
+    }
+    let listener = steps.clone();
     each_buffer(&pipeline, "out", move |info| {
         let now = now();
         let number = count.fetch_add(1, Ordering::Relaxed);
@@ -258,7 +238,13 @@ fn subscribe(task: &Task, stamps: Stamps) -> Result<(), Failure> {
             return;
         }
         if let (Some(buffer), Ok(mut seen)) = (info.buffer(), into.lock()) {
-            seen.add(now, stamps.read(buffer, &pad), stamps.limit());
+            let stamp = stamps.read(buffer, &pad);
+            let time = stamp.as_ref().map_or(-1, |s| s.time);
+            if seen.add(now, stamp, stamps.limit())
+                && let Some(listener) = &listener
+            {
+                listener.done(now, time);
+            }
         }
         if drawn && number + 1 == last {
             let _ = bus.post(gst::message::Eos::new());
@@ -284,57 +270,12 @@ fn subscribe(task: &Task, stamps: Stamps) -> Result<(), Failure> {
         json!({
             "cpu": cpu, "switches": switches, "frames": seen.frames, "late": seen.late,
             "lost": lost, "repeated": known(seen.repeated), "torn": known(seen.torn),
-            "latencies": seen.latencies,
+            "rate": seen.rate(), "latencies": seen.latencies, "steps": steps.map(|s| s.take()),
         })
     };
     say(&line)?;
     pipeline.set_state(gst::State::Null)?;
     Ok(())
-}
-
-fn live_publisher(task: &Task, stamps: Stamps) -> Result<(), Failure> {
-    let pipeline = parse(&task.pipeline)?;
-    let count = AtomicU64::new(0);
-    each_buffer(&pipeline, "sink", move |info| {
-        let (number, now) = (count.fetch_add(1, Ordering::Relaxed), now());
-        if let Some(buffer) = info.buffer_mut() {
-            stamps.write(buffer, now, number);
-        }
-        if number == 0 {
-            let _ = say(&json!({ "time": now }));
-        }
-    })?;
-    pipeline.set_state(gst::State::Playing)?;
-    run_to_the_end(&pipeline)
-}
-
-/// Says when the first frame of each publisher came. A source that gives up is started again at once, as
-/// an application would.
-fn live_subscriber(task: &Task, stamps: Stamps) -> Result<(), Failure> {
-    let (publisher, began) = (Arc::new(Mutex::new(None)), now());
-    let restarts = Arc::new(AtomicU64::new(0));
-    loop {
-        let pipeline = parse(&task.pipeline)?;
-        let pad = pipeline.by_name("out").and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
-        let (known, counted) = (publisher.clone(), restarts.clone());
-        each_buffer(&pipeline, "out", move |info| {
-            let now = now();
-            let stamp = info.buffer().and_then(|b| stamps.read(b, &pad));
-            if let (Some(stamp), Ok(mut known)) = (stamp, known.lock())
-                && *known != Some(stamp.publisher)
-            {
-                *known = Some(stamp.publisher);
-                let restarts = counted.load(Ordering::Relaxed);
-                let _ = say(&json!({ "time": now, "began": began, "restarts": restarts }));
-            }
-        })?;
-        if pipeline.set_state(gst::State::Playing).is_ok() {
-            let _ = run_to_the_end(&pipeline);
-        }
-        pipeline.set_state(gst::State::Null)?;
-        restarts.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// The next line that a process says, as JSON.

@@ -22,17 +22,33 @@ pub struct Stamp {
     pub torn: bool,
 }
 
-#[derive(Clone, Copy)]
-pub enum Stamps {
-    /// At the beginning, in the middle and at the end of the frame's bytes.
+/// Where a frame says which it is.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Place {
+    /// At the beginning, in the middle and at the end of the frame's bytes; also when it was handed over.
     Pixels,
     /// The number that examples/camera draws; it survives a codec.
     Drawn,
-    /// Device memory can't be stamped without work that would be measured as well, so the publisher keeps
-    /// the time of its last frame here, and a subscriber takes it for that of the frame it just got. That
-    /// holds while a frame takes less than the time to the next one, so what seems to take `limit`, half
-    /// of that, or more is not counted but reported as late.
-    Shared { words: &'static [AtomicI64; 2], limit: i64 },
+    /// In device memory nothing is written or read without work that would be measured as well.
+    Device,
+}
+
+/// What can't be in the pixels: the publisher keeps the time of its last frame on a page that both share,
+/// and a subscriber takes it for that of the frame it just got. That holds while a frame takes less than
+/// the time to the next one, so what seems to take `limit`, half of that, or more is not counted but
+/// reported as late.
+#[derive(Clone, Copy)]
+struct Page {
+    words: &'static [AtomicI64; 2],
+    limit: i64,
+}
+
+#[derive(Clone, Copy)]
+pub struct Stamps {
+    pub place: Place,
+    page: Option<Page>,
+    /// Our source says of each frame which it is.
+    numbered: bool,
 }
 
 /// Time, number, process.
@@ -43,66 +59,68 @@ fn places(len: usize) -> Option<[usize; 3]> {
 }
 
 impl Stamps {
-    pub fn open(how: &str, limit: i64) -> Result<Self, Failure> {
-        let path = match how {
-            "pixels" => return Ok(Self::Pixels),
-            "drawn" => return Ok(Self::Drawn),
-            path => path,
-        };
+    /// `page` is where the page is, if there is one.
+    pub fn open(place: Place, page: &str, limit: i64, numbered: bool) -> Result<Self, Failure> {
+        let stamps = Self { place, page: None, numbered };
+        if page.is_empty() {
+            return Ok(stamps);
+        }
         let len = size_of::<[AtomicI64; 2]>();
         let mut options = File::options();
-        let file = options.create(true).truncate(false).read(true).write(true).open(path)?;
+        let file = options.create(true).truncate(false).read(true).write(true).open(page)?;
         file.set_len(len as u64)?;
         let (all, shared) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
         // SAFETY: a new mapping, which nothing else in this process refers to.
         let at = unsafe { mmap(None, len.try_into()?, all, shared, &file, 0) }?;
         // SAFETY: the mapping is as long as the atomics and aligned to a page, never unmapped, and every
         // process uses it as these atomics only. Nobody makes the file shorter.
-        Ok(Self::Shared { words: unsafe { at.cast::<[AtomicI64; 2]>().as_ref() }, limit })
+        let words = unsafe { at.cast::<[AtomicI64; 2]>().as_ref() };
+        Ok(Self { page: Some(Page { words, limit }), ..stamps })
     }
 
     pub fn are_drawn(self) -> bool {
-        matches!(self, Self::Drawn)
+        self.place == Place::Drawn
     }
 
     pub fn are_pixels(self) -> bool {
-        matches!(self, Self::Pixels)
+        self.place == Place::Pixels
     }
 
+    /// What takes as long can't be told.
     pub fn limit(self) -> i64 {
-        match self {
-            Self::Shared { limit, .. } => limit,
-            _ => i64::MAX,
-        }
+        self.page.map_or(i64::MAX, |page| page.limit)
     }
 
     pub fn write(self, buffer: &mut gst::Buffer, time: i64, number: u64) {
         let publisher = i64::from(std::process::id());
-        match self {
-            Self::Pixels => {
-                if let Ok(mut map) = buffer.make_mut().map_writable()
-                    && let Some(places) = places(map.len())
-                {
-                    for at in places {
-                        let words = [time, number as i64, publisher].map(i64::to_ne_bytes);
-                        map[at..at + LEN].copy_from_slice(words.as_flattened());
-                    }
-                }
+        if self.are_pixels()
+            && let Ok(mut map) = buffer.make_mut().map_writable()
+            && let Some(places) = places(map.len())
+        {
+            for at in places {
+                let words = [time, number as i64, publisher].map(i64::to_ne_bytes);
+                map[at..at + LEN].copy_from_slice(words.as_flattened());
             }
-            Self::Drawn => {}
-            Self::Shared { words: [last, process], .. } => {
-                // cudaupload hands on frames that are still being uploaded.
-                gstcuda::sync(buffer.peek_memory(0));
-                process.store(publisher, Ordering::Relaxed);
-                last.store(time, Ordering::Release);
-            }
+        }
+        if self.place == Place::Device {
+            // cudaupload hands on frames that are still being uploaded.
+            gstcuda::sync(buffer.peek_memory(0));
+        }
+        if let Some(Page { words: [last, process], .. }) = self.page {
+            process.store(publisher, Ordering::Relaxed);
+            last.store(time, Ordering::Release);
         }
     }
 
     /// `None` if the frame is in another memory than it should be.
     pub fn read(self, buffer: &gst::BufferRef, pad: &gst::Pad) -> Option<Stamp> {
-        match self {
-            Self::Pixels => {
+        let page = self.page.map(|p| p.words.each_ref().map(|w| w.load(Ordering::Acquire)));
+        let [time, publisher] = page.unwrap_or([-1, 0]);
+        let numbered = Some(buffer.offset()).filter(|n| self.numbered && *n != u64::MAX);
+        let stamp = Stamp { time, number: numbered, publisher, torn: false };
+        let device = gstcuda::is_cuda(buffer.peek_memory(0));
+        match self.place {
+            Place::Pixels => {
                 let map = buffer.map_readable().ok()?;
                 let [first, others @ ..] = places(map.len())?.map(|at| &map[at..at + LEN]);
                 let word = |n: usize| first[n * 8..][..8].try_into().ok().map(i64::from_ne_bytes);
@@ -113,11 +131,8 @@ impl Stamps {
                     torn: others.iter().any(|o| *o != first),
                 })
             }
-            Self::Drawn => {
-                let unknown = Stamp { time: -1, number: None, publisher: 0, torn: false };
-                if gstcuda::is_cuda(buffer.peek_memory(0)) {
-                    return Some(unknown);
-                }
+            Place::Drawn if device => Some(stamp),
+            Place::Drawn => {
                 let caps = pad.current_caps()?;
                 let video = gst_video::VideoInfo::from_caps(&caps).ok()?;
                 let frame =
@@ -126,15 +141,9 @@ impl Stamps {
                 let (luma, stride) = (frame.plane_data(0).ok()?, frame.plane_stride()[0] as usize);
                 let (top, bottom) = drawn::read_both(luma, stride, width, height);
                 let torn = top.is_some() && bottom.is_some() && top != bottom;
-                Some(Stamp { number: top.or(bottom).map(u64::from), torn, ..unknown })
+                Some(Stamp { number: top.or(bottom).map(u64::from), torn, ..stamp })
             }
-            Self::Shared { words: [last, process], .. } => gstcuda::is_cuda(buffer.peek_memory(0))
-                .then(|| Stamp {
-                    time: last.load(Ordering::Acquire),
-                    number: None,
-                    publisher: process.load(Ordering::Relaxed),
-                    torn: false,
-                }),
+            Place::Device => device.then_some(stamp),
         }
     }
 }

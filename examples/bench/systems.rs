@@ -1,7 +1,7 @@
 //! What is compared.
 
-/// How a system is written in pipelines. In them `SITE` is a folder of the run's own, `CAPS` the caps of
-/// the frames, `URL` where the simulated camera is.
+/// How a system is written in pipelines. In them `SITE` is a folder of the camera's own, `CAPS` the caps of
+/// the frames, `URL` where the simulated camera is, `CODEC` what it sends, and `PACKED` the form of that.
 pub struct System {
     pub name: &'static str,
     pub source: Source,
@@ -39,18 +39,22 @@ const fn camera(name: &'static str, sink: &'static str, subscriber: &'static str
 const SINK: &str = "cuframessink name=sink key=bench runtime-dir=SITE";
 const SRC: &str = "cuframessrc name=src key=bench runtime-dir=SITE";
 const SPIN: &str = "cuframessrc name=src key=bench spin=500 runtime-dir=SITE";
+// Every frame reaches everybody, at the pace of the slowest.
+const WAITING_SINK: &str = "cuframessink name=sink key=bench policy=wait runtime-dir=SITE";
+const STRICT_SRC: &str = "cuframessrc name=src key=bench mode=strict runtime-dir=SITE";
 
 macro_rules! rtsp {
     () => {
-        "rtspsrc location=URL latency=0 protocols=tcp ! rtph264depay ! h264parse ! "
+        "rtspsrc location=URL latency=0 protocols=tcp ! rtpCODECdepay ! video/x-CODEC,stream-format=PACKED,alignment=au ! CODECparse ! "
     };
 }
 
-pub const SYSTEMS: [System; 18] = [
+pub const SYSTEMS: [System; 20] = [
     // What the publisher's CPU time is without a system: the rest of a row is what the system adds.
     made("alone", "fakesink name=sink sync=false", ""),
     made("cuframes", SINK, SRC),
     made("cuframes-spin", SINK, SPIN),
+    made("cuframes-wait", WAITING_SINK, STRICT_SRC),
     made(
         "unixfd",
         "unixfdsink name=sink sync=false socket-path=SITE/unixfd",
@@ -64,6 +68,7 @@ pub const SYSTEMS: [System; 18] = [
     uploaded("alone-cuda", "fakesink name=sink sync=false", ""),
     uploaded("cuframes-cuda", SINK, SRC),
     uploaded("cuframes-cuda-spin", SINK, SPIN),
+    uploaded("cuframes-cuda-wait", WAITING_SINK, STRICT_SRC),
     uploaded(
         "cuframes-cuda-copy",
         SINK,
@@ -95,16 +100,16 @@ pub const SYSTEMS: [System; 18] = [
         "cudaipcsrc name=src address=SITE/cudaipc",
     ),
     // The way without sharing: everybody has a connection and a decoder; and the same camera shared.
-    camera("decode", "", concat!(rtsp!(), "avdec_h264")),
+    camera("decode", "", concat!(rtsp!(), "avdec_CODEC")),
     camera(
         "decode-shared",
-        concat!(rtsp!(), "avdec_h264 ! cuframessink name=sink key=bench runtime-dir=SITE"),
+        concat!(rtsp!(), "avdec_CODEC ! cuframessink name=sink key=bench runtime-dir=SITE"),
         SRC,
     ),
-    camera("decode-nv", "", concat!(rtsp!(), "nvh264dec")),
+    camera("decode-nv", "", concat!(rtsp!(), "nvCODECdec")),
     camera(
         "decode-nv-shared",
-        concat!(rtsp!(), "nvh264dec ! cuframessink name=sink key=bench runtime-dir=SITE"),
+        concat!(rtsp!(), "nvCODECdec ! cuframessink name=sink key=bench runtime-dir=SITE"),
         SRC,
     ),
 ];
@@ -119,21 +124,30 @@ impl System {
         !self.sink.is_empty()
     }
 
+    pub fn has_camera(&self) -> bool {
+        self.source == Source::Camera
+    }
+
+    /// Whether frames come to a subscriber through our elements.
+    pub fn is_ours(&self) -> bool {
+        self.subscriber.starts_with("cuframessrc")
+    }
+
     /// What this machine does not have of it.
-    pub fn missing(&self) -> Option<String> {
+    pub fn missing(&self, codec: &str) -> Option<String> {
         let upload = if self.source == Source::Uploaded { UPLOAD } else { "" };
         let words = [upload, self.sink, self.subscriber];
-        let mut elements =
+        let elements =
             words.iter().flat_map(|p| p.split('!')).filter_map(|p| p.split_whitespace().next());
         // What has a slash is caps.
         let mut missing = elements
-            .by_ref()
             .filter(|w| !w.contains('/') && *w != "CAPS")
+            .map(|w| w.replace("CODEC", codec))
             .filter(|w| gst::ElementFactory::find(w).is_none());
         if let Some(element) = missing.next() {
             return Some(format!("no {element}"));
         }
-        let no_camera = self.source == Source::Camera && crate::process::camera().is_none();
+        let no_camera = self.has_camera() && crate::process::camera().is_none();
         no_camera.then(|| "no program 'camera' beside this one".into())
     }
 }

@@ -412,6 +412,8 @@ impl Frames {
         drop(pool);
         h.futex.fetch_add(1, Ordering::Release);
         wake::wake_all(&h.futex);
+        let published = record.published;
+        tracing::trace!(name: "rung", target: "cuframes::steps", published);
         Some(seq)
     }
 

@@ -238,6 +238,7 @@ impl Reader {
             let left = until.map(|until| until - now);
             if !full {
                 shared.bell.wait_with(seen, (&h.futex, futex), left);
+                tracing::trace!(name: "woken", target: "cuframes::steps", "woken");
                 continue;
             }
             shared.awaits_release.store(true, Ordering::Relaxed);
@@ -285,7 +286,10 @@ impl Reader {
         if record.slot_in_chunk >= geometry.slots || info.size as u64 > geometry.size || !inside {
             return Err(protocol("a frame lies outside its memory"));
         }
+        tracing::trace!(name: "claimed", target: "cuframes::steps", seq);
         self.wait_until_ready(seq, memory.event(record.slot_in_chunk), wait)?;
+        let (captured, published) = (info.captured, record.published);
+        tracing::trace!(name: "ready", target: "cuframes::steps", captured, published);
 
         let skipped = if self.first { 0 } else { seq - self.cursor - 1 };
         self.first = false;

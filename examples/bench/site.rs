@@ -1,0 +1,304 @@
+//! Where one turn of a case runs: its processes, from their start to what they say.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::figures::{Calls, Idle, Life, Round};
+use crate::options::{Case, Options, Picture};
+use crate::process::{self, Process};
+use crate::role::{Task, heard};
+use crate::stamps::Place;
+use crate::steps;
+use crate::systems::{Source, System, UPLOAD};
+use crate::{Failure, WARM_UP};
+
+pub struct Site<'a> {
+    options: &'a Options,
+    case: Case,
+    system: &'a System,
+    dir: PathBuf,
+    camera: Option<(Process, String)>,
+}
+
+impl Drop for Site<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// What a turn is for, besides how fast frames are.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Look<'a> {
+    Nothing,
+    Steps,
+    /// Where strace writes.
+    Calls(&'a Path),
+}
+
+impl<'a> Site<'a> {
+    pub fn new(options: &'a Options, case: Case, system: &'a System) -> Result<Self, Failure> {
+        let dir = std::env::temp_dir().join(format!("cuframes-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&dir)?;
+        let mut site = Self { options, case, system, dir, camera: None };
+        if system.has_camera() {
+            let mut words = vec!["--port".to_owned(), "0".into()];
+            match &options.file {
+                Some(file) => words.extend(["--file".into(), file.display().to_string()]),
+                None => {
+                    let Picture { fps, .. } = case.picture;
+                    words.extend(["--size".into(), case.picture.size()]);
+                    words.extend(["--fps".into(), fps.to_string()]);
+                    words.extend(["--codec".into(), options.codec.clone()]);
+                }
+            }
+            let mut camera = Process::camera(&words)?;
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut camera.out, &mut line)?;
+            let url = line.trim().strip_prefix("ready ").ok_or("the camera does not start")?;
+            let url = url.to_owned();
+            site.camera = Some((camera, url));
+        }
+        Ok(site)
+    }
+
+    fn frames(&self) -> u32 {
+        // Otherwise it is over before it has begun.
+        if self.case.picture.fps == 0 { self.options.frames * 10 } else { self.options.frames }
+    }
+
+    /// What a process of the camera of that number does.
+    fn task(
+        &self,
+        camera: u32,
+        publishes: bool,
+        lives: bool,
+        steps: bool,
+    ) -> Result<Task, Failure> {
+        let System { source, sink, subscriber, .. } = self.system;
+        let (caps, fps, frames) = (self.case.picture.caps(), self.case.picture.fps, self.frames());
+        let dir = self.dir.join(camera.to_string());
+        std::fs::create_dir_all(&dir)?;
+        let codec = &self.options.codec;
+        let url = self.camera.as_ref().map_or("", |(_, url)| url);
+        let place = |text: &str| {
+            let text = text.replace("SITE", &dir.to_string_lossy()).replace("CAPS", &caps);
+            let packed = if codec == "h264" { "avc" } else { "hvc1" };
+            text.replace("URL", url).replace("CODEC", codec).replace("PACKED", packed)
+        };
+        let end = if lives { -1 } else { i64::from(frames + WARM_UP) };
+        let made = match fps {
+            0 => format!("benchsrc num-buffers={end} ! {caps} ! "),
+            _ => format!("videotestsrc is-live=true num-buffers={end} pattern=black ! {caps} ! "),
+        };
+        // Queue-free: the thread that makes a frame hands it over, as a decoder's does.
+        let before = match source {
+            Source::Made => made,
+            Source::Uploaded => made + UPLOAD,
+            Source::Camera => String::new(),
+        };
+        let pipeline = match publishes {
+            true => before + &place(sink),
+            false => format!("{} ! fakesink name=out sync=false", place(subscriber)),
+        };
+        let (at, has_page) = match source {
+            Source::Made => (Place::Pixels, false),
+            Source::Uploaded => (Place::Device, true),
+            Source::Camera => (Place::Drawn, self.system.publishes()),
+        };
+        let page = if has_page { place("SITE/stamps") } else { String::new() };
+        let patience = 30 + self.case.cameras * (1 + self.case.subscribers);
+        Ok(Task { publishes, lives, steps, pipeline, place: at, page, frames, fps, patience })
+    }
+
+    pub fn round(&self, look: Look) -> Result<Round, Failure> {
+        let Case { cameras, subscribers: count, picture, .. } = self.case;
+        let steps = look == Look::Steps;
+        let file = |name| match look {
+            Look::Calls(folder) => Some(folder.join(name)),
+            _ => None,
+        };
+        let vram = process::vram();
+        let mut publishers = Vec::new();
+        if self.system.publishes() {
+            for camera in 0..cameras {
+                let task = self.task(camera, true, false, steps)?;
+                publishers.push(Process::role(&task, file("publisher").as_deref())?);
+            }
+        }
+        for one in &mut publishers {
+            // Its sink is there to be connected to.
+            hear_word(one, "ready")?;
+        }
+        let mut subscribers = Vec::new();
+        for camera in 0..cameras {
+            for n in 0..count {
+                let file = file("subscriber").filter(|_| (camera, n) == (0, 0));
+                let task = self.task(camera, false, false, steps)?;
+                subscribers.push(Process::role(&task, file.as_deref())?);
+            }
+        }
+        for one in &mut subscribers {
+            hear_word(one, "playing")?;
+        }
+        for one in &mut publishers {
+            one.go()?;
+            // Cameras are not in step.
+            let apart = Duration::from_secs(1) / cameras / picture.fps.max(1);
+            std::thread::sleep(if picture.fps == 0 { Duration::ZERO } else { apart });
+        }
+        let mut round = Round::default();
+        if look == Look::Nothing {
+            let half = WARM_UP + self.options.frames / 2;
+            let half = Duration::from_millis(100)
+                .max(Duration::from_secs(half.into()) / picture.fps.max(1));
+            std::thread::sleep(if picture.fps == 0 { Duration::from_millis(100) } else { half });
+            round.memory = publishers.iter().chain(&subscribers).map(Process::memory).sum();
+            round.shared = publishers.iter().map(Process::shared_files).sum();
+            round.vram = process::vram().zip(vram).map(|(during, before)| during - before);
+        }
+        let mut of_subscribers = Sum::default();
+        let mut wrong = [Some(0); 3];
+        for one in &mut subscribers {
+            let said = heard(&mut one.out)?;
+            of_subscribers.add(&said)?;
+            round.frames += said["frames"].as_u64().ok_or("no frames")?;
+            round.late += said["late"].as_u64().ok_or("no count")?;
+            for (sum, name) in wrong.iter_mut().zip(["lost", "repeated", "torn"]) {
+                *sum = sum.zip(said[name].as_u64()).map(|(a, b)| a + b);
+            }
+            let latencies = said["latencies"].as_array().ok_or("no latencies")?;
+            round.latencies.extend(latencies.iter().filter_map(|l| Some(l.as_f64()? / 1e3)));
+            round.add_steps(&said);
+        }
+        let mut of_publishers = Sum::default();
+        for one in &mut publishers {
+            let said = heard(&mut one.out)?;
+            of_publishers.add(&said)?;
+            round.dropped += said["dropped"].as_u64().unwrap_or(0);
+            round.add_steps(&said);
+        }
+        for one in subscribers.iter_mut().chain(&mut publishers) {
+            one.wait()?;
+        }
+        round.latencies.sort_by(f64::total_cmp);
+        round.steps.values_mut().for_each(|all| all.sort_by(f64::total_cmp));
+        (round.publisher, round.published) = (of_publishers.mean(), of_publishers.rate());
+        if count > 0 {
+            [round.lost, round.repeated, round.torn] = wrong;
+            (round.subscriber, round.received) = (of_subscribers.mean(), of_subscribers.rate());
+        }
+        Ok(round)
+    }
+
+    pub fn life(&self) -> Result<Life, Failure> {
+        let publisher = || -> Result<_, Failure> {
+            let mut publisher = Process::role(&self.task(0, true, true, false)?, None)?;
+            let began = heard(&mut publisher.out)?["time"].as_i64().ok_or("no time")?;
+            Ok((publisher, began))
+        };
+        let mut old = if self.system.publishes() { Some(publisher()?) } else { None };
+        let mut subscriber = Process::role(&self.task(0, false, true, false)?, None)?;
+        let ms = |from: i64, to: i64| (to - from) as f64 / 1e6;
+        let said = heard(&mut subscriber.out)?;
+        let time = |name: &str| said[name].as_i64().ok_or("no time");
+        let mut life =
+            Life { first: ms(time("began")?, time("time")?), recovery: None, restarts: 0 };
+        // A camera that is shared is away as long as it takes to decode again, whatever the system.
+        if let Some((old, _)) = old.as_mut().filter(|_| !self.system.has_camera()) {
+            std::thread::sleep(Duration::from_millis(200));
+            old.kill();
+            // A name that is taken keeps some sinks from starting; who restarts them removes it.
+            for name in ["unixfd", "shm", "cudaipc"] {
+                let _ = std::fs::remove_file(self.dir.join("0").join(name));
+            }
+            let (_new, began) = publisher()?;
+            let said = heard(&mut subscriber.out)?;
+            life.recovery = Some(ms(began, said["time"].as_i64().ok_or("no time")?));
+            life.restarts = said["restarts"].as_u64().unwrap_or(0);
+        }
+        Ok(life)
+    }
+
+    /// A publisher is silent, and a subscriber waits for it: what both use in a second.
+    pub fn idle(&self) -> Result<Idle, Failure> {
+        let mut publisher = Process::role(&self.task(0, true, false, false)?, None)?;
+        hear_word(&mut publisher, "ready")?;
+        let mut subscriber = Process::role(&self.task(0, false, false, false)?, None)?;
+        hear_word(&mut subscriber, "playing")?;
+        // Until both have settled.
+        std::thread::sleep(Duration::from_millis(500));
+        let seconds = self.options.idle;
+        let before = [publisher.used(), subscriber.used()];
+        std::thread::sleep(Duration::from_secs(seconds.into()));
+        let of = |one: &Process, before: (f64, f64)| {
+            let after = one.used();
+            let seconds = f64::from(seconds);
+            ((after.0 - before.0) / seconds, (after.1 - before.1) / seconds)
+        };
+        Ok(Idle { publisher: of(&publisher, before[0]), subscriber: of(&subscriber, before[1]) })
+    }
+
+    /// System calls for a frame, of the publisher and of one subscriber.
+    pub fn calls(&self) -> Result<(Calls, Calls), Failure> {
+        self.round(Look::Calls(&self.dir))?;
+        let of = |name: &str| -> Result<Calls, Failure> {
+            let path = self.dir.join(name);
+            if !path.exists() {
+                return Ok(Calls::new());
+            }
+            let frames = f64::from(self.frames());
+            Ok(process::calls(&path)?.into_iter().map(|(n, c)| (n, c as f64 / frames)).collect())
+        };
+        Ok((of("publisher")?, of("subscriber")?))
+    }
+}
+
+/// What several processes say of themselves.
+#[derive(Default)]
+struct Sum {
+    cpu: f64,
+    switches: f64,
+    rate: f64,
+    count: f64,
+}
+
+impl Sum {
+    fn add(&mut self, said: &serde_json::Value) -> Result<(), Failure> {
+        self.cpu += said["cpu"].as_f64().ok_or("no CPU time")?;
+        self.switches += said["switches"].as_f64().ok_or("no switches")?;
+        self.rate += said["rate"].as_f64().unwrap_or(0.0);
+        self.count += 1.0;
+        Ok(())
+    }
+
+    fn mean(&self) -> Option<(f64, f64)> {
+        (self.count > 0.0).then(|| (self.cpu / self.count, self.switches / self.count))
+    }
+
+    fn rate(&self) -> Option<f64> {
+        (self.count > 0.0).then(|| self.rate / self.count)
+    }
+}
+
+impl Round {
+    fn add_steps(&mut self, said: &serde_json::Value) {
+        let all: BTreeMap<_, _> = steps::NAMES
+            .into_iter()
+            .filter_map(|name| Some((name, said["steps"][name].as_array()?)))
+            .collect();
+        for (name, ns) in all {
+            let us = ns.iter().filter_map(|ns| Some(ns.as_f64()? / 1e3));
+            self.steps.entry(name).or_default().extend(us);
+        }
+    }
+}
+
+fn hear_word(from: &mut Process, word: &str) -> Result<(), Failure> {
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut from.out, &mut line)?;
+    match line.trim() == word {
+        true => Ok(()),
+        false => Err(format!("a process did not say that it is {word}").into()),
+    }
+}
