@@ -79,7 +79,9 @@ impl Turn {
             Turn::Life => with_first && case.subscribers > 0,
             Turn::Idle => with_first && case.subscribers > 0 && made,
             Turn::Calls => {
-                case.cameras == 1 && (with_first || one && Some(&case.subscribers) == last)
+                case.picture.fps > 0
+                    && case.cameras == 1
+                    && (with_first || one && Some(&case.subscribers) == last)
             }
         }
     }

@@ -26,6 +26,11 @@ impl Picture {
         }
     }
 
+    /// Frames a second that a turn's length is reckoned by.
+    pub fn pace(self) -> u32 {
+        if self.fps == 0 { 30 } else { self.fps }
+    }
+
     pub fn caps(self) -> String {
         let Self { width, height, fps } = self;
         format!("video/x-raw,format=NV12,width={width},height={height},framerate={fps}/1")

@@ -65,6 +65,10 @@ impl Task {
         })
     }
 
+    fn pace(&self) -> u32 {
+        if self.fps == 0 { 30 } else { self.fps }
+    }
+
     pub fn stamps(&self) -> Result<Stamps, Failure> {
         let limit = 1_000_000_000_i64.checked_div(self.fps.into()).unwrap_or(0) / 2;
         let numbered = self.pipeline.contains("cuframessrc");
@@ -78,9 +82,8 @@ pub fn run(task: &str) -> Result<(), Failure> {
     gst::init()?;
     gstcuframes::plugin_register_static()?;
     source::register()?;
-    // No source of any system can hang the rest. What goes as fast as it goes makes 10 frames a second.
-    let rate = if task.fps == 0 { 10 } else { task.fps };
-    let seconds = u64::from((task.frames + WARM_UP) / rate + task.patience);
+    // No source of any system can hang the rest.
+    let seconds = u64::from((task.frames + WARM_UP) / task.pace() + task.patience);
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(seconds));
         eprintln!("{} comes to no end", std::process::id());
@@ -167,13 +170,15 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
     let (start, go) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
     let (begin, going) = (start.clone(), go.clone());
-    let (count, end) = (AtomicU64::new(0), u64::from(WARM_UP + task.frames));
+    let flat_out = task.fps == 0;
+    let end = if flat_out { u64::MAX } else { u64::from(WARM_UP + task.frames) };
     let endless = stamps.are_drawn();
-    let last = Arc::new(AtomicI64::new(0));
+    // The time of the last frame that counts, and how many frames there were.
+    let last = Arc::new((AtomicI64::new(0), AtomicU64::new(0)));
     let latest = last.clone();
     each_buffer(&pipeline, "sink", move |info| {
         let counts = going.load(Ordering::Relaxed);
-        let number = if counts { count.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let number = if counts { latest.1.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let warm = number >= u64::from(WARM_UP);
         if warm {
             begin.get_or_init(|| Usage::at(BEGIN));
@@ -183,7 +188,7 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
             stamps.write(buffer, if warm || endless { now() } else { 0 }, number);
         }
         if number < end {
-            latest.store(now(), Ordering::Relaxed);
+            latest.0.store(now(), Ordering::Relaxed);
         }
         if endless && number == end {
             let _ = bus.post(gst::message::Eos::new());
@@ -194,12 +199,21 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     std::io::stdin().read_line(&mut String::new())?;
     go.store(true, Ordering::Relaxed);
     pipeline.set_state(gst::State::Playing)?;
+    if flat_out {
+        // For as long as at an ordinary rate.
+        std::thread::sleep(Duration::from_secs(task.frames.into()) / task.pace());
+        pipeline.send_event(gst::event::Eos::new());
+    }
     run_to_the_end(&pipeline)?;
     let end = Usage::at(END);
     let start = start.get().ok_or("too few frames")?;
-    let (cpu, switches) = end.per_frame(*start, task.frames.into());
-    let took = last.load(Ordering::Relaxed) - start.time;
-    let rate = f64::from(task.frames - 1) * 1e9 / took as f64;
+    let frames = match flat_out {
+        true => last.1.load(Ordering::Relaxed).saturating_sub(WARM_UP.into()),
+        false => task.frames.into(),
+    };
+    let (cpu, switches) = end.per_frame(*start, frames);
+    let took = last.0.load(Ordering::Relaxed) - start.time;
+    let rate = frames.saturating_sub(1) as f64 * 1e9 / took as f64;
     let stats = pipeline.by_name("sink").filter(|s| s.has_property("stats"));
     let stats =
         stats.and_then(|s| s.property_value("stats").get::<Option<gst::Structure>>().ok()?);
@@ -261,7 +275,7 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
             return Err("frames came in the wrong memory".into());
         }
         let (cpu, switches) = end.per_frame(seen.start.ok_or("no frame came")?, seen.frames);
-        let lost = match stamps.are_pixels() {
+        let lost = match stamps.are_pixels() && task.fps > 0 {
             // Also what was missed before the first and after the last.
             true => u64::from(task.frames).checked_sub(seen.frames - seen.repeated),
             false => seen.number.map(|_| seen.gaps),

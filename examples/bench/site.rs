@@ -62,11 +62,6 @@ impl<'a> Site<'a> {
         Ok(site)
     }
 
-    fn frames(&self) -> u32 {
-        // Otherwise it is over before it has begun.
-        if self.case.picture.fps == 0 { self.options.frames * 10 } else { self.options.frames }
-    }
-
     /// What a process of the camera of that number does.
     fn task(
         &self,
@@ -76,7 +71,8 @@ impl<'a> Site<'a> {
         steps: bool,
     ) -> Result<Task, Failure> {
         let System { source, sink, subscriber, .. } = self.system;
-        let (caps, fps, frames) = (self.case.picture.caps(), self.case.picture.fps, self.frames());
+        let (caps, fps) = (self.case.picture.caps(), self.case.picture.fps);
+        let frames = self.options.frames;
         let dir = self.dir.join(camera.to_string());
         std::fs::create_dir_all(&dir)?;
         let codec = &self.options.codec;
@@ -88,7 +84,7 @@ impl<'a> Site<'a> {
         };
         let end = if lives { -1 } else { i64::from(frames + WARM_UP) };
         let made = match fps {
-            0 => format!("benchsrc num-buffers={end} ! {caps} ! "),
+            0 => format!("benchsrc ! {caps} ! "),
             _ => format!("videotestsrc is-live=true num-buffers={end} pattern=black ! {caps} ! "),
         };
         // Queue-free: the thread that makes a frame hands it over, as a decoder's does.
@@ -144,15 +140,12 @@ impl<'a> Site<'a> {
         for one in &mut publishers {
             one.go()?;
             // Cameras are not in step.
-            let apart = Duration::from_secs(1) / cameras / picture.fps.max(1);
-            std::thread::sleep(if picture.fps == 0 { Duration::ZERO } else { apart });
+            std::thread::sleep(Duration::from_secs(1) / cameras / picture.pace());
         }
         let mut round = Round::default();
         if look == Look::Nothing {
-            let half = WARM_UP + self.options.frames / 2;
-            let half = Duration::from_millis(100)
-                .max(Duration::from_secs(half.into()) / picture.fps.max(1));
-            std::thread::sleep(if picture.fps == 0 { Duration::from_millis(100) } else { half });
+            let half = Duration::from_secs((WARM_UP + self.options.frames / 2).into());
+            std::thread::sleep(half / picture.pace());
             round.memory = publishers.iter().chain(&subscribers).map(Process::memory).sum();
             round.shared = publishers.iter().map(Process::shared_files).sum();
             round.vram = process::vram().zip(vram).map(|(during, before)| during - before);
@@ -247,7 +240,7 @@ impl<'a> Site<'a> {
             if !path.exists() {
                 return Ok(Calls::new());
             }
-            let frames = f64::from(self.frames());
+            let frames = f64::from(self.options.frames);
             Ok(process::calls(&path)?.into_iter().map(|(n, c)| (n, c as f64 / frames)).collect())
         };
         Ok((of("publisher")?, of("subscriber")?))

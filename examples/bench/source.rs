@@ -12,7 +12,7 @@ pub struct BenchSrc;
 
 glib::wrapper! {
     pub struct Source(ObjectSubclass<BenchSrc>)
-        @extends gst_base::PushSrc, gst_base::BaseSrc, gst::Element, gst::Object;
+        @extends gst_base::BaseSrc, gst::Element, gst::Object;
 }
 
 pub fn register() -> Result<(), glib::BoolError> {
@@ -23,7 +23,7 @@ pub fn register() -> Result<(), glib::BoolError> {
 impl ObjectSubclass for BenchSrc {
     const NAME: &'static str = "CuframesBenchSrc";
     type Type = Source;
-    type ParentType = gst_base::PushSrc;
+    type ParentType = gst_base::BaseSrc;
 }
 
 impl ObjectImpl for BenchSrc {
@@ -71,10 +71,13 @@ impl BaseSrcImpl for BenchSrc {
         self.obj().set_blocksize(info.size() as u32);
         self.parent_set_caps(caps)
     }
-}
 
-impl PushSrcImpl for BenchSrc {
-    fn fill(&self, _: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
+    fn fill(
+        &self,
+        _: u64,
+        _: u32,
+        _: &mut gst::BufferRef,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
         Ok(gst::FlowSuccess::Ok)
     }
 }
