@@ -32,6 +32,8 @@ pub struct Round {
     pub shared: Option<f64>,
     /// What the turn added to the GPU's memory in use, in MiB.
     pub vram: Option<f64>,
+    /// How busy the GPU's decoders are, in %.
+    pub decoder: Option<f64>,
     /// By name; sorted.
     pub steps: BTreeMap<&'static str, Vec<f64>>,
 }
@@ -175,6 +177,7 @@ impl Result {
             "memory_mib": of(&|r| r.memory),
             "publisher_shared_mib": of(&|r| r.shared),
             "vram_mib": of(&|r| r.vram),
+            "gpu_decoder_percent": of(&|r| r.decoder),
             "steps_us": self.steps.iter().map(|(name, all)| {
                 let of = |q| quantile(all, q);
                 (name.to_string(), json!({ "p50": of(0.5), "p95": of(0.95), "p99": of(0.99) }))
@@ -192,6 +195,9 @@ impl Result {
     }
 }
 
+/// What y is for some xs.
+pub type Point = (Vec<f64>, f64);
+
 /// Least squares of y = c₀·x₀ + c₁·x₁ + …, and which part of the scatter of y that explains.
 pub struct Fit {
     pub factors: Vec<f64>,
@@ -200,16 +206,14 @@ pub struct Fit {
 
 impl Fit {
     /// `None` if the points do not tell the factors apart.
-    pub fn of(points: &[(Vec<f64>, f64)]) -> Option<Self> {
+    pub fn of(points: &[Point]) -> Option<Self> {
         let n = points.first()?.0.len();
         // The normal equations, each with its right side behind it.
-        let mut rows: Vec<Vec<f64>> = (0..n)
-            .map(|i| {
-                let sum = |of: &dyn Fn(&(Vec<f64>, f64)) -> f64| points.iter().map(of).sum::<f64>();
-                let left = (0..n).map(|j| sum(&|(x, _)| x[i] * x[j]));
-                left.chain([sum(&|(x, y)| x[i] * y)]).collect()
-            })
-            .collect();
+        let equation = |i: usize| -> Vec<f64> {
+            let left = (0..n).map(|j| points.iter().map(|(x, _)| x[i] * x[j]).sum());
+            left.chain([points.iter().map(|(x, y)| x[i] * y).sum()]).collect()
+        };
+        let mut rows: Vec<Vec<f64>> = (0..n).map(equation).collect();
         for i in 0..n {
             let best = (i..n).max_by(|a, b| rows[*a][i].abs().total_cmp(&rows[*b][i].abs()))?;
             rows.swap(i, best);
@@ -219,9 +223,9 @@ impl Fit {
             }
             rows[i].iter_mut().for_each(|v| *v /= scale);
             let pivot = rows[i].clone();
-            for (_, row) in rows.iter_mut().enumerate().filter(|(j, _)| *j != i) {
-                let by = row[i];
-                row.iter_mut().zip(&pivot).for_each(|(v, p)| *v -= by * p);
+            for j in (0..n).filter(|j| *j != i) {
+                let by = rows[j][i];
+                rows[j].iter_mut().zip(&pivot).for_each(|(v, p)| *v -= by * p);
             }
         }
         let factors: Vec<f64> = rows.iter().map(|row| row[n]).collect();

@@ -2,15 +2,15 @@
 
 use serde_json::{Value, json};
 
-use crate::figures::{Fit, Round};
+use crate::figures::{Fit, Point, Round};
 use crate::options::{Case, Picture};
 
 pub struct Model {
     name: &'static str,
     unit: &'static str,
-    pub y: fn(Case, &Round) -> Option<f64>,
+    y: fn(Case, &Round) -> Option<f64>,
     /// What it may grow with: the first is always there.
-    pub of: fn(Case) -> Vec<f64>,
+    of: fn(Case) -> Vec<f64>,
     parts: [&'static str; 3],
 }
 
@@ -28,7 +28,7 @@ fn of_all(case: Case) -> Vec<f64> {
 const ONE: [&str; 3] = ["", "subscribers", "further cameras"];
 const ALL: [&str; 3] = ["", "cameras", "cameras · subscribers"];
 
-pub const MODELS: [Model; 4] = [
+pub static MODELS: [Model; 4] = [
     Model {
         name: "publisher",
         unit: "µs of CPU a frame",
@@ -41,13 +41,40 @@ pub const MODELS: [Model; 4] = [
     Model { name: "GPU memory", unit: "MiB", y: |_, r| r.vram, of: of_all, parts: ALL },
 ];
 
+impl Model {
+    pub fn fit(
+        &'static self,
+        system: &'static str,
+        picture: Picture,
+        rounds: &[(Case, &Round)],
+    ) -> Option<Cost> {
+        let known =
+            |(case, round): &(Case, &Round)| Some(((self.of)(*case), (self.y)(*case, round)?));
+        let points: Vec<Point> = rounds.iter().filter_map(known).collect();
+        // What did not vary has no part in it.
+        let first = &points.first()?.0;
+        let varies = |i: &usize| points.iter().any(|(x, _)| x[*i] != first[*i]);
+        let mut used: Vec<usize> = [0].into_iter().chain((1..first.len()).filter(varies)).collect();
+        // With one number of subscribers, they can't be told from the cameras.
+        while used.len() > 1 {
+            let of_used = |x: &Vec<f64>| used.iter().map(|i| x[*i]).collect();
+            let points: Vec<Point> = points.iter().map(|(x, y)| (of_used(x), *y)).collect();
+            if let Some(fit) = Fit::of(&points) {
+                return Some(Cost { system, picture, model: self, used, fit });
+            }
+            used.pop();
+        }
+        None
+    }
+}
+
 pub struct Cost {
-    pub system: &'static str,
-    pub picture: Picture,
-    pub model: &'static Model,
+    system: &'static str,
+    picture: Picture,
+    model: &'static Model,
     /// Which parts were fitted.
-    pub used: Vec<usize>,
-    pub fit: Fit,
+    used: Vec<usize>,
+    fit: Fit,
 }
 
 impl Cost {

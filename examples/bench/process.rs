@@ -124,12 +124,23 @@ pub fn camera() -> Option<PathBuf> {
     Some(own.with_file_name("camera")).filter(|c| c.exists())
 }
 
-/// Memory in use of all GPUs, in MiB. `None` where there are none.
-pub fn vram() -> Option<f64> {
+/// Of all GPUs, what nvidia-smi knows by this name. `None` where there are none, or it does not.
+fn gpus(name: &str) -> Option<Vec<f64>> {
     let mut smi = Command::new("nvidia-smi");
-    smi.args(["--query-gpu=memory.used", "--format=csv,noheader,nounits"]).stderr(Stdio::null());
+    let query = format!("--query-gpu={name}");
+    smi.args([&query, "--format=csv,noheader,nounits"]).stderr(Stdio::null());
     let output = smi.output().ok().filter(|o| o.status.success())?;
-    String::from_utf8_lossy(&output.stdout).lines().map(|l| l.trim().parse::<f64>().ok()).sum()
+    String::from_utf8_lossy(&output.stdout).lines().map(|l| l.trim().parse().ok()).collect()
+}
+
+/// Memory in use of all GPUs, in MiB.
+pub fn vram() -> Option<f64> {
+    Some(gpus("memory.used")?.iter().sum())
+}
+
+/// How busy the first GPU's decoders are, in %.
+pub fn decoder() -> Option<f64> {
+    gpus("utilization.decoder")?.first().copied()
 }
 
 pub fn can_trace() -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::figures::{Calls, Fit, Result, Spread, quantile};
+use crate::figures::{Calls, Result, Spread, quantile};
 use crate::machine::{commit, machine};
 use crate::model::{Cost, MODELS};
 use crate::options::{Case, Options, Picture};
@@ -30,7 +30,7 @@ const TIMES: [Column; 6] = [
     ("received a second", |_, r| Spread::text(r.spread(|r| r.received), 1)),
 ];
 
-const COSTS: [Column; 8] = [
+const COSTS: [Column; 9] = [
     ("publisher µs/frame", |_, r| Spread::text(r.spread(|r| Some(r.publisher?.0)), 0)),
     ("subscriber µs/frame", |_, r| Spread::text(r.spread(|r| Some(r.subscriber?.0)), 0)),
     ("pub. switches/frame", |_, r| Spread::text(r.spread(|r| Some(r.publisher?.1)), 1)),
@@ -38,6 +38,7 @@ const COSTS: [Column; 8] = [
     ("busy CPUs", |case, r| Spread::text(r.spread(|r| r.busy(case)), 2)),
     ("memory of all MiB", |_, r| Spread::text(r.spread(|r| r.memory), 1)),
     ("GPU memory MiB", |_, r| Spread::text(r.spread(|r| r.vram), 0)),
+    ("GPU decoders %", |_, r| Spread::text(r.spread(|r| r.decoder), 0)),
     ("lost/repeated/torn", |_, r| {
         let wrong = r.wrong().map(|n| n.map(|n| n.to_string()).join("/"));
         let late = if r.late() > 0 { format!(", {} late", r.late()) } else { String::new() };
@@ -159,27 +160,11 @@ impl Report {
         let mut costs = Vec::new();
         for picture in self.pictures() {
             for system in &self.options.systems {
-                let of_it = || {
-                    let all = self.results.iter();
-                    all.filter(|(c, _)| (c.system, c.picture) == (system.name, picture))
-                        .flat_map(|(case, r)| r.rounds.iter().map(move |r| (case, r)))
-                };
-                costs.extend(MODELS.iter().filter_map(|model| {
-                    let points: Vec<(Vec<f64>, f64)> = of_it()
-                        .filter_map(|(c, r)| Some(((model.of)(*c), (model.y)(*c, r)?)))
-                        .collect();
-                    // What did not vary has no part in it.
-                    let varies = |i: &usize| points.iter().any(|(x, _)| x[*i] != points[0].0[*i]);
-                    let first = points.first()?;
-                    let used: Vec<usize> =
-                        std::iter::once(0).chain((1..first.0.len()).filter(varies)).collect();
-                    let points: Vec<_> = points
-                        .iter()
-                        .map(|(x, y)| (used.iter().map(|i| x[*i]).collect(), *y))
-                        .collect();
-                    let fit = Fit::of(&points).filter(|_| used.len() > 1)?;
-                    Some(Cost { system: system.name, picture, model, used, fit })
-                }));
+                let of_it = |case: &Case| (case.system, case.picture) == (system.name, picture);
+                let of_it = self.results.iter().filter(|(case, _)| of_it(case));
+                let rounds: Vec<_> =
+                    of_it.flat_map(|(case, r)| r.rounds.iter().map(|r| (*case, r))).collect();
+                costs.extend(MODELS.iter().filter_map(|m| m.fit(system.name, picture, &rounds)));
             }
         }
         costs

@@ -148,6 +148,7 @@ impl<'a> Site<'a> {
             std::thread::sleep(half / picture.pace());
             round.memory = publishers.iter().chain(&subscribers).map(Process::memory).sum();
             round.shared = publishers.iter().map(Process::shared_files).sum();
+            round.decoder = process::decoder();
             round.vram = process::vram().zip(vram).map(|(during, before)| during - before);
         }
         let mut of_subscribers = Sum::default();

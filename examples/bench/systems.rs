@@ -106,10 +106,14 @@ pub const SYSTEMS: [System; 20] = [
         concat!(rtsp!(), "avdec_CODEC ! cuframessink name=sink key=bench runtime-dir=SITE"),
         SRC,
     ),
-    camera("decode-nv", "", concat!(rtsp!(), "nvCODECdec")),
+    camera("decode-nv", "", concat!(rtsp!(), "nvCODECdec ! video/x-raw(memory:CUDAMemory)")),
     camera(
         "decode-nv-shared",
-        concat!(rtsp!(), "nvCODECdec ! cuframessink name=sink key=bench runtime-dir=SITE"),
+        concat!(
+            rtsp!(),
+            "nvCODECdec ! video/x-raw(memory:CUDAMemory) ! ",
+            "cuframessink name=sink key=bench runtime-dir=SITE"
+        ),
         SRC,
     ),
 ];
