@@ -20,8 +20,9 @@ use gst_rtsp_server::subclass::prelude::*;
 /// The elements that put a track on the net, for the codecs that RTSP clients know.
 fn payloader(caps: &str) -> Option<&'static str> {
     Some(match caps.split([',', '(']).next()? {
-        "video/x-h264" => "h264parse ! rtph264pay config-interval=-1",
-        "video/x-h265" => "h265parse ! rtph265pay config-interval=-1",
+        // The payloaders would put the parameter sets before each slice of a keyframe, which ffmpeg takes for two.
+        "video/x-h264" => "h264parse config-interval=-1 ! rtph264pay",
+        "video/x-h265" => "h265parse config-interval=-1 ! rtph265pay",
         "audio/mpeg" => "aacparse ! rtpmp4gpay",
         "audio/x-opus" => "opusparse ! rtpopuspay",
         _ => return None,

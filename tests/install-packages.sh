@@ -13,6 +13,7 @@ packages=(
     gstreamer1.0-plugins-bad                        # h264parse, h265parse, x265enc, watchdog
     gstreamer1.0-plugins-ugly                       # x264enc
     gstreamer1.0-libav                              # avdec_h264, avdec_h265
+    ffmpeg                                          # reads and records as Frigate does
     python3-gi python3-numpy gir1.2-gst-plugins-base-1.0   # the example in Python
 )
 

@@ -1,0 +1,132 @@
+//! What docs/frigate.md says, with the command lines that Frigate makes of that configuration.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use programs::{Running, command, example, has, root, skip, start};
+use support::{Site, until};
+
+#[path = "support/programs.rs"]
+mod programs;
+#[path = "../examples/support/stamp.rs"]
+mod stamp;
+mod support;
+
+/// Size of the camera, and of the detector.
+const WHOLE: (usize, usize) = (640, 480);
+const SMALL: (usize, usize) = (320, 240);
+/// What Frigate begins every command line with.
+const GLOBAL: &str = "-hide_banner -loglevel warning -threads 2";
+
+fn ffmpeg(site: &Site, arguments: &str) -> Command {
+    let mut command = command(&site.dir, "ffmpeg");
+    command.args(arguments.split_whitespace());
+    command
+}
+
+/// A server that says where it is: `ready URL`.
+fn server(command: &mut Command) -> (Running, String) {
+    // gst-rtsp-server 1.22 warns when clients of different transports meet.
+    let mut running = start(command.env_remove("G_DEBUG").stdout(Stdio::piped()));
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    let first = lines.next().expect("it says that it is ready").unwrap();
+    // Read on, so that it never blocks.
+    std::thread::spawn(move || lines.for_each(drop));
+    (running, first.strip_prefix("ready ").expect(&first).to_owned())
+}
+
+/// A camera, its publisher with a second size, and the packets by RTSP.
+fn published(site: &Site) -> ([Running; 3], String) {
+    let size = format!("{}x{}", WHOLE.0, WHOLE.1);
+    let options = ["--port", "0", "--fps", "30", "--gop", "15", "--size", &size];
+    let (camera, url) = server(command(&site.dir, example("camera")).args(options));
+    let script = root().join("pipelines/publish-rtsp.sh");
+    let scaled = format!("{}x{}", SMALL.0, SMALL.1);
+    let options = ["--codec", "h264", "--scaled", &scaled, &url, "cam1"];
+    let publisher = start(command(&site.dir, script).args(options));
+    let live = |key| gstcuframes::status(key, Some(&site.dir)).is_ok_and(|s| s.published > 0);
+    until(|| live("cam1") && live("cam1.sub"));
+    let options = ["--listen", "127.0.0.1:0", "cam1"];
+    let (restream, url) = server(command(&site.dir, example("restream")).args(options));
+    ([camera, publisher, restream], url)
+}
+
+/// The segments that are complete: all but the one that is being written.
+fn segments(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<_> = entries.filter(|p| p.extension().is_some_and(|e| e == "mp4")).collect();
+    files.sort();
+    files.pop();
+    files
+}
+
+#[test]
+fn frigate_records_the_packets_and_detects_in_the_frames() {
+    if !has("ffmpeg") {
+        return skip("there is no ffmpeg");
+    }
+    let site = Site::new("frigate");
+    let (_running, url) = published(&site);
+    // Bound and closed again: nobody else takes it at once.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (size, port) = (format!("{}x{}", SMALL.0, SMALL.1), port.to_string());
+    let script = root().join("pipelines/serve-frames.sh");
+    let arguments = ["cam1.sub", &port, &size, "30"];
+    let _frames = start(command(&site.dir, script).args(arguments));
+
+    // The role record: preset-rtsp-restream, preset-record-generic with shorter segments.
+    let recorder = start(&mut ffmpeg(
+        &site,
+        &format!(
+            "{GLOBAL} -user_agent Frigate -rtsp_transport tcp -timeout 10000000 -i {url} -f segment -segment_time 2 \
+             -segment_format mp4 -reset_timestamps 1 -strftime 1 -c copy -an {}/cam1@%Y%m%d%H%M%S.mp4",
+            site.dir.display()
+        ),
+    ));
+    // The role detect. Frigate starts it again until there is somebody to connect to.
+    until(|| std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_ok());
+    let mut detector = ffmpeg(
+        &site,
+        &format!(
+            "{GLOBAL} -f rawvideo -pixel_format yuv420p -video_size {size} -framerate 30 -i tcp://127.0.0.1:{port} \
+             -r 30 -vf fps=30,scale={} -threads 2 -f rawvideo -pix_fmt yuv420p pipe:",
+            size.replace('x', ":")
+        ),
+    );
+    let mut detector = start(detector.stdout(Stdio::piped()));
+    let mut pipe = detector.0.stdout.take().unwrap();
+    let mut frame = vec![0; SMALL.0 * SMALL.1 * 3 / 2];
+    let mut next = || {
+        pipe.read_exact(&mut frame).unwrap();
+        stamp::read(&frame, SMALL.0, SMALL.0, SMALL.1).expect("a whole frame")
+    };
+    let mut detected: Vec<_> = (0..30).map(|_| next()).collect();
+    // It is stopped for longer than there is room for: what it missed is lost, and the rest is whole.
+    detector.signal(Signal::SIGSTOP);
+    until(|| segments(&site.dir).len() >= 2);
+    detector.signal(Signal::SIGCONT);
+    let lost = |numbers: &[u32]| numbers.windows(2).any(|pair| pair[1] > pair[0] + 20);
+    while !lost(&detected) {
+        detected.push(next());
+    }
+    detected.extend((0..10).map(|_| next()));
+    assert!(detected.windows(2).all(|pair| pair[1] > pair[0]), "{detected:?}");
+
+    let files = segments(&site.dir);
+    drop(recorder);
+    let mut recorded = Vec::new();
+    for file in files {
+        let decode =
+            format!("-v fatal -i {} -vf format=gray -f rawvideo -vsync 0 pipe:", file.display());
+        let decoded = ffmpeg(&site, &decode).output().unwrap();
+        assert!(decoded.status.success());
+        let frames = decoded.stdout.chunks_exact(WHOLE.0 * WHOLE.1);
+        let read = |f: &[u8]| stamp::read(f, WHOLE.0, WHOLE.0, WHOLE.1).expect("a whole frame");
+        recorded.extend(frames.map(read));
+    }
+    assert!(recorded.len() >= 60, "{recorded:?}");
+    assert!(recorded.windows(2).all(|pair| pair[1] == pair[0] + 1), "{recorded:?}");
+}
