@@ -43,3 +43,47 @@ fn the_errors_that_are_explained_are_those_that_are_there() {
         }
     }
 }
+
+/// README, the changelog and the pages of docs/.
+fn pages() -> Vec<std::path::PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("README.md"), root.join("CHANGELOG.md")];
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path());
+    pages.extend(docs.filter(|p| p.extension().is_some_and(|e| e == "md")));
+    pages
+}
+
+/// What can be linked to in a page: its headings, as forges write them in addresses.
+fn anchors(page: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(page).unwrap();
+    let headings = text.lines().filter(|l| l.starts_with('#')).map(|l| l.trim_start_matches('#'));
+    let anchor = |heading: &str| {
+        let kept = heading.trim().to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).map(|l| l.split(')').next().unwrap()) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => page.clone(),
+                path => page.parent().unwrap().join(path),
+            };
+            assert!(target.exists(), "{}: there is no {path}", page.display());
+            let found = anchor.is_empty() || anchors(&target).iter().any(|a| a == anchor);
+            assert!(found, "{}: {path} has no #{anchor}", page.display());
+            count += 1;
+        }
+    }
+    assert!(count > 50, "only {count} links were found");
+}
