@@ -24,6 +24,8 @@ fn payloader(caps: &str) -> Option<&'static str> {
         "video/x-h264" => "h264parse config-interval=-1 ! rtph264pay",
         "video/x-h265" => "h265parse config-interval=-1 ! rtph265pay",
         "audio/mpeg" => "aacparse ! rtpmp4gpay",
+        "audio/x-mulaw" => "rtppcmupay",
+        "audio/x-alaw" => "rtppcmapay",
         "audio/x-opus" => "opusparse ! rtpopuspay",
         _ => return None,
     })

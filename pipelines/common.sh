@@ -27,12 +27,14 @@ arguments() {
     has cuframessink || fail "GStreamer does not find the plugin; run: make build"
 }
 
-# codec ELEMENTS...: h264 or h265, whatever flows out of these elements.
-codec() {
-    local said
-    said=$(timeout 15 gst-launch-1.0 -v "$@" ! fakesink num-buffers=1 2>/dev/null) || true
-    [[ $said =~ video/x-(h26[45]) ]] && echo "${BASH_REMATCH[1]}"
+# caps ELEMENTS...: of what flows out of these elements.
+caps() {
+    timeout 15 gst-launch-1.0 -v "$@" ! fakesink num-buffers=1 2>/dev/null |
+        sed -n 's/.*fakesink0.GstPad:sink: caps = //p' || true
 }
+
+# codec ELEMENTS...: h264 or h265, whatever it is.
+codec() { [[ $(caps "$@") =~ video/x-(h26[45]) ]] && echo "${BASH_REMATCH[1]}"; }
 
 # decoder h264|h265: the best one that works here. Those of a GPU exist only where there is one.
 decoder() {
@@ -44,12 +46,23 @@ decoder() {
     fail "no decoder for $1; on Debian and Ubuntu the package gstreamer1.0-libav has one"
 }
 
-# decode_live DECODER: sets `decode` to what decodes a stream that one joins in its midst. Those of libav
-# would also show what refers to pictures that never came.
-decode_live() {
-    decode=("$1")
-    # shellcheck disable=SC2034 # used by the caller
-    if [[ $1 == avdec_* ]]; then decode+=(output-corrupt=false); fi
+# offered URL: h264 or h265, whatever a camera sends, and the elements that take its sound, if it has one
+# that subscribers know. Asks the camera by a short connection, and fails when it gets no such answer.
+offered() {
+    local said encoding elements
+    said=$(timeout 15 gst-launch-1.0 -v rtspsrc location="$1" protocols=tcp latency=0 \
+        ! fakesink num-buffers=1 2>/dev/null)
+    [[ $said =~ encoding-name=\(string\)(H26[45]) ]] || return
+    echo -n "${BASH_REMATCH[1],,}"
+    while read -r encoding elements; do
+        [[ $said == *"encoding-name=(string)$encoding"[,\;]* ]] || continue
+        echo " application/x-rtp,media=audio,encoding-name=$encoding ! $elements"
+        break
+    done <<<"MPEG4-GENERIC rtpmp4gdepay ! aacparse
+        MP4A-LATM rtpmp4adepay ! aacparse
+        OPUS rtpopusdepay
+        PCMU rtppcmudepay
+        PCMA rtppcmadepay"
 }
 
 # scaler DECODER: what makes its frames smaller, where they are.

@@ -2,29 +2,33 @@
 # Pulls a camera once, decodes it once, and publishes its frames and packets
 # under KEY. Comes back by itself when the camera drops; Ctrl-C ends it.
 #
-#   publish-rtsp.sh [--codec h264|h265] [--scaled WxH] URL KEY
+#   publish-rtsp.sh [--codec h264|h265] [--scaled WxH] [--sound] URL KEY
 #
-# Without --codec it tries H.264, then H.265. With --scaled it publishes smaller
-# frames of the same decode as KEY.sub, for detectors.
+# Without --codec it tries both. --scaled also publishes smaller frames of the
+# same decode as KEY.sub, for detectors. --sound asks the camera first, by a
+# short connection, and publishes AAC, Opus or G.711 as track 1.
 set -uo pipefail
 . "$(dirname "$0")/common.sh"
 arguments 2 "$@"
-codec=h264 other=h265 left=1 scaled='' pause=1 gst='' nap=''
+codec=h264 other=h265 left=1 scaled='' ask='' sound=() pause=1 gst='' nap=''
 while (($# > 2)); do
     case $1 in
-        --codec) codec=$2 left=0 ;;
-        --scaled) [[ $2 =~ ^[0-9]+x[0-9]+$ ]] || fail "--scaled takes a size such as 640x360"; scaled=$2 ;;
+        --codec) codec=$2 left=0 && shift 2 ;;
+        --scaled) [[ $2 =~ ^[0-9]+x[0-9]+$ ]] || fail "--scaled takes a size such as 640x360"; scaled=$2 && shift 2 ;;
+        --sound) ask=yes && shift ;;
         *) usage >&2; exit 2 ;;
     esac
-    shift 2
 done
 (($# == 2)) || { usage >&2; exit 2; }
 url=$1 key=$2 log=$(mktemp)
 trap 'kill -INT $gst 2>/dev/null; kill $nap 2>/dev/null; wait; exit 130' INT TERM
 trap 'rm -f "$log"' EXIT
-
-while decoder=$(decoder "$codec") || exit; do
-    decode_live "$decoder"
+while :; do
+    # With sound linked, rtspsrc would not say that nothing takes the picture: the codec has to be known.
+    if [[ $ask ]] && said=$(offered "$url"); then
+        read -r codec said <<<"$said" && read -ra sound <<<"$said" && left=0 ask=''
+    fi
+    decoder=$(decoder "$codec") || exit
     SECONDS=0 packed=avc frames=() memory=''
     [[ $codec == h264 ]] || packed=hvc1
     if [[ $scaled ]]; then
@@ -36,15 +40,14 @@ while decoder=$(decoder "$codec") || exit; do
     # In avc and hvc1 a packet is what the camera marked as one picture, however many slices it has.
     # A decoder that is too slow loses pictures (leaky), not packets: recordings stay whole.
     # The watchdog ends a connection over which nothing has come for 10 s. To subscribers it is a pause.
-    gst-launch-1.0 -q rtspsrc location="$url" protocols=tcp latency=200 \
+    gst-launch-1.0 -q rtspsrc name=rtsp location="$url" protocols=tcp latency=200 \
         ! "application/x-rtp,media=video,encoding-name=${codec^^}" ! "rtp${codec}depay" \
-        ! "video/x-$codec,stream-format=$packed,alignment=au" \
-        ! "${codec}parse" config-interval=-1 ! watchdog timeout=10000 \
+        ! "video/x-$codec,stream-format=$packed,alignment=au" ! "${codec}parse" config-interval=-1 ! watchdog timeout=10000 \
         ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=camera \
-        camera. ! queue leaky=downstream ! "${decode[@]}" "${frames[@]}" \
+        camera. ! queue leaky=downstream ! "$decoder" "${frames[@]}" \
         ! cuframessink name=publisher key="$key" forward-eos=false \
-        camera. ! queue ! publisher.packets_0 2>"$log" & gst=$! && wait "$gst"
-    gst=''
+        camera. ! queue ! publisher.packets_0 \
+        ${sound[0]+rtsp. ! "${sound[@]}" ! queue ! publisher.packets_1} 2>"$log" & gst=$! && wait "$gst"
     if grep -q 'reason not-linked' "$log"; then # it speaks another codec
         ((left--)) || fail "the camera sends neither H.264 nor H.265, or not the one asked for"
         read -r codec other <<<"$other $codec" && continue
@@ -52,6 +55,6 @@ while decoder=$(decoder "$codec") || exit; do
     cat "$log" >&2
     ((SECONDS < 30)) || pause=1
     echo "${0##*/}: $key: the camera is gone; trying again in $pause s" >&2
-    sleep "$pause" & nap=$! && wait "$nap"
+    sleep "$pause" & gst='' nap=$! && wait "$nap"
     nap='' pause=$((pause < 16 ? pause * 2 : 30))
 done

@@ -3,11 +3,15 @@
 # encoding. Starts at the latest keyframe; ends after SECONDS, on Ctrl-C, or
 # when the stream ends, and the file is playable each time.
 #
-#   record.sh KEY FILE.mp4|FILE.mkv [SECONDS]
+#   record.sh [--sound] KEY FILE.mp4|FILE.mkv [SECONDS]
+#
+# With --sound it records track 1, too: AAC or Opus, in FILE.mkv also G.711.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 arguments 2 "$@"
+sound=()
+if [[ $1 == --sound ]]; then arguments 3 "$@" && sound=(1) && shift; fi
 key=$1 file=$2 seconds=${3:-0}
 case $file in
     *.mp4) muxer=mp4mux ;;
@@ -16,8 +20,18 @@ case $file in
 esac
 [[ $seconds =~ ^[0-9]+$ ]] || fail "$seconds is not a number of seconds"
 codec=$(codec cuframespacketsrc key="$key" connect-timeout=10000000000) || fail "$key has no packets"
+if ((${#sound[@]})); then
+    source=(cuframespacketsrc key="$key" track=1)
+    case $(caps "${source[@]}") in
+        audio/mpeg*) sound=("${source[@]}" ! aacparse) ;;
+        audio/x-opus*) sound=("${source[@]}" ! opusparse) ;;
+        audio/x-*law*) [[ $muxer == matroskamux ]] || fail "G.711 goes into FILE.mkv"; sound=("${source[@]}") ;;
+        *) fail "$key has no sound" ;;
+    esac
+    sound+=("!" queue "!" muxer.audio_0)
+fi
 
 # With -e an interrupt ends the stream, so that the muxer completes the file.
 exec timeout --foreground --preserve-status --signal=INT "$seconds" \
     gst-launch-1.0 -q -e cuframespacketsrc key="$key" \
-    ! "${codec}parse" ! "$muxer" ! filesink location="$file"
+    ! "${codec}parse" ! queue ! "$muxer" name=muxer ! filesink location="$file" "${sound[@]}"

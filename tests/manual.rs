@@ -277,9 +277,10 @@ fn published(site: &Site) -> ([Running; 2], String) {
     // Read on, so that it never blocks.
     std::thread::spawn(move || lines.for_each(drop));
     let script = root().join("pipelines/publish-rtsp.sh");
-    let options = ["--codec", "h264", "--scaled", "160x120", &url, "cam1"];
+    let options = ["--sound", "--scaled", "160x120", &url, "cam1"];
     let publisher = start(command(&site.dir, script).args(options));
-    until(|| gstcuframes::status("cam1.sub", Some(&site.dir)).is_ok_and(|s| s.published > 0));
+    let live = |key| gstcuframes::status(key, Some(&site.dir)).is_ok_and(|s| s.published > 0);
+    until(|| live("cam1") && live("cam1.sub"));
     ([camera, publisher], url)
 }
 

@@ -17,7 +17,8 @@ Usage: camera [OPTION]...
   --bframes N       B-frames between two other frames, 0 to 16 (0)
   --slices N        slices of each picture, H.264 without B-frames only (1); with more than one, a client that
                     joins others may miss the first slices of its first picture
-  --audio           add AAC audio
+  --audio           add sound, which is AAC
+  --audio-codec C   add sound in another codec: aac, pcmu or l16
   --file PATH       loop the H.264 or H.265 of this file, as it is, instead of a test picture
   --frames N        end each stream after N frames
   --help
@@ -42,6 +43,13 @@ pub enum Codec {
     H265,
 }
 
+#[derive(Clone, Copy, PartialEq)]
+pub enum Sound {
+    Aac,
+    Pcmu,
+    L16,
+}
+
 pub struct Options {
     pub port: u16,
     pub path: String,
@@ -54,6 +62,7 @@ pub struct Options {
     pub bframes: u32,
     pub slices: u32,
     pub audio: bool,
+    pub sound: Sound,
     pub file: Option<PathBuf>,
     pub frames: Option<u32>,
 }
@@ -73,6 +82,7 @@ impl Options {
             bframes: 0,
             slices: 1,
             audio: false,
+            sound: Sound::Aac,
             file: None,
             frames: None,
         };
@@ -111,6 +121,17 @@ impl Options {
                 "--bframes" => options.bframes = number(&name, &value()?, 0)?,
                 "--slices" => options.slices = number(&name, &value()?, 1)?,
                 "--audio" => options.audio = true,
+                "--audio-codec" => {
+                    options.audio = true;
+                    options.sound = match value()?.as_str() {
+                        "aac" => Sound::Aac,
+                        "pcmu" => Sound::Pcmu,
+                        "l16" => Sound::L16,
+                        other => {
+                            return Err(format!("--audio-codec is aac, pcmu or l16, not {other}"));
+                        }
+                    }
+                }
                 "--file" => options.file = Some(value()?.into()),
                 "--frames" => options.frames = Some(number(&name, &value()?, 1)?),
                 _ => return Err(format!("there is no option {name}; --help lists them")),
@@ -145,17 +166,22 @@ impl Options {
                 self.encoder(),
             )
         };
-        let audio_encoder = ["voaacenc", "avenc_aac"]
+        let aac = ["voaacenc", "avenc_aac"]
             .into_iter()
             .find(|name| gst::ElementFactory::find(name).is_some());
         match (self.audio, &self.file) {
             (false, _) => {}
             (true, Some(_)) => launch += &format!(" {appsrc} name=audio ! {pay_audio}"),
             (true, None) => {
+                let (rate, rest) = match self.sound {
+                    Sound::Aac => (48000, format!("{} ! {pay_audio}", aac.unwrap_or("voaacenc"))),
+                    Sound::Pcmu => (8000, "mulawenc ! rtppcmupay name=pay1 pt=97".to_owned()),
+                    Sound::L16 => (8000, "rtpL16pay name=pay1 pt=97".to_owned()),
+                };
                 launch += &format!(
-                    " audiotestsrc is-live=true wave=ticks ! audio/x-raw,rate=48000,channels=2 \
-                     ! audioconvert ! queue ! {} ! {pay_audio}",
-                    audio_encoder.unwrap_or("voaacenc"),
+                    " audiotestsrc is-live=true wave=ticks ! audioconvert \
+                     ! audio/x-raw,rate={rate},channels={} ! queue ! {rest}",
+                    if rate == 8000 { 1 } else { 2 },
                 );
             }
         }
@@ -212,7 +238,8 @@ fn have_element(word: &str) -> Result<(), String> {
     let package = match word {
         "x264enc" => "gstreamer1.0-plugins-ugly",
         "x265enc" | "h264parse" | "h265parse" | "voaacenc" => "gstreamer1.0-plugins-bad",
-        "rtph264pay" | "rtph265pay" | "rtpmp4gpay" | "aacparse" => "gstreamer1.0-plugins-good",
+        "rtph264pay" | "rtph265pay" | "rtpmp4gpay" | "rtppcmupay" | "rtpL16pay" | "mulawenc"
+        | "aacparse" => "gstreamer1.0-plugins-good",
         "videotestsrc" | "audiotestsrc" | "appsrc" | "audioconvert" => "gstreamer1.0-plugins-base",
         _ => return Ok(()),
     };
