@@ -36,12 +36,15 @@ caps() {
 # codec ELEMENTS...: h264 or h265, whatever it is.
 codec() { [[ $(caps "$@") =~ video/x-(h26[45]) ]] && echo "${BASH_REMATCH[1]}"; }
 
-# decoder h264|h265: the best one that works here. Those of a GPU exist only where there is one.
+# decoder h264|h265: the best one that works here, and its properties. Those of a GPU exist only where there is one.
+# Who joins in the midst of a group of pictures must not publish what libav makes of its rest.
 decoder() {
     local element
     for element in "nv$1dec" "avdec_$1" openh264dec libde265dec; do
         [[ $1$element == h265openh264dec || $1$element == h264libde265dec ]] && continue
-        has "$element" && echo "$element" && return
+        has "$element" || continue
+        [[ $element == avdec_* ]] && element+=' output-corrupt=false'
+        echo "$element" && return
     done
     fail "no decoder for $1; on Debian and Ubuntu the package gstreamer1.0-libav has one"
 }

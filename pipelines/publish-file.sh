@@ -16,12 +16,12 @@ if [[ $1 == --loop ]]; then loop=yes forward=false && shift; fi
 file=$1 key=$2
 [[ -r $file ]] || fail "$file cannot be read"
 codec=$(codec filesrc location="$file" ! parsebin) || fail "$file has no H.264 or H.265 video"
-decoder=$(decoder "$codec")
+read -ra decoder < <(decoder "$codec")
 
 pipeline=(
     filesrc location="$file" ! parsebin ! "video/x-$codec" ! "${codec}parse" config-interval=-1
     ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=file
-    file. ! queue ! "$decoder" ! cuframessink name=publisher key="$key" sync=true forward-eos="$forward"
+    file. ! queue ! "${decoder[@]}" ! cuframessink name=publisher key="$key" sync=true forward-eos="$forward"
     file. ! queue ! publisher.packets_0
 )
 [[ $loop ]] || exec gst-launch-1.0 -q "${pipeline[@]}"

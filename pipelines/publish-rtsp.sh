@@ -28,12 +28,12 @@ while :; do
     if [[ $ask ]] && said=$(offered "$url"); then
         read -r codec said <<<"$said" && read -ra sound <<<"$said" && left=0 ask=''
     fi
-    decoder=$(decoder "$codec") || exit
+    said=$(decoder "$codec") || exit; read -ra decoder <<<"$said"
     SECONDS=0 packed=avc frames=() memory=''
     [[ $codec == h264 ]] || packed=hvc1
     if [[ $scaled ]]; then
-        [[ $decoder == nv* ]] && memory='(memory:CUDAMemory)'
-        frames=("!" tee name=frames frames. "!" queue leaky=downstream "!" "$(scaler "$decoder")"
+        [[ ${decoder[0]} == nv* ]] && memory='(memory:CUDAMemory)'
+        frames=("!" tee name=frames frames. "!" queue leaky=downstream "!" "$(scaler "${decoder[0]}")"
             "!" "video/x-raw$memory,width=${scaled%x*},height=${scaled#*x},pixel-aspect-ratio=1/1"
             "!" cuframessink key="$key.sub" forward-eos=false frames. "!" queue leaky=downstream)
     fi
@@ -44,7 +44,7 @@ while :; do
         ! "application/x-rtp,media=video,encoding-name=${codec^^}" ! "rtp${codec}depay" \
         ! "video/x-$codec,stream-format=$packed,alignment=au" ! "${codec}parse" config-interval=-1 ! watchdog timeout=10000 \
         ! "video/x-$codec,stream-format=byte-stream,alignment=au" ! tee name=camera \
-        camera. ! queue leaky=downstream ! "$decoder" "${frames[@]}" \
+        camera. ! queue leaky=downstream ! "${decoder[@]}" "${frames[@]}" \
         ! cuframessink name=publisher key="$key" forward-eos=false \
         camera. ! queue ! publisher.packets_0 \
         ${sound[0]+rtsp. ! "${sound[@]}" ! queue ! publisher.packets_1} 2>"$log" & gst=$! && wait "$gst"
