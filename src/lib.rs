@@ -37,6 +37,11 @@ pub use core::subscriber::{
 pub use core::wake::Interrupt;
 pub use core::{Error, Result};
 
+/// What the manual shows is compiled with the tests of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/consume-frames.md")]
+struct ConsumeFrames;
+
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     log::init();
     meta::register();
