@@ -286,7 +286,7 @@ fn published(site: &Site) -> ([Running; 2], String) {
 
 #[test]
 fn every_command_of_the_manual_works() {
-    let site = Site::new("manual");
+    let site = Site::slow("manual");
     let (_running, url) = published(&site);
     let clone = Clone::new(&site, &url);
     // Pages at the same time: most of it is waiting for frames.

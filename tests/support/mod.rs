@@ -71,6 +71,11 @@ impl Site {
         Self::with(test, patience())
     }
 
+    /// For tests that take half a minute when all is well.
+    pub fn slow(test: &str) -> Self {
+        Self::with(test, 3 * patience())
+    }
+
     /// For tests that are run for as long as one likes.
     pub fn patient(test: &str) -> Self {
         Self::with(test, Duration::from_secs(24 * 3600))
