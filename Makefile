@@ -79,6 +79,8 @@ lint: packages
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --features static,capi,doc -- -D warnings
 	tests/check-scripts.sh
+	@if command -v cargo-deny >/dev/null; then cargo deny --locked check bans licenses sources; \
+	    else echo 'make lint: cargo-deny is not installed: licences and sources of the dependencies were left out'; fi
 
 docs: packages
 	cargo run --locked --example document > docs/elements.md
