@@ -8,6 +8,7 @@
 # make memcheck                the tests of the core under valgrind
 # make gpu-test                the tests that need an NVIDIA GPU
 # make deb                     target/debian/cuframes_*.deb, for Debian and Ubuntu on amd64
+# make try-deb                 the same package in a bare Debian, as root; SUITE=trixie for another one
 # make bench                   compares with other systems, into out/bench; BENCH='--subscribers 1,8 cuframes shm'
 # make bench-core              what the core does for a frame and a packet, in ns
 # make lint                    what CI asks of the code and the scripts
@@ -23,9 +24,11 @@ CASES ?= 1000000
 SECONDS ?= 600
 CAMERAS ?= 1
 
+SUITE ?= bookworm
+
 BENCH ?= --subscribers 1,2,4,8
 
-.PHONY: help demo test fuzz soak memcheck gpu-test bench bench-core build install deb lint docs packages
+.PHONY: help demo test fuzz soak memcheck gpu-test bench bench-core build install deb try-deb lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -72,7 +75,10 @@ install: $(if $(and $(wildcard $(TARGET)/release/libgstcuframes.so),$(wildcard $
 
 deb: packages
 	@command -v cargo-deb >/dev/null || { echo 'cargo-deb is missing: cargo install cargo-deb' >&2; exit 1; }
-	cargo deb --locked
+	cargo deb --locked --strip
+
+try-deb:
+	@packaging/try.sh $(SUITE)
 
 lint: packages
 	cargo fmt --check
