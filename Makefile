@@ -12,7 +12,7 @@
 # make bench                   compares with other systems, into out/bench; BENCH='--subscribers 1,8 cuframes shm'
 # make bench-core              what the core does for a frame and a packet, in ns
 # make lint                    what CI asks of the code and the scripts
-# make docs                    writes the element documentation anew
+# make docs                    writes the element documentation and the list of errors anew
 
 RTSP ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -90,6 +90,7 @@ lint: packages
 
 docs: packages
 	cargo run --locked --example document > docs/elements.md
+	CUFRAMES_WRITE=1 cargo test --locked --test errors
 
 packages:
 	@tests/install-packages.sh

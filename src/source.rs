@@ -194,7 +194,7 @@ impl Life {
             gst::element_imp_error!(
                 element,
                 gst::ResourceError::Failed,
-                ("What the publisher of '{key}' sends can't be used: {text}")
+                ("What the publisher of '{key}' sends can't be used ({text}): run the same version of cuframes on both sides, or publish what this process can map, such as memory=host")
             );
             return Err(gst::FlowError::Error);
         }
@@ -345,7 +345,7 @@ impl Outlet {
             gst::element_imp_error!(
                 element,
                 gst::StreamError::Format,
-                ("Downstream does not take what is published: {caps}")
+                ("Downstream does not take what is published ({caps}): put what converts it behind the source, such as videoconvert, or cudaconvertscale for frames on a GPU")
             );
             gst::FlowError::NotNegotiated
         })

@@ -140,7 +140,11 @@ impl Board {
         };
         if let Err(e) = told() {
             // It may have been welcomed already, and claim frames: its place lasts until it goes.
-            self.kick(&peer, Code::Slow, format!("it does not read its messages ({e})"));
+            self.kick(
+                &peer,
+                Code::Slow,
+                format!("it does not read its messages ({e}): look what it hangs in"),
+            );
         }
     }
 
@@ -172,7 +176,11 @@ impl Board {
     fn tell_all(&self, state: &State, message: &Message, fds: &[BorrowedFd<'_>]) {
         for peer in &state.peers {
             if let Err(e) = peer.connection.send(message, fds) {
-                self.kick(peer, Code::Slow, format!("it does not read its messages ({e})"));
+                self.kick(
+                    peer,
+                    Code::Slow,
+                    format!("it does not read its messages ({e}): look what it hangs in"),
+                );
             }
         }
     }

@@ -65,7 +65,9 @@ impl std::fmt::Display for Error {
             Self::Interrupted => f.write_str("The wait was interrupted"),
             Self::Value { what, problem } => write!(f, "{what} {problem}"),
             Self::Device(e) => write!(f, "{e}"),
-            Self::System { what, source } => write!(f, "Can't {what}: {source}"),
+            Self::System { what, source } => {
+                write!(f, "Can't {what} ({source}): {}", advice(source))
+            }
         }
     }
 }
@@ -77,6 +79,20 @@ impl std::error::Error for Error {
             Self::Device(e) => e.source(),
             _ => None,
         }
+    }
+}
+
+/// What to do when the system refused something that it usually does not.
+fn advice(source: &io::Error) -> &'static str {
+    use nix::errno::Errno::{self, EAGAIN, EMFILE, ENFILE, ENOMEM, ENOSPC};
+    match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
+        EMFILE => "raise this process's limit of open files (ulimit -n)",
+        ENFILE => "raise the system's limit of open files (fs.file-max)",
+        ENOMEM | ENOSPC => {
+            "free memory, or lower max-subscribers, max-credit or packet-buffer-bytes of the publisher"
+        }
+        EAGAIN => "raise this user's limit of processes (ulimit -u)",
+        _ => "cuframes doctor tells what this system lacks",
     }
 }
 

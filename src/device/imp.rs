@@ -108,7 +108,12 @@ impl GstObjectImpl for CuframesDevice {}
 
 impl DeviceImpl for CuframesDevice {
     fn create_element(&self, name: Option<&str>) -> Result<gst::Element, gst::LoggableError> {
-        let unset = || gst::loggable_error!(crate::log::CAT, "A device without a key");
+        let unset = || {
+            gst::loggable_error!(
+                crate::log::CAT,
+                "A device without a key: take one that the device monitor lists"
+            )
+        };
         let target = self.target.get().ok_or_else(unset)?;
         let element = gst::ElementFactory::make(target.factory()).name_if_some(name).build()?;
         target.configure(&element);

@@ -140,7 +140,12 @@ impl DeviceProviderImpl for CuframesDeviceProvider {
     }
 
     fn start(&self) -> Result<(), gst::LoggableError> {
-        let failed = |what, e| gst::loggable_error!(CAT, "Can't {what}: {e}");
+        let failed = |what, e| {
+            gst::loggable_error!(
+                CAT,
+                "Can't {what} ({e}): raise this process's limits (ulimit -n, ulimit -u)"
+            )
+        };
         let interrupt = Interrupt::new().map_err(|e| failed("make an eventfd", e))?;
         let interrupt = Arc::new(interrupt);
         // Watching begins before the first look, so nothing that comes in between is missed. That look

@@ -105,8 +105,11 @@ impl DeviceSource {
     /// A copy of the frame in host memory.
     pub fn download(&self, frame: &Frame, video: &VideoInfo) -> Result<gst::Buffer, gpu::Error> {
         let problem = |problem: &str| gpu::Error::Value { problem: problem.to_owned() };
-        let mut buffer = gst::Buffer::with_size(video.size())
-            .map_err(|_| problem("There is no memory left for a frame"))?;
+        let mut buffer = gst::Buffer::with_size(video.size()).map_err(|_| {
+            problem(
+                "There is no memory left for a frame: free some, or hold fewer frames downstream",
+            )
+        })?;
         let from = layout(frame, video)?;
         // Where this device does not reach, that of the memory downloads.
         let own = match frame.memory().context().filter(|_| !self.reaches(frame)) {
@@ -116,7 +119,7 @@ impl DeviceSource {
         {
             let buffer = buffer.make_mut();
             let mut map =
-                buffer.map_writable().map_err(|_| problem("A new buffer can't be mapped"))?;
+                buffer.map_writable().map_err(|_| problem("A new buffer can't be mapped: free some memory, or hold fewer frames downstream"))?;
             let start = map.as_mut_ptr();
             for plane in 0..video.n_planes() as usize {
                 let (height, width) = plane_size(video, plane);
@@ -147,5 +150,9 @@ fn layout(frame: &Frame, video: &VideoInfo) -> Result<VideoInfo, gpu::Error> {
         .stride(&strides[..planes])
         .size(frame.info.size)
         .build()
-        .map_err(|e| gpu::Error::Value { problem: format!("An impossible layout: {e}") })
+        .map_err(|e| gpu::Error::Value {
+            problem: format!(
+                "An impossible layout ({e}): run the same version of cuframes on both sides"
+            ),
+        })
 }

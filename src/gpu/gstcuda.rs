@@ -469,7 +469,10 @@ pub unsafe fn wrap<F: FnOnce() + Send + 'static>(
     let lib = context.lib;
     // GStreamer divides by it.
     if address == 0 || info.stride().first().is_none_or(|stride| *stride <= 0) {
-        let problem = format!("A picture at {address:#x} with strides {:?}", info.stride());
+        let problem = format!(
+            "A picture at {address:#x} with strides {:?}: run the same version of cuframes on both sides",
+            info.stride()
+        );
         return Err(Error::Value { problem });
     }
     let stream = stream.map_or(std::ptr::null_mut(), |s| s.raw);
@@ -601,9 +604,9 @@ impl DeviceMap<'_> {
 /// not mapped any more.
 pub fn map_device(memory: &gst::MemoryRef) -> Result<DeviceMap<'_>> {
     let lib = GstCuda::get()?;
-    let raw = lib
-        .cuda(memory)
-        .ok_or_else(|| Error::Value { problem: "The buffer is not in device memory".into() })?;
+    let raw = lib.cuda(memory).ok_or_else(|| Error::Value {
+        problem: "The buffer is not in device memory: put cudaupload before it".into(),
+    })?;
     // SAFETY: zeros are a valid GstMapInfo; GStreamer overwrites it.
     let mut info: GstMapInfo = unsafe { std::mem::zeroed() };
     // SAFETY: a valid memory, which stays locked for reading until the map is dropped.

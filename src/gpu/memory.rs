@@ -23,7 +23,9 @@ const FD: CUmemAllocationHandleType =
     CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 fn too_big() -> Error {
-    Error::Value { problem: "The memory is too big for this process".into() }
+    Error::Value {
+        problem: "The memory is too big for this process: raise its limit (ulimit -v)".into(),
+    }
 }
 
 fn location(device: &Device) -> CUmemLocation {

@@ -63,15 +63,19 @@ fn advice(code: u32) -> Option<&'static str> {
         2 => {
             "the GPU has no memory left: stop something that uses it, or lower max-subscribers or max-credit"
         }
-        3 | 4 => "the process is ending, or was forked after it had used the GPU",
+        3 | 4 => {
+            "the process is ending, or was forked after it had used the GPU: start another process instead of forking"
+        }
         100 => {
             "no GPU is visible: in a container pass it in (--gpus all), and look at CUDA_VISIBLE_DEVICES"
         }
         214 | 700 | 719 => {
             "the GPU reported a fault: see the kernel's log for Xid messages, and restart this process"
         }
-        304 => "the system has no file descriptors or address space left",
-        802 => "the GPU fabric is not ready: is nvidia-fabricmanager running?",
+        304 => {
+            "the system has no file descriptors or address space left: raise the limits (ulimit -n, ulimit -v)"
+        }
+        802 => "the GPU fabric is not ready: start nvidia-fabricmanager",
         803 => {
             "the driver's library and kernel module have different versions: reboot, or reload the module"
         }
@@ -106,8 +110,8 @@ impl fmt::Display for Error {
             }
             Self::Unsupported { device, what } => write!(f, "{device} can't {what}"),
             Self::Call { function, code, name } => {
-                write!(f, "{function} failed with {name} ({code})")?;
-                advice(*code).map_or(Ok(()), |text| write!(f, ": {text}"))
+                let advice = advice(*code).unwrap_or("cuframes doctor looks at driver and GPU");
+                write!(f, "{function} failed with {name} ({code}): {advice}")
             }
             Self::NoGstCuda { problem } => write!(
                 f,

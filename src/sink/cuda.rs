@@ -96,7 +96,7 @@ impl DeviceSlots {
             return Ok(());
         }
         let video = VideoInfo::from_caps(caps).map_err(|_| gpu::Error::Value {
-            problem: format!("Not a raw video format: {caps}"),
+            problem: format!("Not a raw video format ({caps}): put a decoder or videoconvert in front of cuframessink"),
         })?;
         let layout = aligned(&video)?;
         let (slots, publisher) = (self.clone(), Arc::downgrade(publisher));
@@ -178,7 +178,7 @@ fn aligned(video: &VideoInfo) -> Result<VideoInfo, gpu::Error> {
     let mut layout = video.clone();
     let mut alignment = gst_video::VideoAlignment::new(0, 0, 0, 0, &[ALIGNMENT; 4]);
     layout.align(&mut alignment).map_err(|_| gpu::Error::Value {
-        problem: format!("{} frames can't be laid out in device memory", video.format()),
+        problem: format!("{} frames can't be laid out in device memory: put cudaconvert or cudadownload in front of cuframessink", video.format()),
     })?;
     Ok(layout)
 }
@@ -321,6 +321,8 @@ impl DeviceSink {
 /// How a frame lies in its memory.
 fn info(memory: &gst::MemoryRef) -> Result<VideoInfo, gpu::Error> {
     gstcuda::memory_info(memory).ok_or_else(|| gpu::Error::Value {
-        problem: "Frames with CUDA caps came in other memory".into(),
+        problem:
+            "Frames with CUDA caps came in other memory: put cudadownload in front of cuframessink"
+                .into(),
     })
 }

@@ -218,7 +218,11 @@ impl FrameSink {
         let from = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, info);
         let to = gst_video::VideoFrame::from_buffer_writable(slot, info);
         let (Ok(from), Ok(mut to)) = (from, to) else {
-            gst::element_imp_error!(self, gst::StreamError::Format, ["Can't read the frame"]);
+            gst::element_imp_error!(
+                self,
+                gst::StreamError::Format,
+                ("A frame is smaller than its caps say, or can't be mapped: put videoconvert in front of cuframessink")
+            );
             return Err(gst::FlowError::Error);
         };
         from.copy(&mut to.as_mut_video_frame_ref()).map_err(|_| gst::FlowError::Error)?;
@@ -228,7 +232,9 @@ impl FrameSink {
 
 fn context_of(memory: &gst::MemoryRef) -> Result<CudaContext, gpu::Error> {
     gstcuda::memory_context(memory).ok_or_else(|| gpu::Error::Value {
-        problem: "Frames with CUDA caps came in other memory".into(),
+        problem:
+            "Frames with CUDA caps came in other memory: put cudadownload in front of cuframessink"
+                .into(),
     })
 }
 
@@ -315,7 +321,7 @@ impl BaseSinkImpl for FrameSink {
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let info = gst_video::VideoInfo::from_caps(caps)
-            .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format: {caps}"))?;
+            .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format ({caps}): put a decoder or videoconvert in front of cuframessink"))?;
         // Where the frames are is known when the first of them comes.
         let mut state = lock(&self.state);
         state.format = Some((caps.clone(), info));
@@ -344,7 +350,7 @@ impl BaseSinkImpl for FrameSink {
             return Ok(());
         }
         let info = gst_video::VideoInfo::from_caps(&caps)
-            .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format: {caps}"))?;
+            .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format ({caps}): put a decoder or videoconvert in front of cuframessink"))?;
         let host = self.published().host.clone();
         let pool = super::SlotPool::new(Arc::downgrade(&publisher), host, self.flushing());
         let size = info.size() as u32;

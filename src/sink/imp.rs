@@ -595,7 +595,7 @@ impl ElementImpl for CuframesSink {
             (sink.upcast(), format!("packets_{track}"))
         };
         if obj.static_pad(&name).is_some() {
-            gst::warning!(CAT, imp = self, "There is a pad {name} already");
+            gst::warning!(CAT, imp = self, "There is a pad {name} already: request another number");
             return None;
         }
         sink.set_property("sync", lock(&self.settings).sync);

@@ -93,7 +93,9 @@ impl BaseSinkImpl for PacketSink {
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let (published, number) = self.setup.get().expect("set by new");
-        let publisher = published.get().ok_or_else(|| gst::loggable_error!(CAT, "Not started"))?;
+        let publisher = published.get().ok_or_else(|| {
+            gst::loggable_error!(CAT, "Not started: set the element to PAUSED first")
+        })?;
         let mut state = lock(&self.state);
         let caps = caps.to_string();
         if let Some(track) = &state.track {
@@ -168,7 +170,7 @@ impl BaseSinkImpl for PacketSink {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::NoSpaceLeft,
-                ("A group of pictures does not fit into the packet buffer: who joins while it runs has to wait for the next keyframe. Raise packet-buffer-bytes")
+                ("A group of pictures does not fit into the packet buffer: raise packet-buffer-bytes, or who joins while it runs has to wait for the next keyframe")
             );
         }
         Ok(gst::FlowSuccess::Ok)

@@ -76,7 +76,7 @@ impl GstObjectImpl for SlotPool {}
 impl BufferPoolImpl for SlotPool {
     fn set_config(&self, config: &mut gst::BufferPoolConfigRef) -> bool {
         let Some((Some(caps), size, min, max)) = config.params() else {
-            gst::warning!(CAT, imp = self, "A pool without caps");
+            gst::warning!(CAT, imp = self, "A pool without caps: set them in its configuration");
             return false;
         };
         let Ok(info) = gst_video::VideoInfo::from_caps(&caps) else {

@@ -186,7 +186,7 @@ impl Server {
                 }
             }
             Ok(Received::Message(..)) => {
-                (Code::Malformed, "the first message has to be HELLO or ASK".to_owned())
+                (Code::Malformed, "the first message has to be HELLO or ASK: run the same version of cuframes on both sides".to_owned())
             }
             Ok(Received::Malformed(e @ Malformed::Versions(..))) => (
                 Code::Version,
@@ -295,7 +295,12 @@ impl Server {
                 self.report(Event::SubscriberRemoved(SubscriberInfo::of(peer), reason));
             }
             Ok(Received::Message(..) | Received::Malformed(_)) => {
-                self.board.kick(peer, Code::Malformed, "it sent what it should not".into());
+                self.board.kick(
+                    peer,
+                    Code::Malformed,
+                    "it sent what it should not: run the same version of cuframes on both sides"
+                        .into(),
+                );
             }
         }
     }
@@ -335,7 +340,10 @@ impl Server {
             self.report(Event::SubscriberStalled(SubscriberInfo::of(peer)));
         }
         if self.stall_timeout.is_some_and(|t| stuck >= t) {
-            let text = format!("it held {held} frames and took none for {} s", stuck.as_secs());
+            let text = format!(
+                "it held {held} frames and took none for {} s: look what it hangs in, or raise stall-timeout of the publisher",
+                stuck.as_secs()
+            );
             self.board.kick(peer, Code::Stalled, text);
         }
     }
@@ -357,7 +365,12 @@ fn check_versions(peer: &str, (first, last): (u16, u16)) -> Result<u16, (Code, S
 
 /// Why a subscriber is refused that there are no means for.
 fn exhausted(e: io::Error) -> (Code, String) {
-    (Code::NoMemory, format!("the publisher has no memory or file descriptors left ({e})"))
+    (
+        Code::NoMemory,
+        format!(
+            "the publisher has no memory or file descriptors left ({e}): raise its limits (ulimit -n), or stop something"
+        ),
+    )
 }
 
 struct Ready {

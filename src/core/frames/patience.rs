@@ -40,7 +40,9 @@ impl<'a> Patience<'a> {
         }
         let left = self.deadline.saturating_sub(wake::now());
         if left.is_zero() {
-            let text = format!("it did not take {what} for as long as the publisher waits");
+            let text = format!(
+                "it did not take {what} for as long as the publisher waits: make it faster, or raise wait-timeout of the publisher"
+            );
             self.board.kick(&peer, Code::Stalled, text);
             return true;
         }

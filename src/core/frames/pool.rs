@@ -372,7 +372,10 @@ impl Frames {
             let held = claims.iter().filter(|c| **c != claim::EMPTY).count();
             if held > peer.credit as usize && !peer.forfeited.swap(true, Ordering::Relaxed) {
                 // It would keep slots that others are entitled to; who reads them reads what it finds.
-                let text = format!("it holds {held} frames with a credit of {}", peer.credit);
+                let text = format!(
+                    "it holds {held} frames with a credit of {}: run the same version of cuframes on both sides",
+                    peer.credit
+                );
                 self.board.kick(peer, Code::OverCredit, text);
                 blamed = true;
             }
