@@ -106,7 +106,7 @@ impl fmt::Display for Error {
                 write!(f, "There is no {wanted}, nor any other GPU: {}", advice(100).unwrap_or(""))
             }
             Self::NoDevice { wanted, present } => {
-                write!(f, "There is no {wanted}; what there is: {}", present.join(", "))
+                write!(f, "There is no {wanted}: take one of {}", present.join(", "))
             }
             Self::Unsupported { device, what } => write!(f, "{device} can't {what}"),
             Self::Call { function, code, name } => {

@@ -345,7 +345,11 @@ impl BaseSinkImpl for FrameSink {
             query.add_allocation_meta::<gst_video::VideoMeta>(None);
             // Without the pool, frames are copied.
             if let Err(e) = self.propose_slots(&publisher, &caps, query) {
-                gst::warning!(CAT, imp = self, "Upstream writes no frames into slots: {e}");
+                gst::warning!(
+                    CAT,
+                    imp = self,
+                    "Upstream writes no frames into slots ({e}): each is copied"
+                );
             }
             return Ok(());
         }

@@ -80,7 +80,11 @@ impl BufferPoolImpl for SlotPool {
             return false;
         };
         let Ok(info) = gst_video::VideoInfo::from_caps(&caps) else {
-            gst::warning!(CAT, imp = self, "No video caps: {caps}");
+            gst::warning!(
+                CAT,
+                imp = self,
+                "No video caps ({caps}): configure the pool with those of raw video"
+            );
             return false;
         };
         let size = size.max(info.size() as u32);
