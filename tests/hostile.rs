@@ -516,23 +516,6 @@ fn who_breaks_the_rules_is_sent_away() {
     stage.check();
 }
 
-/// One to which there is more to tell than it takes is a subscriber that goes, not one that was refused.
-#[test]
-fn a_welcome_is_not_followed_by_a_refusal() {
-    let site = Site::new("hostile-welcome");
-    let mut stage = Stage::new(&site, |_| {});
-    for track in 0..40 {
-        let config = gstcuframes::TrackConfig { bytes: 4096, ..Default::default() };
-        stage.publisher.add_track(track, &"x".repeat(60_000), config).unwrap();
-        stage.check();
-    }
-    let (peer, ..) = stage.join(1);
-    let rest: Vec<_> = std::iter::from_fn(|| peer.hear()).map(|(message, _)| message).collect();
-    assert!(!rest.iter().any(|m| matches!(m, Message::Refused { .. })), "{:?}", rest.last());
-    drop(peer);
-    assert!(stage.gone.recv().unwrap().unwrap().contains("does not read its messages"));
-}
-
 /// Nothing that it writes to its page does anything to others, but keep as many slots as it has credit.
 #[test]
 fn a_page_of_rubbish_disturbs_nobody() {

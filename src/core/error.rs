@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+
 use super::channel::message::Code;
 
 #[derive(Debug)]
@@ -57,6 +60,9 @@ impl std::fmt::Display for Error {
                 write!(f, "No publisher of '{key}' in")?;
                 for path in searched {
                     write!(f, " {}", path.display())?;
+                    if access(path, AccessFlags::X_OK) == Err(Errno::EACCES) {
+                        f.write_str(" (which this user may not enter)")?;
+                    }
                 }
                 f.write_str(
                     ": start one with cuframessink, under the same key and runtime directory",

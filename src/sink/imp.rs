@@ -24,7 +24,8 @@
  *
  * |[
  * gst-launch-1.0 cuframessink name=pub key=cam1 \
- *     rtspsrc location=rtsp://127.0.0.1:8554/cam ! rtph264depay ! h264parse config-interval=-1 ! tee name=t \
+ *     rtspsrc location=rtsp://127.0.0.1:8554/cam ! rtph264depay \
+ *     ! video/x-h264,stream-format=avc,alignment=au ! h264parse config-interval=-1 ! tee name=t \
  *     t. ! queue ! avdec_h264 ! pub.sink   t. ! queue ! pub.packets_0
  * ]|
  */

@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> io::Result<bool> {
     }
     for look in look::all(options) {
         let finding = match &look.status {
-            Ok(s) => Good(format!("its publisher answers ({}, pid {})", s.name, s.pid)),
+            Ok(s) => Good(format!("its publisher answers ({}, pid {})", s.name, look::pid(s.pid))),
             Err(e) => Bad(e.to_string()),
         };
         tell(&format!("key {}", look.key.key), finding)?;

@@ -23,7 +23,7 @@ fn describe(s: &Status) -> String {
     let mut facts = Table::new(&[("KEY", Align::Left), ("", Align::Left)]);
     let mut fact = |name: &str, value: String| facts.row([name.to_owned(), value]);
     fact("key", s.key.clone());
-    fact("publisher", format!("{} (pid {}, uid {})", s.name, s.pid, s.uid));
+    fact("publisher", format!("{} (pid {}, uid {})", s.name, look::pid(s.pid), s.uid));
     if !s.caps.is_empty() {
         fact("caps", s.caps.clone());
         fact("published", s.published.to_string());
@@ -86,7 +86,7 @@ fn describe(s: &Status) -> String {
         };
         table.row([
             s.name.clone(),
-            s.pid.to_string(),
+            look::pid(s.pid),
             s.uid.to_string(),
             takes.into(),
             format!("{} of {}", s.held, s.credit),

@@ -52,6 +52,6 @@ fn row(status: &Status, before: Option<&Status>) -> [String; 7] {
         if frames { status.memory.to_string() } else { "-".into() },
         if packets.is_empty() { "-".into() } else { packets.join(" ") },
         format!("{} of {}", status.subscribers.len(), status.max_subscribers),
-        format!("{} (pid {})", status.name, status.pid),
+        format!("{} (pid {})", status.name, look::pid(status.pid)),
     ]
 }

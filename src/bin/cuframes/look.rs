@@ -81,6 +81,11 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
+/// A process of another PID namespace has no number here.
+pub fn pid(pid: i32) -> String {
+    if pid == 0 { "-".into() } else { pid.to_string() }
+}
+
 /// A number that may not be known.
 pub fn rate(rate: Option<f64>) -> String {
     rate.map_or_else(|| "-".into(), |r| format!("{r:.1}"))

@@ -79,7 +79,7 @@ fn rows(table: &mut Table, s: &Status, before: Option<&Status>) {
     let held: u32 = s.subscribers.iter().map(|s| s.held).sum();
     table.row([
         s.key.clone(),
-        s.pid.to_string(),
+        look::pid(s.pid),
         look::frames(&s.caps),
         look::rate(fps),
         look::latency((!s.caps.is_empty()).then_some(s.latency_ns)),
@@ -111,7 +111,7 @@ fn rows(table: &mut Table, s: &Status, before: Option<&Status>) {
         let only = |text: String| if frames { text } else { none() };
         table.row([
             format!("  {}", p.name),
-            p.pid.to_string(),
+            look::pid(p.pid),
             takes.into(),
             only(look::rate(before.and_then(|b| s.taken_since(b, p.id)))),
             only(look::latency(p.latency_ns)),
