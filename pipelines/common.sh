@@ -49,12 +49,10 @@ decoder() {
     fail "no decoder for $1; on Debian and Ubuntu the package gstreamer1.0-libav has one"
 }
 
-# offered URL: h264 or h265, whatever a camera sends, and the elements that take its sound, if it has one
-# that subscribers know. Asks the camera by a short connection, and fails when it gets no such answer.
+# offered SAID: h264 or h265, whatever a camera sends, and the elements that take its sound, if it has one
+# that subscribers know; by what gst-launch-1.0 -v said of rtspsrc. Fails where that names no such picture.
 offered() {
-    local said encoding elements
-    said=$(timeout 15 gst-launch-1.0 -v rtspsrc location="$1" protocols=tcp latency=0 \
-        ! fakesink num-buffers=1 2>/dev/null)
+    local said=$1 encoding elements
     [[ $said =~ encoding-name=\(string\)(H26[45]) ]] || return
     echo -n "${BASH_REMATCH[1],,}"
     while read -r encoding elements; do

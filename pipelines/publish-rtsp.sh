@@ -23,11 +23,22 @@ done
 url=$1 key=$2 log=$(mktemp)
 trap 'kill -INT $gst 2>/dev/null; kill $nap 2>/dev/null; wait; exit 130' INT TERM
 trap 'rm -f "$log"' EXIT
+# With sound linked, rtspsrc would not say that nothing takes the picture: the codec has to be known.
+ask() {
+    timeout 15 gst-launch-1.0 -v rtspsrc location="$url" protocols=tcp latency=0 \
+        ! fakesink num-buffers=1 >"$log" 2>&1 & gst=$! && wait "$gst"
+    gst='' && said=$(offered "$(<"$log")") || { grep -m1 '^ERROR' "$log" >&2; return 1; }
+    read -r codec said <<<"$said" && read -ra sound <<<"$said" && left=1
+    [[ ${sound[0]+x} ]] || echo "${0##*/}: $key: the camera offers no sound that subscribers know" >&2
+}
+# again: the camera is gone, or not yet there.
+again() {
+    echo "${0##*/}: $key: the camera is gone; trying again in $pause s" >&2
+    sleep "$pause" & gst='' nap=$! && wait "$nap"
+    nap='' pause=$((pause < 16 ? pause * 2 : 30))
+}
 while :; do
-    # With sound linked, rtspsrc would not say that nothing takes the picture: the codec has to be known.
-    if [[ $ask ]] && said=$(offered "$url"); then
-        read -r codec said <<<"$said" && read -ra sound <<<"$said" && left=0 ask=''
-    fi
+    [[ ! $ask ]] || ask || { again; continue; }
     said=$(decoder "$codec") || exit; read -ra decoder <<<"$said"
     SECONDS=0 packed=avc frames=() memory=''
     [[ $codec == h264 ]] || packed=hvc1
@@ -54,7 +65,5 @@ while :; do
     fi
     cat "$log" >&2
     ((SECONDS < 30)) || pause=1
-    echo "${0##*/}: $key: the camera is gone; trying again in $pause s" >&2
-    sleep "$pause" & gst='' nap=$! && wait "$nap"
-    nap='' pause=$((pause < 16 ? pause * 2 : 30))
+    again
 done

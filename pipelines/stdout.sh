@@ -21,4 +21,4 @@ caps="video/x-raw,format=I420${size:+,width=${size%x*},height=${size#*x}}${fps:+
 
 # What the reader does not take in time is replaced by what is newer.
 exec 3>&1 gst-launch-1.0 -q -e cuframessrc key="$1" ! video/x-raw ! queue leaky=downstream max-size-buffers=2 \
-    ! videorate drop-only=true ! "$(scaler host)" ! videoconvert ! "$caps" ! y4menc ! fdsink fd=3 >&2
+    ! videorate skip-to-first=true max-duplication-time=1000000000 ! "$(scaler host)" ! videoconvert ! "$caps" ! y4menc ! fdsink fd=3 >&2

@@ -119,8 +119,8 @@ fn lies_of_a_publisher_are_found_out() {
     // Versions, by name.
     lie("it chose version 3 of it, this side speaks 2 to 2", &say(0, welcome(3, 4, 4)));
     lie("it chose version 0", &say(0, welcome(0, 4, 4)));
-    for version in [0, 1, u32::MAX] {
-        let text = format!("layout version {version}, this side knows 2");
+    for version in [0, 1, 2, u32::MAX] {
+        let text = format!("layout version {version}, this side knows 3");
         lie(&text, &|w| w.control.set(at::VERSION, &[pair(version, 4)]));
         lie(&text, &|w| w.page.set(at::VERSION, &[pair(version, 4)]));
         lie(&text, &|w| w.track.set(at::VERSION, &[pair(version, 4)]));

@@ -488,7 +488,18 @@ fn a_leader_that_fails_keeps_nobody_waiting() {
     drop(first);
     let failed = |m: &gst::MessageView<'_>| matches!(m, gst::MessageView::Error(_)).then_some(());
     recorder.message(failed);
-    let _second = publisher();
+    let second = publisher();
+    until(|| !sound.lock().unwrap().is_empty());
+    // The same where the application ends it.
+    let recorder = setup.pipeline(
+        "cuframespacketsrc name=sound key=a track=1 ! fakesink name=s sync=false async=false \
+         cuframespacketsrc name=video key=a track=0 ! fakesink async=false",
+    );
+    let sound = recorder.collect("s", "sink", |b, _| b.offset());
+    recorder.play();
+    let readers = || second.stats("pub").get::<gst::Array>("subscribers").unwrap().len();
+    until(|| readers() >= 3);
+    recorder.get("video").send_event(gst::event::Eos::new());
     until(|| !sound.lock().unwrap().is_empty());
 }
 

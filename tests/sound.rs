@@ -1,7 +1,7 @@
 //! The sound of cameras: published beside the picture where subscribers know its codec, and recorded with it.
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use programs::{Running, command, example, output, root, start};
 use support::{Site, until};
@@ -10,9 +10,9 @@ use support::{Site, until};
 mod programs;
 mod support;
 
-/// A camera, and what publish-rtsp.sh --sound makes of it.
-fn published(site: &Site, options: &str) -> [Running; 2] {
-    let common = "--port 0 --size 320x240 --fps 30 --gop 15 ".to_owned() + options;
+/// A camera, and where it is.
+fn camera(site: &Site, port: &str, options: &str) -> (Running, String) {
+    let common = format!("--port {port} --size 320x240 --fps 30 --gop 15 {options}");
     let mut camera = command(&site.dir, example("camera"));
     // gst-rtsp-server 1.22 warns when clients of different transports meet.
     let camera = camera.args(common.split_whitespace()).env_remove("G_DEBUG");
@@ -21,8 +21,19 @@ fn published(site: &Site, options: &str) -> [Running; 2] {
     let url = lines.next().unwrap().unwrap().strip_prefix("ready ").unwrap().to_owned();
     // Read on, so that it never blocks.
     std::thread::spawn(move || lines.for_each(drop));
-    let script = root().join("pipelines/publish-rtsp.sh");
-    let publisher = start(command(&site.dir, script).args(["--sound", &url, "cam1"]));
+    (camera, url)
+}
+
+fn publish(site: &Site, url: &str) -> Command {
+    let mut command = command(&site.dir, root().join("pipelines/publish-rtsp.sh"));
+    command.args(["--sound", url, "cam1"]);
+    command
+}
+
+/// A camera, and what publish-rtsp.sh --sound makes of it.
+fn published(site: &Site, options: &str) -> [Running; 2] {
+    let (camera, url) = camera(site, "0", options);
+    let publisher = start(&mut publish(site, &url));
     until(|| gstcuframes::status("cam1", Some(&site.dir)).is_ok_and(|s| s.published > 30));
     [camera, publisher]
 }
@@ -69,6 +80,22 @@ fn g711_is_published_and_recorded() {
     let _running = published(&site, "--audio-codec pcmu --codec h265");
     until(|| tracks(&site) == ["video/x-h265", "audio/x-mulaw"]);
     recorded(&site, "sound.mkv", "matroskademux");
+}
+
+/// Camera and host come back together after a power cut: the sound is not forgotten for that.
+#[test]
+fn a_camera_that_comes_late_has_its_sound() {
+    let site = Site::new("late-sound");
+    let (first, url) = camera(&site, "0", "");
+    drop(first);
+    let mut publisher = start(publish(&site, &url).stderr(Stdio::piped()));
+    let mut said = BufReader::new(publisher.0.stderr.take().unwrap()).lines();
+    said.find(|line| line.as_ref().unwrap().contains("trying again")).unwrap();
+    std::thread::spawn(move || said.for_each(drop));
+    let port = url.rsplit(':').next().unwrap().split('/').next().unwrap().to_owned();
+    let _camera = camera(&site, &port, "--audio");
+    until(|| gstcuframes::status("cam1", Some(&site.dir)).is_ok_and(|s| s.published > 0));
+    until(|| tracks(&site) == ["video/x-h264", "audio/mpeg"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::sync::{AtomicU32, AtomicU64, Ordering};
 /// First word of every segment: "cuframes".
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"cuframes");
 /// Raised by every change of these structures that an older peer would misread.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Apart from each other by this much, two words don't slow each other's writers down.
 #[repr(C, align(64))]

@@ -124,7 +124,7 @@ struct State {
     leads: bool,
 }
 
-/// A member of its session, from start until it ends.
+/// A member of its session, from start to stop.
 struct Member {
     session: Arc<Session>,
     track: u32,
@@ -189,21 +189,15 @@ impl CuframesPacketSrc {
         }
     }
 
-    /// Enters it, if this source is not there.
     fn session(&self) -> Arc<Session> {
-        let mut member = lock(&self.member);
-        let enter = || {
-            let Settings { track, source, .. } = lock(&self.settings).clone();
-            let session = Session::of(&*self.obj(), &source.key.unwrap_or_default());
-            session.enter(track, self.outlet.interrupt.bell());
-            Member { session, track }
-        };
-        member.get_or_insert_with(enter).session.clone()
+        let member = lock(&self.member);
+        member.as_ref().expect("there is one from start to stop").session.clone()
     }
 
+    /// Nobody waits for this source any more. What it has in common with the others stays as it is.
     fn leave_session(&self) {
-        if let Some(Member { session, track }) = lock(&self.member).take() {
-            session.leave(track, self.outlet.interrupt.bell());
+        if let Some(Member { session, track }) = &*lock(&self.member) {
+            session.leave(*track, self.outlet.interrupt.bell());
         }
     }
 
@@ -404,6 +398,16 @@ impl ElementImpl for CuframesPacketSrc {
         source::check_key(self, transition, lock(&self.settings).source.key.as_deref())?;
         self.parent_change_state(transition)
     }
+
+    fn send_event(&self, event: gst::Event) -> bool {
+        let ends = event.type_() == gst::EventType::Eos;
+        let sent = self.parent_send_event(event);
+        if ends {
+            // The base class ends the stream by itself, without another call.
+            self.leave_session();
+        }
+        sent
+    }
 }
 
 impl URIHandlerImpl for CuframesPacketSrc {
@@ -425,8 +429,11 @@ impl URIHandlerImpl for CuframesPacketSrc {
 impl BaseSrcImpl for CuframesPacketSrc {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         *lock(&self.stats) = Stats::default();
+        let Settings { track, source, .. } = lock(&self.settings).clone();
+        let session = Session::of(&*self.obj(), &source.key.unwrap_or_default());
         // Before any of them joins, all members of a session know who leads.
-        self.session();
+        session.enter(track, self.outlet.interrupt.bell());
+        *lock(&self.member) = Some(Member { session, track });
         Ok(())
     }
 
@@ -434,6 +441,7 @@ impl BaseSrcImpl for CuframesPacketSrc {
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
         self.leave_session();
+        *lock(&self.member) = None;
         self.outlet.stop();
         Ok(())
     }

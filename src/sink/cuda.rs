@@ -108,7 +108,8 @@ impl DeviceSlots {
         Ok(())
     }
 
-    /// Lets the work on a new stream of upstream come behind that on its last one.
+    /// Lets the work on a new stream of upstream come behind that on its last one. Upstream has one at a
+    /// time, and takes another only with another pool.
     fn follow(&self, stream: Option<&CudaStream>) -> Result<(), gpu::Error> {
         let stream = stream.map_or_else(
             || Stream::default_of(&self.context),

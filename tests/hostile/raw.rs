@@ -25,7 +25,7 @@ pub const RING: u64 = 4096;
 /// Of a packet of 100 bytes, with its header.
 pub const PACKET: u64 = 232;
 pub const VERSION: u16 = 2;
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 pub const CAPS: &str = "video/x-raw, format=GRAY8, width=64, height=32, framerate=30/1";
 pub const PACKET_CAPS: &str = "video/x-h264, stream-format=byte-stream, alignment=au";
 const NONE: u64 = i64::MIN as u64;
