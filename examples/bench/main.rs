@@ -133,6 +133,8 @@ fn measure(options: Options) -> Result<Report, Failure> {
                 eprintln!("  failed: {e}");
                 result.failed = Some(format!("failed in a {turn:?}: {e}"));
             }
+            // What is there stays, whatever becomes of the rest.
+            report.save()?;
         }
     }
     Ok(report)

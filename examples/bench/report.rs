@@ -1,6 +1,7 @@
 //! The results, for people and for programs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -170,10 +171,15 @@ impl Report {
         costs
     }
 
-    pub fn write(&self) -> std::result::Result<(), Failure> {
+    pub fn save(&self) -> std::result::Result<PathBuf, Failure> {
         std::fs::create_dir_all(&self.options.out)?;
         let path = self.options.out.join("results.json");
         std::fs::write(&path, serde_json::to_string_pretty(&self.json())? + "\n")?;
+        Ok(path)
+    }
+
+    pub fn write(&self) -> std::result::Result<(), Failure> {
+        let path = self.save()?;
         plots::draw(self, &self.options.out)?;
         println!("\n{} and pictures beside it", path.display());
         Ok(())

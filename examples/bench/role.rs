@@ -24,6 +24,8 @@ pub struct Task {
     pub lives: bool,
     /// Times the steps of each frame.
     pub steps: bool,
+    /// A publisher that is there and has nothing to say.
+    pub silent: bool,
     pub pipeline: String,
     /// Where frames say which they are, and the page that has their times, if one has.
     pub place: Place,
@@ -43,7 +45,7 @@ impl Task {
         let place = PLACES.iter().find(|p| p.1 == self.place).map(|p| p.0);
         json!({
             "publishes": self.publishes, "lives": self.lives, "steps": self.steps,
-            "pipeline": self.pipeline, "place": place, "page": self.page,
+            "silent": self.silent, "pipeline": self.pipeline, "place": place, "page": self.page,
             "frames": self.frames, "fps": self.fps, "patience": self.patience,
         })
         .to_string()
@@ -56,6 +58,7 @@ impl Task {
             publishes: value["publishes"].as_bool()?,
             lives: value["lives"].as_bool()?,
             steps: value["steps"].as_bool()?,
+            silent: value["silent"].as_bool()?,
             pipeline: value["pipeline"].as_str()?.into(),
             place: PLACES.iter().find(|p| value["place"] == p.0)?.1,
             page: value["page"].as_str()?.into(),
@@ -63,6 +66,13 @@ impl Task {
             fps: number("fps")?,
             patience: number("patience")?,
         })
+    }
+
+    /// Frames come before everybody is there, as a camera's do and where processes take long to begin with
+    /// them, and go on until everybody has counted his own.
+    pub fn is_endless(&self) -> bool {
+        let device = self.place == Place::Device && self.fps > 0;
+        !self.silent && (device || self.place == Place::Drawn)
     }
 
     fn pace(&self) -> u32 {
@@ -172,18 +182,21 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let (begin, going) = (start.clone(), go.clone());
     let flat_out = task.fps == 0;
     let end = if flat_out { u64::MAX } else { u64::from(WARM_UP + task.frames) };
-    let endless = stamps.are_drawn();
+    let endless = task.is_endless();
     // The time of the last frame that counts, and how many frames there were.
     let last = Arc::new((AtomicI64::new(0), AtomicU64::new(0)));
     let latest = last.clone();
+    let first = AtomicBool::new(true);
     each_buffer(&pipeline, "sink", move |info| {
+        if endless && first.swap(false, Ordering::Relaxed) {
+            println!("ready");
+        }
         let counts = going.load(Ordering::Relaxed);
         let number = if counts { latest.1.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let warm = number >= u64::from(WARM_UP);
         if warm {
             begin.get_or_init(|| Usage::at(BEGIN));
         }
-        // Who watches a camera has its own idea of what counts.
         if let Some(buffer) = info.buffer_mut().filter(|_| counts || endless) {
             stamps.write(buffer, if warm || endless { now() } else { 0 }, number);
         }
@@ -195,7 +208,9 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
         }
     })?;
     pipeline.set_state(if endless { gst::State::Playing } else { gst::State::Paused })?;
-    println!("ready");
+    if !endless {
+        println!("ready");
+    }
     std::io::stdin().read_line(&mut String::new())?;
     go.store(true, Ordering::Relaxed);
     pipeline.set_state(gst::State::Playing)?;
@@ -239,7 +254,9 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
     let seen = Arc::new(Mutex::new(Seen::default()));
     let (into, count) = (seen.clone(), AtomicU64::new(0));
-    let (drawn, last) = (stamps.are_drawn(), u64::from(WARM_UP + task.frames));
+    let (endless, last) = (task.is_endless(), u64::from(WARM_UP + task.frames));
+    let (first, going) = (AtomicBool::new(true), Arc::new(AtomicBool::new(!endless)));
+    let go = going.clone();
     let pad = pipeline.by_name("out").and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
     if let Some(listener) = &steps {
         listener.at_source(&pipeline.by_name("src").ok_or("no source")?);
@@ -247,8 +264,14 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let listener = steps.clone();
     each_buffer(&pipeline, "out", move |info| {
         let now = now();
+        if endless && first.swap(false, Ordering::Relaxed) {
+            println!("playing");
+        }
+        if !going.load(Ordering::Relaxed) {
+            return;
+        }
         let number = count.fetch_add(1, Ordering::Relaxed);
-        if drawn && (number < u64::from(WARM_UP) || number >= last) {
+        if endless && (number < u64::from(WARM_UP) || number >= last) {
             return;
         }
         if let (Some(buffer), Ok(mut seen)) = (info.buffer(), into.lock()) {
@@ -260,21 +283,29 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
                 listener.done(now, time);
             }
         }
-        if drawn && number + 1 == last {
+        if endless && number + 1 == last {
             let _ = bus.post(gst::message::Eos::new());
         }
     })?;
     pipeline.set_state(gst::State::Playing)?;
-    println!("playing");
+    if endless {
+        std::thread::spawn(move || {
+            let _ = std::io::stdin().read_line(&mut String::new());
+            go.store(true, Ordering::Relaxed);
+        });
+    } else {
+        println!("playing");
+    }
     // Some sources know no end of the stream, but all an end of the publisher.
-    let _ = run_to_the_end(&pipeline);
+    let ended = run_to_the_end(&pipeline);
     let end = Usage::at(END);
     let line = {
         let seen = seen.lock().map_err(|_| "a probe panicked")?;
         if seen.wrong {
             return Err("frames came in the wrong memory".into());
         }
-        let (cpu, switches) = end.per_frame(seen.start.ok_or("no frame came")?, seen.frames);
+        let why = || format!("no frame came: {ended:?}");
+        let (cpu, switches) = end.per_frame(seen.start.ok_or_else(why)?, seen.frames);
         let lost = match stamps.are_pixels() && task.fps > 0 {
             // Also what was missed before the first and after the last.
             true => u64::from(task.frames).checked_sub(seen.frames - seen.repeated),

@@ -90,7 +90,7 @@ impl<'a> Site<'a> {
         // Queue-free: the thread that makes a frame hands it over, as a decoder's does.
         let before = match source {
             Source::Made => made,
-            Source::Uploaded => made + UPLOAD,
+            Source::Uploaded => made.replace(&format!("num-buffers={end} "), "") + UPLOAD,
             Source::Camera => String::new(),
         };
         let pipeline = match publishes {
@@ -104,7 +104,19 @@ impl<'a> Site<'a> {
         };
         let page = if has_page { place("SITE/stamps") } else { String::new() };
         let patience = 30 + self.case.cameras * (1 + self.case.subscribers);
-        Ok(Task { publishes, lives, steps, pipeline, place: at, page, frames, fps, patience })
+        let silent = false;
+        Ok(Task {
+            publishes,
+            lives,
+            steps,
+            silent,
+            pipeline,
+            place: at,
+            page,
+            frames,
+            fps,
+            patience,
+        })
     }
 
     pub fn round(&self, look: Look) -> Result<Round, Failure> {
@@ -115,28 +127,21 @@ impl<'a> Site<'a> {
             _ => None,
         };
         let vram = process::vram();
-        let mut publishers = Vec::new();
-        if self.system.publishes() {
-            for camera in 0..cameras {
-                let task = self.task(camera, true, false, steps)?;
-                publishers.push(Process::role(&task, file("publisher").as_deref())?);
-            }
+        // Its sink is there to be connected to; or the subscriber waits, or has had a frame of a camera.
+        let (mut publishers, mut subscribers) = (Vec::new(), Vec::new());
+        for camera in (0..cameras).filter(|_| self.system.publishes()) {
+            let task = self.task(camera, true, false, steps)?;
+            publishers.push(Process::role(&task, file("publisher").as_deref())?);
+            settle(&mut publishers, camera + 1 == cameras, "ready")?;
         }
-        for one in &mut publishers {
-            // Its sink is there to be connected to.
-            hear_word(one, "ready")?;
+        let all = cameras * count;
+        for n in 0..all {
+            let file = file("subscriber").filter(|_| n == 0);
+            let task = self.task(n / count, false, false, steps)?;
+            subscribers.push(Process::role(&task, file.as_deref())?);
+            settle(&mut subscribers, n + 1 == all, "playing")?;
         }
-        let mut subscribers = Vec::new();
-        for camera in 0..cameras {
-            for n in 0..count {
-                let file = file("subscriber").filter(|_| (camera, n) == (0, 0));
-                let task = self.task(camera, false, false, steps)?;
-                subscribers.push(Process::role(&task, file.as_deref())?);
-            }
-        }
-        for one in &mut subscribers {
-            hear_word(one, "playing")?;
-        }
+        subscribers.iter_mut().try_for_each(Process::go)?;
         for one in &mut publishers {
             one.go()?;
             // Cameras are not in step.
@@ -216,9 +221,10 @@ impl<'a> Site<'a> {
 
     /// A publisher is silent, and a subscriber waits for it: what both use in a second.
     pub fn idle(&self) -> Result<Idle, Failure> {
-        let mut publisher = Process::role(&self.task(0, true, false, false)?, None)?;
+        let silent = |task| Task { silent: true, ..task };
+        let mut publisher = Process::role(&silent(self.task(0, true, false, false)?), None)?;
         hear_word(&mut publisher, "ready")?;
-        let mut subscriber = Process::role(&self.task(0, false, false, false)?, None)?;
+        let mut subscriber = Process::role(&silent(self.task(0, false, false, false)?), None)?;
         hear_word(&mut subscriber, "playing")?;
         // Until both have settled.
         std::thread::sleep(Duration::from_millis(500));
@@ -286,6 +292,16 @@ impl Round {
             self.steps.entry(name).or_default().extend(us);
         }
     }
+}
+
+/// A few processes start at a time: contexts of a GPU take seconds where many are made at once.
+fn settle(all: &mut [Process], last: bool, word: &str) -> Result<(), Failure> {
+    const AT_A_TIME: usize = 8;
+    if !last && !all.len().is_multiple_of(AT_A_TIME) {
+        return Ok(());
+    }
+    let settled = (all.len() - 1) / AT_A_TIME * AT_A_TIME;
+    all[settled..].iter_mut().try_for_each(|one| hear_word(one, word))
 }
 
 fn hear_word(from: &mut Process, word: &str) -> Result<(), Failure> {

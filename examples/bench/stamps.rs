@@ -78,10 +78,6 @@ impl Stamps {
         Ok(Self { page: Some(Page { words, limit }), ..stamps })
     }
 
-    pub fn are_drawn(self) -> bool {
-        self.place == Place::Drawn
-    }
-
     pub fn are_pixels(self) -> bool {
         self.place == Place::Pixels
     }
