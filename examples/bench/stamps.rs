@@ -114,7 +114,7 @@ impl Stamps {
         let [time, publisher] = page.unwrap_or([-1, 0]);
         let numbered = Some(buffer.offset()).filter(|n| self.numbered && *n != u64::MAX);
         let stamp = Stamp { time, number: numbered, publisher, torn: false };
-        let device = gstcuda::is_cuda(buffer.peek_memory(0));
+        let is_on_device = || gstcuda::is_cuda(buffer.peek_memory(0));
         match self.place {
             Place::Pixels => {
                 let map = buffer.map_readable().ok()?;
@@ -127,7 +127,7 @@ impl Stamps {
                     torn: others.iter().any(|o| *o != first),
                 })
             }
-            Place::Drawn if device => Some(stamp),
+            Place::Drawn if is_on_device() => Some(stamp),
             Place::Drawn => {
                 let caps = pad.current_caps()?;
                 let video = gst_video::VideoInfo::from_caps(&caps).ok()?;
@@ -139,7 +139,7 @@ impl Stamps {
                 let torn = top.is_some() && bottom.is_some() && top != bottom;
                 Some(Stamp { number: top.or(bottom).map(u64::from), torn, ..stamp })
             }
-            Place::Device => device.then_some(stamp),
+            Place::Device => is_on_device().then_some(stamp),
         }
     }
 }
