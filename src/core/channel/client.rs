@@ -27,7 +27,7 @@ use crate::memory::{Geometry, Imported, Importer, Kind};
 
 /// A publisher that accepted the connection has this long to answer.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(2);
-/// What a frame refers to is mapped by this time.
+/// What a frame refers to has come by this time.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where a directory can't be watched, and for whatever a watch may miss.
 const RETRY: Duration = Duration::from_millis(100);
@@ -83,6 +83,8 @@ pub(crate) struct State {
     pub chunks: HashMap<u32, Arc<dyn Imported>>,
     pub tracks: HashMap<u32, Arc<TrackView>>,
     pub closed: Option<(Code, String)>,
+    /// A chunk is being mapped.
+    importing: bool,
 }
 
 impl State {
@@ -178,11 +180,10 @@ impl Shared {
         interrupt: &Interrupt,
         find: impl Fn(&State) -> Option<T>,
     ) -> Result<T> {
-        // A subscriber's first use of a GPU takes seconds on a large machine.
         let deadline = wake::now() + ANNOUNCE_TIMEOUT;
         loop {
             let seen = self.bell.seen();
-            {
+            let importing = {
                 let state = lock(&self.state);
                 if let Some(found) = find(&state) {
                     return Ok(found);
@@ -190,16 +191,20 @@ impl Shared {
                 if let Some((code, text)) = state.closed.clone() {
                     return Err(Error::Refused { key: self.key.clone(), code, text });
                 }
-            }
+                state.importing
+            };
             if interrupt.is_set() {
                 return Err(Error::Interrupted);
             }
             let left = deadline.saturating_sub(wake::now());
-            if left.is_zero() {
+            // The first use of a GPU takes seconds, and many processes that begin with it wait for each other:
+            // that is not the publisher's fault. The bell rings when it is done.
+            let left = (!importing).then_some(left);
+            if left.is_some_and(|left| left.is_zero()) {
                 return Err(self.protocol(format!("it never announced the {what}")));
             }
             // The frame futex changes all the time; only the bell matters here.
-            self.bell.wait(seen, Some(left));
+            self.bell.wait(seen, left);
         }
     }
 
@@ -263,12 +268,15 @@ impl Shared {
                         return Err("too many chunks, or too big ones".into());
                     }
                 }
-                let chunk = self
-                    .importer
-                    .import((kind, Uuid(device)), fd(), geometry)
-                    .map_err(|e| format!("the frames can't be mapped: {e}"))?;
+                lock(&self.state).importing = true;
+                let chunk = self.importer.import((kind, Uuid(device)), fd(), geometry);
+                let mut state = lock(&self.state);
+                state.importing = false;
+                let chunk = chunk.map_err(|e| format!("the frames can't be mapped: {e}"))?;
+                let old = state.chunks.insert(id, chunk);
                 // What it replaces is unmapped outside the lock.
-                let _old = lock(&self.state).chunks.insert(id, chunk);
+                drop(state);
+                drop(old);
             }
             Message::Retire { chunk } => {
                 // Unmapped outside the lock.
