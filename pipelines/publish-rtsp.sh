@@ -27,7 +27,8 @@ trap 'rm -f "$log"' EXIT
 ask() {
     timeout 15 gst-launch-1.0 -v rtspsrc location="$url" protocols=tcp latency=0 \
         ! fakesink num-buffers=1 >"$log" 2>&1 & gst=$! && wait "$gst"
-    gst='' && said=$(offered "$(<"$log")") || { grep -m1 '^ERROR' "$log" >&2; return 1; }
+    gst=''
+    said=$(offered "$(<"$log")") || { grep -m1 '^ERROR' "$log" >&2; return 1; }
     read -r codec said <<<"$said" && read -ra sound <<<"$said" && left=1
     [[ ${sound[0]+x} ]] || echo "${0##*/}: $key: the camera offers no sound that subscribers know" >&2
 }
