@@ -341,14 +341,18 @@ impl Outlet {
         if lock(&self.caps).replace(caps.clone()).as_ref() == Some(caps) {
             return Ok(());
         }
-        element.obj().set_caps(caps).map_err(|_| {
+        let obj = element.obj();
+        // The event for the caps does not say whether they were taken.
+        if !obj.src_pad().peer_query_accept_caps(caps) {
             gst::element_imp_error!(
                 element,
                 gst::StreamError::Format,
                 ("Downstream does not take what is published ({caps}): put what converts it behind the source, such as videoconvert, or cudaconvertscale for frames on a GPU")
             );
-            gst::FlowError::NotNegotiated
-        })
+            return Err(gst::FlowError::NotNegotiated);
+        }
+        // What it does say is that this pad flushes.
+        obj.set_caps(caps).map_err(|_| gst::FlowError::Flushing)
     }
 
     /// Forgets the caps.

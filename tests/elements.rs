@@ -246,6 +246,21 @@ fn new_caps_arrive_with_their_first_frame() {
 }
 
 #[test]
+fn a_format_that_nobody_takes_gets_a_sentence() {
+    let setup = Setup::new("refused");
+    let publisher = setup.pipeline(&format!("{} ! cuframessink key=a", source(1_000_000)));
+    publisher.play();
+    let subscriber =
+        setup.pipeline("cuframessrc key=a ! capsfilter caps=video/x-raw,format=RGB ! fakesink");
+    subscriber.play();
+    let error = subscriber.message(|m| match m {
+        gst::MessageView::Error(e) => Some(e.error().message().to_owned()),
+        _ => None,
+    });
+    assert!(error.contains("Downstream does not take what is published"), "{error}");
+}
+
+#[test]
 fn sources_wait_and_survive_their_publisher() {
     let setup = Setup::new("restart");
     let subscriber = setup.pipeline("cuframessrc name=src key=a ! fakesink name=out sync=false");
