@@ -5,7 +5,7 @@ use std::path::Path;
 
 use gst::prelude::*;
 
-use pipeline::{Setup, until};
+use pipeline::{Gate, Pipeline, Setup, until};
 
 #[path = "support/pipeline.rs"]
 mod pipeline;
@@ -483,6 +483,22 @@ fn pads_come_and_go() {
     assert!(sink.request_pad_simple("sink").is_some());
 }
 
+/// A publisher that waits, for longer than the watchdog does, since its subscriber takes nothing; and what
+/// has the subscriber go on. `before` stands in front of the sink.
+fn waiting(setup: &Setup, before: &str) -> (Pipeline, Pipeline, Gate) {
+    let publisher = setup.pipeline(&format!(
+        "{} {before} ! cuframessink name=pub key=a policy=wait wait-timeout=3600000000000",
+        source(1_000_000)
+    ));
+    let subscriber =
+        setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
+    let closed = subscriber.hold("out");
+    subscriber.play();
+    publisher.play();
+    publisher.until_it_stands("pub");
+    (publisher, subscriber, closed)
+}
+
 #[test]
 fn flushing_upstream_passes_a_sink_that_waits() {
     let setup = Setup::new("flush");
@@ -507,16 +523,8 @@ fn flushing_upstream_passes_a_sink_that_waits() {
 #[test]
 fn upstream_that_waits_can_seek() {
     let setup = Setup::new("seek-waits");
-    let publisher = setup.pipeline(&format!(
-        "{} ! videoconvert ! video/x-raw,format=I420 ! cuframessink name=pub key=a policy=wait wait-timeout=3600000000000",
-        source(1_000_000)
-    ));
-    let subscriber =
-        setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
-    let closed = subscriber.hold("out");
-    subscriber.play();
-    publisher.play();
-    publisher.until_it_stands("pub");
+    let (publisher, _subscriber, closed) =
+        waiting(&setup, "! videoconvert ! video/x-raw,format=I420");
     publisher.0.seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO).unwrap();
     publisher.0.set_state(gst::State::Paused).unwrap();
     publisher.play();
@@ -530,17 +538,7 @@ fn upstream_that_waits_can_seek() {
 fn a_sink_that_waits_can_be_paused() {
     let setup = Setup::new("pause");
     // Copied frames, so that the wait is in the sink and not upstream.
-    let publisher = setup.pipeline(&format!(
-        "{} ! identity drop-allocation=true ! cuframessink name=pub key=a policy=wait \
-         wait-timeout=3600000000000",
-        source(1_000_000)
-    ));
-    let subscriber =
-        setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
-    let closed = subscriber.hold("out");
-    subscriber.play();
-    publisher.play();
-    publisher.until_it_stands("pub");
+    let (publisher, _subscriber, closed) = waiting(&setup, "! identity drop-allocation=true");
     publisher.0.set_state(gst::State::Paused).unwrap();
     publisher.0.state(gst::ClockTime::NONE).0.unwrap();
     publisher.play();
@@ -553,17 +551,8 @@ fn a_sink_that_waits_can_be_paused() {
 #[test]
 fn a_sink_that_waits_can_be_stopped() {
     let setup = Setup::new("stop");
-    let publisher = setup.pipeline(&format!(
-        "{} ! videoconvert ! video/x-raw,format=I420 ! cuframessink name=pub key=a policy=wait \
-         wait-timeout=3600000000000",
-        source(1_000_000)
-    ));
-    let subscriber =
-        setup.pipeline("cuframessrc name=src key=a mode=strict ! fakesink name=out sync=false");
-    let closed = subscriber.hold("out");
-    subscriber.play();
-    publisher.play();
-    publisher.until_it_stands("pub");
+    let (publisher, _subscriber, closed) =
+        waiting(&setup, "! videoconvert ! video/x-raw,format=I420");
     // Longer than the watchdog lives, if it had to wait for the subscriber.
     publisher.0.set_state(gst::State::Null).unwrap();
     drop(closed);

@@ -12,6 +12,8 @@ use gst_video::prelude::*;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+#[path = "support/programs.rs"]
+mod programs;
 #[path = "../examples/support/stamp.rs"]
 mod stamp;
 
@@ -46,20 +48,7 @@ impl Site {
 
     /// A program with this site's environment, in a process group that ends with the test.
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(program);
-        // Where cargo leaves the plugin for tests: among the test programs.
-        let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-        command
-            .env("CUFRAMES_RUNTIME_DIR", &self.dir)
-            .env("GST_PLUGIN_PATH", &built)
-            .env("GST_REGISTRY", std::env::temp_dir().join("cuframes-test-registry.bin"))
-            .process_group(0)
-            .stdin(Stdio::null());
-        // SAFETY: prctl is async-signal-safe.
-        unsafe {
-            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into))
-        };
-        command
+        programs::command(&self.dir, program)
     }
 
     fn launch(&self, pipeline: &str) -> Command {

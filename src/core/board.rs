@@ -140,11 +140,7 @@ impl Board {
         };
         if let Err(e) = told() {
             // It may have been welcomed already, and claim frames: its place lasts until it goes.
-            self.kick(
-                &peer,
-                Code::Slow,
-                format!("it does not read its messages ({e}): look what it hangs in"),
-            );
+            self.kick_deaf(&peer, &e);
         }
     }
 
@@ -173,14 +169,15 @@ impl Board {
         let _ = self.wake.read();
     }
 
+    fn kick_deaf(&self, peer: &Peer, e: &std::io::Error) {
+        let text = format!("it does not read its messages ({e}): look what it hangs in");
+        self.kick(peer, Code::Slow, text);
+    }
+
     fn tell_all(&self, state: &State, message: &Message, fds: &[BorrowedFd<'_>]) {
         for peer in &state.peers {
             if let Err(e) = peer.connection.send(message, fds) {
-                self.kick(
-                    peer,
-                    Code::Slow,
-                    format!("it does not read its messages ({e}): look what it hangs in"),
-                );
+                self.kick_deaf(peer, &e);
             }
         }
     }
