@@ -441,6 +441,54 @@ fn a_subscriber_that_writes_is_refused_and_nobody_notices() {
     assert!(refused.len() > 10 && refused.iter().all(|r| *r == (true, true)), "{refused:?}");
 }
 
+/// A frame that was let go of stays as it is while the GPU has still to read it, whatever stream it does that
+/// on: that of the frame, or the default one of whoever names none.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_frame_stays_until_the_gpu_has_read_it() {
+    use gstcuframes::gpu::{DeviceMemory, Stream, gstcuda};
+    let site = Site::new("pending");
+    let watched = site.play("cuframessrc name=src key=cam1 ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false enable-last-sample=false");
+    let by_default = std::sync::atomic::AtomicBool::new(false);
+    let read = |stream: &Stream, from: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        // SAFETY: the callers' memory is as long.
+        unsafe { stream.read(from, &mut bytes) }.unwrap();
+        bytes
+    };
+    let enqueued = watched.probe("out", move |_, buffer| {
+        let memory = buffer.peek_memory(0);
+        let context = gstcuda::memory_context(memory).unwrap().driver_context().unwrap();
+        let stream = match by_default.fetch_not(std::sync::atomic::Ordering::Relaxed) {
+            true => Stream::default_of(&context),
+            false => gstcuda::memory_stream(memory).unwrap().driver_stream(&context),
+        };
+        let (address, len) = {
+            let map = gstcuda::map_device(memory).unwrap();
+            (map.address(), map.len())
+        };
+        // On a stream that does not wait for the others.
+        let before = read(&Stream::new(&context).unwrap(), address, len);
+        let [ballast, copy] = [1 << 30, len].map(|len| DeviceMemory::new(&context, len).unwrap());
+        // SAFETY: what is written is kept until it was read, below, and the frame until it is given back.
+        unsafe {
+            // Longer than it takes to publish as many frames as there are slots.
+            for byte in 0..1500 {
+                stream.fill(ballast.address(), byte as u8, ballast.len()).unwrap();
+            }
+            stream.copy(address, copy.address(), len).unwrap();
+        }
+        assert!(!stream.is_done().unwrap(), "the GPU is too fast for this test");
+        (stream, before, copy, ballast)
+    });
+    let _running = site.camera("--size 640x360 --fps 100 --gop 15", "h264");
+    until(|| enqueued.lock().unwrap().len() >= 4);
+    let enqueued: Vec<_> = enqueued.lock().unwrap().drain(..4).collect();
+    for (stream, before, copy, _) in enqueued {
+        assert!(before == read(&stream, copy.address(), copy.len()), "the frame was written");
+    }
+}
+
 const ROLE: &str = "CUFRAMES_GPU_ROLE";
 
 /// Not a test: a publisher that is killed while its GPU still works on the frame that it published.

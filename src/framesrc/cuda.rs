@@ -49,9 +49,13 @@ impl DeviceSource {
         frame.memory().context().is_none_or(|c| c.device() == self.driver.device())
     }
 
-    /// Gives a frame back when all work is done that was enqueued on the stream by then.
+    /// Gives a frame back when all work is done that was enqueued on the stream by then. The GPU is asked
+    /// for that only if there is any: to switch to this process would take it longer than a copy.
     fn give_back(stream: &Stream, claims: Option<&RegisteredHost>, frame: Frame) {
         frame.release_with(|offset| {
+            if matches!(stream.is_idle(), Ok(true)) {
+                return false;
+            }
             let cleared = claims.map(|claims| stream.write_value(claims, offset, 0));
             if matches!(cleared, Some(Ok(()))) {
                 return true;

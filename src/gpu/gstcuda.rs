@@ -315,7 +315,10 @@ impl ContextSlot {
         };
         match self.get() {
             Some(context) if found != glib::ffi::GFALSE => Ok(context),
-            _ => failed("gst_cuda_ensure_element_context"),
+            // The library only logs what kept the driver from making one, and the driver says it again.
+            _ => Device::by_ordinal(device_id.max(0) as u32)
+                .and_then(|device| Context::primary(&device))
+                .and(failed("gst_cuda_ensure_element_context")),
         }
     }
 

@@ -117,11 +117,23 @@ impl Stream {
 
     /// Whether all that was enqueued is done.
     pub fn is_done(&self) -> Result<bool> {
-        let driver = self.context.driver();
-        // SAFETY: the stream is valid while `self` lives.
-        self.context.with(|| unsafe {
-            driver.check_done("cuStreamQuery", (driver.cuStreamQuery)(self.handle))
+        self.context.with(|| self.query(self.handle))
+    }
+
+    /// Whether what would be enqueued now would have nothing to wait for. The default stream waits for
+    /// others, and others for it, so of that one this can't be said.
+    pub fn is_idle(&self) -> Result<bool> {
+        let default = std::ptr::null_mut();
+        self.context.with(|| {
+            Ok(self.handle != default && self.query(self.handle)? && self.query(default)?)
         })
+    }
+
+    /// In the context that is current, which is this stream's.
+    fn query(&self, stream: CUstream) -> Result<bool> {
+        let driver = self.context.driver();
+        // SAFETY: both streams that this is asked about are valid while `self` lives.
+        driver.check_done("cuStreamQuery", unsafe { (driver.cuStreamQuery)(stream) })
     }
 
     /// What is enqueued from now on comes after the event's last recording.

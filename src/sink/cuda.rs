@@ -248,8 +248,10 @@ impl DeviceSink {
         let mut copied = false;
         if let Some((ready, offset)) = &self.ready {
             let in_place = |start| describe(&source, start);
-            let seq = match publisher.publish_at(map.address(), false, in_place) {
-                Some(seq) => seq,
+            // What upstream has waited for is complete without more work of the GPU.
+            let complete = stream.is_idle()?;
+            let (seq, complete) = match publisher.publish_at(map.address(), complete, in_place) {
+                Some(seq) => (seq, complete),
                 None => {
                     let Some(loan) = self.loan(publisher, cancelled)? else { return Ok(None) };
                     copied = true;
@@ -260,10 +262,12 @@ impl DeviceSink {
                         .publish_at(address, false, |start| describe(&self.layout, start))
                         .expect("a loan that was not published belongs to its owner");
                     self.copy(&stream, (&source, &map), address)?;
-                    seq
+                    (seq, false)
                 }
             };
-            stream.write_value(ready, *offset, seq)?;
+            if !complete {
+                stream.write_value(ready, *offset, seq)?;
+            }
         } else {
             let Some(loan) = self.loan(publisher, cancelled)? else { return Ok(None) };
             copied = true;
