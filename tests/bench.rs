@@ -90,13 +90,13 @@ fn a_short_run() {
     std::fs::remove_dir_all(out).unwrap();
 }
 
-/// Each camera has a publisher of its own, which decodes.
+/// Each camera has a publisher of its own, which decodes; or all have one.
 #[test]
 fn several_cameras() {
     let words = "--frames 10 --size 320x240 --cameras 1,2 --rounds 1 --lives 0 --idle 0 --no-steps --no-trace \
-                 cuframes decode-shared";
+                 --settle 1 cuframes decode-shared decode-together";
     let (said, all, out) = run("cameras", words);
-    for system in ["cuframes", "decode-shared"] {
+    for system in ["cuframes", "decode-shared", "decode-together"] {
         if !all["skipped"][system].is_null() {
             continue;
         }

@@ -9,13 +9,13 @@ use gst::prelude::*;
 use serde_json::json;
 
 use crate::Failure;
-use crate::role::{Task, each_buffer, now, parse, run_to_the_end, say};
+use crate::role::{Task, each_buffer, now, run_to_the_end, say};
 
 pub fn publisher(task: &Task) -> Result<(), Failure> {
-    let stamps = task.stamps()?;
-    let pipeline = parse(&task.pipeline)?;
+    let stamps = task.stamps()?[0];
+    let pipeline = task.pipeline()?;
     let count = AtomicU64::new(0);
-    each_buffer(&pipeline, "sink", move |info| {
+    each_buffer(&pipeline, "sink0", move |info| {
         let (number, now) = (count.fetch_add(1, Ordering::Relaxed), now());
         if let Some(buffer) = info.buffer_mut() {
             stamps.write(buffer, now, number);
@@ -31,14 +31,14 @@ pub fn publisher(task: &Task) -> Result<(), Failure> {
 /// Says when the first frame of each publisher came. A source that gives up is started again at once, as
 /// an application would.
 pub fn subscriber(task: &Task) -> Result<(), Failure> {
-    let stamps = task.stamps()?;
+    let stamps = task.stamps()?[0];
     let (publisher, began) = (Arc::new(Mutex::new(None)), now());
     let restarts = Arc::new(AtomicU64::new(0));
     loop {
-        let pipeline = parse(&task.pipeline)?;
-        let pad = pipeline.by_name("out").and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
+        let pipeline = task.pipeline()?;
+        let pad = pipeline.by_name("out0").and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
         let (known, counted) = (publisher.clone(), restarts.clone());
-        each_buffer(&pipeline, "out", move |info| {
+        each_buffer(&pipeline, "out0", move |info| {
             let now = now();
             let stamp = info.buffer().and_then(|b| stamps.read(b, &pad));
             if let (Some(stamp), Ok(mut known)) = (stamp, known.lock())

@@ -1,11 +1,12 @@
 //! Hand-over between processes, measured the same way for every system: `bench [--frames N] [--fps N[,N…]]
 //! [--size WxH[,WxH…]] [--cameras N[,N…]] [--subscribers N[,N…]] [--rounds N] [--lives N] [--idle SECONDS]
-//! [--no-steps] [--no-trace] [--file F [--codec h265]] [--out FOLDER] [SYSTEM…]`.
+//! [--settle SECONDS] [--no-steps] [--no-trace] [--file F [--codec h265]] [--out FOLDER] [SYSTEM…]`.
 //!
 //! A publisher notes the time of each frame at the sink's pad, subscribers read it at the element behind
 //! the source: from the frame's own pixels, or else from a page that they share (see [`stamps::Stamps`]). All
-//! are processes of their own, and each camera has a publisher; the systems are measured one after another
-//! in turns, so that what else the machine does hits all alike. What a machine lacks is skipped. `--fps 0` is
+//! are processes of their own, and each camera has a publisher ([`systems::System::together`] is the other
+//! way); the systems are measured one after another in turns, so that what else the machine does hits all
+//! alike. What a machine lacks is skipped. `--fps 0` is
 //! as fast as it goes.
 //!
 //! Behind the turns, which are not disturbed by it, and with one camera of the first size and rate: where a

@@ -55,11 +55,14 @@ pub struct Options {
     pub subscribers: Vec<u32>,
     pub rounds: u32,
     pub lives: u32,
-    /// For how long a publisher is silent.
+    /// For how many seconds a publisher is silent.
     pub idle: u32,
+    /// For how many seconds everything runs before it is measured: a decoder that starts has to catch up.
+    pub settle: u32,
     pub steps: bool,
     pub trace: bool,
-    /// What the simulated camera plays; without, it encodes a test picture.
+    /// What the simulated camera plays; without, it encodes a test picture. It is said to have the size and the
+    /// rate of the options.
     pub file: Option<PathBuf>,
     pub codec: String,
     pub out: PathBuf,
@@ -81,6 +84,7 @@ impl Options {
             rounds: 3,
             lives: 3,
             idle: 3,
+            settle: 0,
             steps: true,
             trace: true,
             file: None,
@@ -105,6 +109,7 @@ impl Options {
                 "--rounds" => options.rounds = value()?.parse()?,
                 "--lives" => options.lives = value()?.parse()?,
                 "--idle" => options.idle = value()?.parse()?,
+                "--settle" => options.settle = value()?.parse()?,
                 "--no-steps" => options.steps = false,
                 "--no-trace" => options.trace = false,
                 "--file" => options.file = Some(value()?.into()),

@@ -209,7 +209,10 @@ impl Report {
                 "commit": commit(),
                 "optimised": !cfg!(debug_assertions),
             },
-            "options": { "frames": options.frames, "rounds": options.rounds, "lives": options.lives },
+            "options": {
+                "frames": options.frames, "rounds": options.rounds, "lives": options.lives,
+                "settle": options.settle, "file": options.file.is_some(),
+            },
             "results": results,
             "model": self.costs().iter().map(Cost::json).collect::<Vec<_>>(),
             "skipped": self.excuses,

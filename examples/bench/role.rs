@@ -26,15 +26,23 @@ pub struct Task {
     pub steps: bool,
     /// A publisher that is there and has nothing to say.
     pub silent: bool,
-    pub pipeline: String,
-    /// Where frames say which they are, and the page that has their times, if one has.
+    /// Usually one.
+    pub cameras: Vec<Camera>,
+    /// Where frames say which they are.
     pub place: Place,
-    pub page: String,
+    /// Of each camera.
     pub frames: u32,
     /// 0 as fast as it goes.
     pub fps: u32,
     /// For how many seconds the others may take to start.
     pub patience: u32,
+}
+
+/// What a process does for one camera: the names of its elements end in its place among them.
+pub struct Camera {
+    pub pipeline: String,
+    /// The page that has the times of its frames; empty if none has.
+    pub page: String,
 }
 
 const PLACES: [(&str, Place); 3] =
@@ -43,9 +51,10 @@ const PLACES: [(&str, Place); 3] =
 impl Task {
     pub fn to_json(&self) -> String {
         let place = PLACES.iter().find(|p| p.1 == self.place).map(|p| p.0);
+        let cameras: Vec<_> = self.cameras.iter().map(|c| [&c.pipeline, &c.page]).collect();
         json!({
             "publishes": self.publishes, "lives": self.lives, "steps": self.steps,
-            "silent": self.silent, "pipeline": self.pipeline, "place": place, "page": self.page,
+            "silent": self.silent, "cameras": cameras, "place": place,
             "frames": self.frames, "fps": self.fps, "patience": self.patience,
         })
         .to_string()
@@ -54,14 +63,16 @@ impl Task {
     fn of(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         let number = |name: &str| Some(value[name].as_u64()? as u32);
+        let camera = |c: &Value| {
+            Some(Camera { pipeline: c[0].as_str()?.into(), page: c[1].as_str()?.into() })
+        };
         Some(Self {
             publishes: value["publishes"].as_bool()?,
             lives: value["lives"].as_bool()?,
             steps: value["steps"].as_bool()?,
             silent: value["silent"].as_bool()?,
-            pipeline: value["pipeline"].as_str()?.into(),
+            cameras: value["cameras"].as_array()?.iter().map(camera).collect::<Option<_>>()?,
             place: PLACES.iter().find(|p| value["place"] == p.0)?.1,
-            page: value["page"].as_str()?.into(),
             frames: number("frames")?,
             fps: number("fps")?,
             patience: number("patience")?,
@@ -79,10 +90,20 @@ impl Task {
         if self.fps == 0 { 30 } else { self.fps }
     }
 
-    pub fn stamps(&self) -> Result<Stamps, Failure> {
+    /// Of each camera.
+    pub fn stamps(&self) -> Result<Vec<Stamps>, Failure> {
         let limit = 1_000_000_000_i64.checked_div(self.fps.into()).unwrap_or(0) / 2;
-        let numbered = self.pipeline.contains("cuframessrc");
-        Stamps::open(self.place, &self.page, limit, numbered)
+        let open = |Camera { pipeline, page }: &Camera| {
+            Stamps::open(self.place, page, limit, pipeline.contains("cuframessrc"))
+        };
+        self.cameras.iter().map(open).collect()
+    }
+
+    /// All cameras in one.
+    pub fn pipeline(&self) -> Result<gst::Pipeline, Failure> {
+        let all: Vec<_> = self.cameras.iter().map(|c| c.pipeline.as_str()).collect();
+        let parsed = gst::parse::launch(&all.join(" "))?;
+        parsed.downcast::<gst::Pipeline>().map_err(|_| "not a pipeline".into())
     }
 }
 
@@ -137,11 +158,6 @@ impl Usage {
     }
 }
 
-pub fn parse(pipeline: &str) -> Result<gst::Pipeline, Failure> {
-    let parsed = gst::parse::launch(pipeline)?;
-    parsed.downcast::<gst::Pipeline>().map_err(|_| "not a pipeline".into())
-}
-
 pub fn run_to_the_end(pipeline: &gst::Pipeline) -> Result<(), Failure> {
     let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
     for message in bus.iter_timed(gst::ClockTime::NONE) {
@@ -175,38 +191,46 @@ pub fn say(value: &Value) -> Result<(), Failure> {
 }
 
 fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
-    let pipeline = parse(&task.pipeline)?;
-    let stamps = task.stamps()?;
-    let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
+    let pipeline = task.pipeline()?;
+    let all_stamps = task.stamps()?;
+    let cameras = all_stamps.len() as u64;
     let (start, go) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
-    let (begin, going) = (start.clone(), go.clone());
     let flat_out = task.fps == 0;
-    let end = if flat_out { u64::MAX } else { u64::from(WARM_UP + task.frames) };
+    // Counted together, those of all cameras.
+    let warm_up = u64::from(WARM_UP) * cameras;
+    let end = if flat_out { u64::MAX } else { u64::from(WARM_UP + task.frames) * cameras };
     let endless = task.is_endless();
     // The time of the last frame that counts, and how many frames there were.
     let last = Arc::new((AtomicI64::new(0), AtomicU64::new(0)));
-    let latest = last.clone();
-    let first = AtomicBool::new(true);
-    each_buffer(&pipeline, "sink", move |info| {
-        if endless && first.swap(false, Ordering::Relaxed) {
-            println!("ready");
-        }
-        let counts = going.load(Ordering::Relaxed);
-        let number = if counts { latest.1.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        let warm = number >= u64::from(WARM_UP);
-        if warm {
-            begin.get_or_init(|| Usage::at(BEGIN));
-        }
-        if let Some(buffer) = info.buffer_mut().filter(|_| counts || endless) {
-            stamps.write(buffer, if warm || endless { now() } else { 0 }, number);
-        }
-        if number < end {
-            latest.0.store(now(), Ordering::Relaxed);
-        }
-        if endless && number == end {
-            let _ = bus.post(gst::message::Eos::new());
-        }
-    })?;
+    let silent = Arc::new(AtomicU64::new(cameras));
+    for (n, stamps) in all_stamps.iter().copied().enumerate() {
+        let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
+        let (begin, going) = (start.clone(), go.clone());
+        let (latest, silent) = (last.clone(), silent.clone());
+        let (first, own) = (AtomicBool::new(true), AtomicU64::new(0));
+        each_buffer(&pipeline, &format!("sink{n}"), move |info| {
+            let is_first = endless && first.swap(false, Ordering::Relaxed);
+            if is_first && silent.fetch_sub(1, Ordering::Relaxed) == 1 {
+                println!("ready");
+            }
+            let counts = going.load(Ordering::Relaxed);
+            let of_all = if counts { latest.1.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            let number = if counts { own.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            let warm = of_all >= warm_up;
+            if warm {
+                begin.get_or_init(|| Usage::at(BEGIN));
+            }
+            if let Some(buffer) = info.buffer_mut().filter(|_| counts || endless) {
+                stamps.write(buffer, if warm || endless { now() } else { 0 }, number);
+            }
+            if of_all < end {
+                latest.0.store(now(), Ordering::Relaxed);
+            }
+            if endless && of_all == end {
+                let _ = bus.post(gst::message::Eos::new());
+            }
+        })?;
+    }
     pipeline.set_state(if endless { gst::State::Playing } else { gst::State::Paused })?;
     if !endless {
         println!("ready");
@@ -223,17 +247,18 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let end = Usage::at(END);
     let start = start.get().ok_or("too few frames")?;
     let frames = match flat_out {
-        true => last.1.load(Ordering::Relaxed).saturating_sub(WARM_UP.into()),
-        false => task.frames.into(),
+        true => last.1.load(Ordering::Relaxed).saturating_sub(warm_up),
+        false => u64::from(task.frames) * cameras,
     };
     let (cpu, switches) = end.per_frame(*start, frames);
     let took = last.0.load(Ordering::Relaxed) - start.time;
-    let rate = frames.saturating_sub(1) as f64 * 1e9 / took as f64;
-    let stats = pipeline.by_name("sink").filter(|s| s.has_property("stats"));
-    let stats =
-        stats.and_then(|s| s.property_value("stats").get::<Option<gst::Structure>>().ok()?);
-    let count = |name: &str| stats.as_ref().and_then(|s| s.get::<u64>(name).ok());
-    if stamps.are_pixels() {
+    let rate = frames.saturating_sub(1) as f64 * 1e9 / took as f64 / cameras as f64;
+    let stats: Vec<gst::Structure> = (0..cameras)
+        .filter_map(|n| pipeline.by_name(&format!("sink{n}")).filter(|s| s.has_property("stats")))
+        .filter_map(|s| s.property_value("stats").get().ok())
+        .collect();
+    let count = |name| stats.iter().filter_map(|s| s.get::<u64>(name).ok()).reduce(|a, b| a + b);
+    if task.place == Place::Pixels {
         assert_eq!(count("copied").unwrap_or(0), 0, "the publisher copies");
     }
     say(&json!({
@@ -249,49 +274,58 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
 }
 
 fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
-    let pipeline = parse(&task.pipeline)?;
-    let stamps = task.stamps()?;
-    let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
-    let seen = Arc::new(Mutex::new(Seen::default()));
-    let (into, count) = (seen.clone(), AtomicU64::new(0));
-    let (endless, last) = (task.is_endless(), u64::from(WARM_UP + task.frames));
-    let (first, going) = (AtomicBool::new(true), Arc::new(AtomicBool::new(!endless)));
-    let go = going.clone();
-    let pad = pipeline.by_name("out").and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
+    let pipeline = task.pipeline()?;
+    let all_stamps = task.stamps()?;
+    let cameras = all_stamps.len() as u64;
+    let (endless, count) = (task.is_endless(), Arc::new(AtomicU64::new(0)));
+    // Counted together, those of all cameras.
+    let warm_up = u64::from(WARM_UP) * cameras;
+    let last = u64::from(WARM_UP + task.frames) * cameras;
+    let (silent, going) = (Arc::new(AtomicU64::new(cameras)), Arc::new(AtomicBool::new(!endless)));
     if let Some(listener) = &steps {
-        listener.at_source(&pipeline.by_name("src").ok_or("no source")?);
+        listener.at_source(&pipeline.by_name("src0").ok_or("no source")?);
     }
-    let listener = steps.clone();
-    each_buffer(&pipeline, "out", move |info| {
-        let now = now();
-        if endless && first.swap(false, Ordering::Relaxed) {
-            println!("playing");
-        }
-        if !going.load(Ordering::Relaxed) {
-            return;
-        }
-        let number = count.fetch_add(1, Ordering::Relaxed);
-        if endless && (number < u64::from(WARM_UP) || number >= last) {
-            return;
-        }
-        if let (Some(buffer), Ok(mut seen)) = (info.buffer(), into.lock()) {
-            let stamp = stamps.read(buffer, &pad);
-            let time = stamp.as_ref().map_or(-1, |s| s.time);
-            if seen.add(now, stamp, stamps.limit())
-                && let Some(listener) = &listener
-            {
-                listener.done(now, time);
+    let mut seen = Vec::new();
+    for (n, stamps) in all_stamps.iter().copied().enumerate() {
+        let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
+        let into = Arc::new(Mutex::new(Seen::default()));
+        seen.push(into.clone());
+        let (count, silent, going) = (count.clone(), silent.clone(), going.clone());
+        let (first, listener) = (AtomicBool::new(true), steps.clone());
+        let out = format!("out{n}");
+        let pad = pipeline.by_name(&out).and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
+        each_buffer(&pipeline, &out, move |info| {
+            let now = now();
+            let is_first = endless && first.swap(false, Ordering::Relaxed);
+            if is_first && silent.fetch_sub(1, Ordering::Relaxed) == 1 {
+                println!("playing");
             }
-        }
-        if endless && number + 1 == last {
-            let _ = bus.post(gst::message::Eos::new());
-        }
-    })?;
+            if !going.load(Ordering::Relaxed) {
+                return;
+            }
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            if endless && (number < warm_up || number >= last) {
+                return;
+            }
+            if let (Some(buffer), Ok(mut seen)) = (info.buffer(), into.lock()) {
+                let stamp = stamps.read(buffer, &pad);
+                let time = stamp.as_ref().map_or(-1, |s| s.time);
+                if seen.add(now, stamp, stamps.limit())
+                    && let Some(listener) = &listener
+                {
+                    listener.done(now, time);
+                }
+            }
+            if endless && number + 1 == last {
+                let _ = bus.post(gst::message::Eos::new());
+            }
+        })?;
+    }
     pipeline.set_state(gst::State::Playing)?;
     if endless {
         std::thread::spawn(move || {
             let _ = std::io::stdin().read_line(&mut String::new());
-            go.store(true, Ordering::Relaxed);
+            going.store(true, Ordering::Relaxed);
         });
     } else {
         println!("playing");
@@ -300,22 +334,29 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let ended = run_to_the_end(&pipeline);
     let end = Usage::at(END);
     let line = {
-        let seen = seen.lock().map_err(|_| "a probe panicked")?;
-        if seen.wrong {
+        let seen: Vec<_> = seen.iter().map(|s| s.lock().expect("no probe panics")).collect();
+        if seen.iter().any(|s| s.wrong) {
             return Err("frames came in the wrong memory".into());
         }
+        let sum = |of: fn(&Seen) -> u64| seen.iter().map(|s| of(s)).sum::<u64>();
+        let frames = sum(|s| s.frames);
+        let starts = seen.iter().filter_map(|s| s.start);
         let why = || format!("no frame came: {ended:?}");
-        let (cpu, switches) = end.per_frame(seen.start.ok_or_else(why)?, seen.frames);
-        let lost = match stamps.are_pixels() && task.fps > 0 {
+        let start = starts.min_by_key(|start| start.time).ok_or_else(why)?;
+        let (cpu, switches) = end.per_frame(start, frames);
+        let known = |n: u64| seen.iter().any(|s| s.number.is_some()).then_some(n);
+        let repeated = sum(|s| s.repeated);
+        let lost = match task.place == Place::Pixels && task.fps > 0 {
             // Also what was missed before the first and after the last.
-            true => u64::from(task.frames).checked_sub(seen.frames - seen.repeated),
-            false => seen.number.map(|_| seen.gaps),
+            true => (u64::from(task.frames) * cameras).checked_sub(frames - repeated),
+            false => known(sum(|s| s.gaps)),
         };
-        let known = |n: u64| seen.number.map(|_| n);
+        let rate = seen.iter().filter_map(|s| s.rate()).sum::<f64>() / cameras as f64;
+        let latencies: Vec<i64> = seen.iter().flat_map(|s| s.latencies.iter().copied()).collect();
         json!({
-            "cpu": cpu, "switches": switches, "frames": seen.frames, "late": seen.late,
-            "lost": lost, "repeated": known(seen.repeated), "torn": known(seen.torn),
-            "rate": seen.rate(), "latencies": seen.latencies, "steps": steps.map(|s| s.take()),
+            "cpu": cpu, "switches": switches, "frames": frames, "late": sum(|s| s.late),
+            "lost": lost, "repeated": known(repeated), "torn": known(sum(|s| s.torn)),
+            "rate": rate, "latencies": latencies, "steps": steps.map(|s| s.take()),
         })
     };
     say(&line)?;

@@ -1,13 +1,14 @@
 //! Where one turn of a case runs: its processes, from their start to what they say.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::figures::{Calls, Idle, Life, Round};
-use crate::options::{Case, Options, Picture};
+use crate::options::{Case, Options};
 use crate::process::{self, Process};
-use crate::role::{Task, heard};
+use crate::role::{Camera, Task, heard};
 use crate::stamps::Place;
 use crate::steps;
 use crate::systems::{Source, System, UPLOAD};
@@ -18,7 +19,8 @@ pub struct Site<'a> {
     case: Case,
     system: &'a System,
     dir: PathBuf,
-    camera: Option<(Process, String)>,
+    /// The cameras and where they are, if there are any.
+    cameras: Vec<(Process, String)>,
 }
 
 impl Drop for Site<'_> {
@@ -40,49 +42,81 @@ impl<'a> Site<'a> {
     pub fn new(options: &'a Options, case: Case, system: &'a System) -> Result<Self, Failure> {
         let dir = std::env::temp_dir().join(format!("cuframes-bench-{}", std::process::id()));
         std::fs::create_dir_all(&dir)?;
-        let mut site = Self { options, case, system, dir, camera: None };
-        if system.has_camera() {
-            let mut words = vec!["--port".to_owned(), "0".into()];
-            match &options.file {
-                Some(file) => words.extend(["--file".into(), file.display().to_string()]),
-                None => {
-                    let Picture { fps, .. } = case.picture;
-                    words.extend(["--size".into(), case.picture.size()]);
-                    words.extend(["--fps".into(), fps.to_string()]);
-                    words.extend(["--codec".into(), options.codec.clone()]);
-                }
+        let mut site = Self { options, case, system, dir, cameras: Vec::new() };
+        let words = match &options.file {
+            Some(file) => vec!["--file".into(), file.display().to_string()],
+            None => {
+                let (size, fps) = (case.picture.size(), case.picture.fps.to_string());
+                let codec = options.codec.clone();
+                vec!["--size".into(), size, "--fps".into(), fps, "--codec".into(), codec]
             }
-            let mut camera = Process::camera(&words)?;
+        };
+        let words = [vec!["--port".into(), "0".into()], words].concat();
+        let cameras = (0..case.cameras).filter(|_| system.has_camera());
+        for camera in cameras.map(|_| Process::camera(&words)).collect::<Result<Vec<_>, _>>()? {
+            site.cameras.push((camera, String::new()));
+        }
+        for (camera, url) in &mut site.cameras {
             let mut line = String::new();
             std::io::BufRead::read_line(&mut camera.out, &mut line)?;
-            let url = line.trim().strip_prefix("ready ").ok_or("the camera does not start")?;
-            let url = url.to_owned();
-            site.camera = Some((camera, url));
+            let at = line.trim().strip_prefix("ready ").ok_or("the camera does not start")?;
+            *url = at.to_owned();
         }
         Ok(site)
     }
 
-    /// What a process of the camera of that number does.
+    /// What a process does for these cameras.
     fn task(
         &self,
-        camera: u32,
+        cameras: Range<u32>,
         publishes: bool,
         lives: bool,
         steps: bool,
     ) -> Result<Task, Failure> {
+        let fps = self.case.picture.fps;
+        let place = match self.system.source {
+            Source::Made => Place::Pixels,
+            Source::Uploaded => Place::Device,
+            Source::Camera => Place::Drawn,
+        };
+        let all = cameras.enumerate().map(|(n, camera)| self.branch(n, camera, publishes, lives));
+        Ok(Task {
+            publishes,
+            lives,
+            steps,
+            silent: false,
+            cameras: all.collect::<Result<_, _>>()?,
+            place,
+            frames: self.options.frames,
+            fps,
+            patience: 30 + self.options.settle + self.case.cameras * (1 + self.case.subscribers),
+        })
+    }
+
+    /// What a process does for a camera, the `n`th of its own.
+    fn branch(
+        &self,
+        n: usize,
+        camera: u32,
+        publishes: bool,
+        lives: bool,
+    ) -> Result<Camera, Failure> {
         let System { source, sink, subscriber, .. } = self.system;
         let (caps, fps) = (self.case.picture.caps(), self.case.picture.fps);
-        let frames = self.options.frames;
         let dir = self.dir.join(camera.to_string());
         std::fs::create_dir_all(&dir)?;
         let codec = &self.options.codec;
-        let url = self.camera.as_ref().map_or("", |(_, url)| url);
+        let url = self.cameras.get(camera as usize).map_or("", |(_, url)| url);
+        let named = |text: &str| {
+            let names = ["name=sink", "name=src", "name=out"];
+            names.iter().fold(text.to_owned(), |t, name| t.replace(name, &format!("{name}{n}")))
+        };
         let place = |text: &str| {
             let text = text.replace("SITE", &dir.to_string_lossy()).replace("CAPS", &caps);
             let packed = if codec == "h264" { "avc" } else { "hvc1" };
             text.replace("URL", url).replace("CODEC", codec).replace("PACKED", packed)
         };
-        let end = if lives { -1 } else { i64::from(frames + WARM_UP) };
+        let end = if lives { -1 } else { i64::from(self.options.frames + WARM_UP) };
         let made = match fps {
             0 => format!("benchsrc ! {caps} ! "),
             _ => format!("videotestsrc is-live=true num-buffers={end} pattern=black ! {caps} ! "),
@@ -97,26 +131,13 @@ impl<'a> Site<'a> {
             true => before + &place(sink),
             false => format!("{} ! fakesink name=out sync=false", place(subscriber)),
         };
-        let (at, has_page) = match source {
-            Source::Made => (Place::Pixels, false),
-            Source::Uploaded => (Place::Device, true),
-            Source::Camera => (Place::Drawn, self.system.publishes()),
+        let has_page = match source {
+            Source::Made => false,
+            Source::Uploaded => true,
+            Source::Camera => self.system.publishes(),
         };
         let page = if has_page { place("SITE/stamps") } else { String::new() };
-        let patience = 30 + self.case.cameras * (1 + self.case.subscribers);
-        let silent = false;
-        Ok(Task {
-            publishes,
-            lives,
-            steps,
-            silent,
-            pipeline,
-            place: at,
-            page,
-            frames,
-            fps,
-            patience,
-        })
+        Ok(Camera { pipeline: named(&pipeline), page })
     }
 
     pub fn round(&self, look: Look) -> Result<Round, Failure> {
@@ -129,18 +150,23 @@ impl<'a> Site<'a> {
         let vram = process::vram();
         // Its sink is there to be connected to; or the subscriber waits, or has had a frame of a camera.
         let (mut publishers, mut subscribers) = (Vec::new(), Vec::new());
-        for camera in (0..cameras).filter(|_| self.system.publishes()) {
-            let task = self.task(camera, true, false, steps)?;
+        // The cameras of each process: all, or one.
+        let of_one = if self.system.together { cameras } else { 1 };
+        let groups = || (0..cameras).step_by(of_one as usize).map(|n| n..n + of_one);
+        for group in groups().filter(|_| self.system.publishes()) {
+            let last = group.end == cameras;
+            let task = self.task(group, true, false, steps)?;
             publishers.push(Process::role(&task, file("publisher").as_deref())?);
-            settle(&mut publishers, camera + 1 == cameras, "ready")?;
+            settle(&mut publishers, last, "ready")?;
         }
-        let all = cameras * count;
-        for n in 0..all {
-            let file = file("subscriber").filter(|_| n == 0);
-            let task = self.task(n / count, false, false, steps)?;
+        for (group, n) in groups().flat_map(|group| (1..=count).map(move |n| (group.clone(), n))) {
+            let file = file("subscriber").filter(|_| subscribers.is_empty());
+            let last = group.end == cameras && n == count;
+            let task = self.task(group, false, false, steps)?;
             subscribers.push(Process::role(&task, file.as_deref())?);
-            settle(&mut subscribers, n + 1 == all, "playing")?;
+            settle(&mut subscribers, last, "playing")?;
         }
+        std::thread::sleep(Duration::from_secs(self.options.settle.into()));
         subscribers.iter_mut().try_for_each(Process::go)?;
         for one in &mut publishers {
             one.go()?;
@@ -192,12 +218,12 @@ impl<'a> Site<'a> {
 
     pub fn life(&self) -> Result<Life, Failure> {
         let publisher = || -> Result<_, Failure> {
-            let mut publisher = Process::role(&self.task(0, true, true, false)?, None)?;
+            let mut publisher = Process::role(&self.task(0..1, true, true, false)?, None)?;
             let began = heard(&mut publisher.out)?["time"].as_i64().ok_or("no time")?;
             Ok((publisher, began))
         };
         let mut old = if self.system.publishes() { Some(publisher()?) } else { None };
-        let mut subscriber = Process::role(&self.task(0, false, true, false)?, None)?;
+        let mut subscriber = Process::role(&self.task(0..1, false, true, false)?, None)?;
         let ms = |from: i64, to: i64| (to - from) as f64 / 1e6;
         let said = heard(&mut subscriber.out)?;
         let time = |name: &str| said[name].as_i64().ok_or("no time");
@@ -222,9 +248,9 @@ impl<'a> Site<'a> {
     /// A publisher is silent, and a subscriber waits for it: what both use in a second.
     pub fn idle(&self) -> Result<Idle, Failure> {
         let silent = |task| Task { silent: true, ..task };
-        let mut publisher = Process::role(&silent(self.task(0, true, false, false)?), None)?;
+        let mut publisher = Process::role(&silent(self.task(0..1, true, false, false)?), None)?;
         hear_word(&mut publisher, "ready")?;
-        let mut subscriber = Process::role(&silent(self.task(0, false, false, false)?), None)?;
+        let mut subscriber = Process::role(&silent(self.task(0..1, false, false, false)?), None)?;
         hear_word(&mut subscriber, "playing")?;
         // Until both have settled.
         std::thread::sleep(Duration::from_millis(500));

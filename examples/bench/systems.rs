@@ -9,6 +9,8 @@ pub struct System {
     pub sink: &'static str,
     /// Empty where there is nobody to hand frames to.
     pub subscriber: &'static str,
+    /// One process publishes all cameras, and one has a subscriber of each.
+    pub together: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -25,15 +27,15 @@ pub enum Source {
 pub const UPLOAD: &str = "cudaupload ! video/x-raw(memory:CUDAMemory) ! ";
 
 const fn made(name: &'static str, sink: &'static str, subscriber: &'static str) -> System {
-    System { name, source: Source::Made, sink, subscriber }
+    System { name, source: Source::Made, sink, subscriber, together: false }
 }
 
 const fn uploaded(name: &'static str, sink: &'static str, subscriber: &'static str) -> System {
-    System { name, source: Source::Uploaded, sink, subscriber }
+    System { name, source: Source::Uploaded, sink, subscriber, together: false }
 }
 
 const fn camera(name: &'static str, sink: &'static str, subscriber: &'static str) -> System {
-    System { name, source: Source::Camera, sink, subscriber }
+    System { name, source: Source::Camera, sink, subscriber, together: false }
 }
 
 const SINK: &str = "cuframessink name=sink key=bench runtime-dir=SITE";
@@ -49,7 +51,15 @@ macro_rules! rtsp {
     };
 }
 
-pub const SYSTEMS: [System; 20] = [
+const DECODED: &str =
+    concat!(rtsp!(), "avdec_CODEC ! cuframessink name=sink key=bench runtime-dir=SITE");
+const DECODED_ON_GPU: &str = concat!(
+    rtsp!(),
+    "nvCODECdec ! video/x-raw(memory:CUDAMemory) ! ",
+    "cuframessink name=sink key=bench runtime-dir=SITE"
+);
+
+pub const SYSTEMS: [System; 22] = [
     // What the publisher's CPU time is without a system: the rest of a row is what the system adds.
     made("alone", "fakesink name=sink sync=false", ""),
     made("cuframes", SINK, SRC),
@@ -101,21 +111,11 @@ pub const SYSTEMS: [System; 20] = [
     ),
     // The way without sharing: everybody has a connection and a decoder; and the same camera shared.
     camera("decode", "", concat!(rtsp!(), "avdec_CODEC")),
-    camera(
-        "decode-shared",
-        concat!(rtsp!(), "avdec_CODEC ! cuframessink name=sink key=bench runtime-dir=SITE"),
-        SRC,
-    ),
+    camera("decode-shared", DECODED, SRC),
+    System { together: true, ..camera("decode-together", DECODED, SRC) },
     camera("decode-nv", "", concat!(rtsp!(), "nvCODECdec ! video/x-raw(memory:CUDAMemory)")),
-    camera(
-        "decode-nv-shared",
-        concat!(
-            rtsp!(),
-            "nvCODECdec ! video/x-raw(memory:CUDAMemory) ! ",
-            "cuframessink name=sink key=bench runtime-dir=SITE"
-        ),
-        SRC,
-    ),
+    camera("decode-nv-shared", DECODED_ON_GPU, SRC),
+    System { together: true, ..camera("decode-nv-together", DECODED_ON_GPU, SRC) },
 ];
 
 impl System {
