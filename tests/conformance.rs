@@ -91,6 +91,7 @@ macro_rules! conformance {
                 nothing_is_lost_at_full_speed
                 the_last_frame_is_not_lost
                 a_frame_given_back_by_a_device_is_held_until_then
+                a_reader_that_waits_learns_what_a_device_gives_back
                 a_slow_subscriber_disturbs_nobody
                 a_held_credit_starves_nobody
                 a_stalled_subscriber_is_sent_away
@@ -416,6 +417,31 @@ fn a_frame_given_back_by_a_device_is_held_until_then<B: Bench>(site: &Site) {
     word.store(0, Ordering::Release);
     assert_eq!(viewer.frame().seq, 2);
     until(|| publisher.stats().subscribers[0].held == 0);
+}
+
+/// With its whole credit held a reader sleeps, until the last reference is gone and the device is done.
+fn a_reader_that_waits_learns_what_a_device_gives_back<B: Bench>(site: &Site) {
+    let publisher = site.publisher(B::backend(), |_| {});
+    let mut viewer = site.viewer(|c| c.credit = 1);
+    let (page, _, _mapped) = viewer.subscriber.page();
+    publish::<B>(&publisher, 1);
+    let frame = viewer.frame();
+    publish::<B>(&publisher, 2);
+    let (ready, reader) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        ready.send(nix::unistd::gettid()).unwrap();
+        viewer.frame().seq
+    });
+    let stat = format!("/proc/self/task/{}/stat", reader.recv().unwrap());
+    until(|| std::fs::read_to_string(&stat).unwrap().contains(") S "));
+    let mut word = None;
+    frame.release_with(|offset| {
+        word = Some(offset);
+        true
+    });
+    // SAFETY: an aligned word of the page, which is mapped and made of atomics.
+    unsafe { AtomicU64::from_ptr(page.add(word.unwrap()).cast()) }.store(0, Ordering::Release);
+    assert_eq!(waiting.join().unwrap(), 2);
 }
 
 fn frames_outlive_their_subscriber<B: Bench>(site: &Site) {

@@ -27,9 +27,14 @@ pub struct DeviceSource {
 }
 
 impl DeviceSource {
-    pub fn new(context: CudaContext, subscriber: &Subscriber) -> Result<Self, gpu::Error> {
+    /// `stream` is what downstream enqueues its work on, where that is known.
+    pub fn new(
+        context: CudaContext,
+        stream: Option<CudaStream>,
+        subscriber: &Subscriber,
+    ) -> Result<Self, gpu::Error> {
         let driver: Context = context.driver_context()?;
-        let stream = CudaStream::new(&context)?;
+        let stream = stream.map_or_else(|| CudaStream::new(&context), Ok)?;
         let claims = if driver.device().can_write_values() {
             let (start, len, keep) = subscriber.page();
             // SAFETY: the page is mapped for writing until `keep` is dropped, and made of atomics that
@@ -42,6 +47,17 @@ impl DeviceSource {
         };
         let driver_stream = Arc::new(stream.driver_stream(&driver));
         Ok(Self { context, driver, stream, driver_stream, claims, spare: Arc::default() })
+    }
+
+    /// From the next frame on downstream enqueues its work on this stream.
+    pub fn follow(&mut self, stream: CudaStream) -> Result<(), gpu::Error> {
+        if stream != self.stream {
+            // What was copied comes before what is copied next.
+            self.driver_stream.synchronize()?;
+            self.driver_stream = Arc::new(stream.driver_stream(&self.driver));
+            self.stream = stream;
+        }
+        Ok(())
     }
 
     /// Whether the device can read the frame where it is.
@@ -60,7 +76,8 @@ impl DeviceSource {
             if matches!(cleared, Some(Ok(()))) {
                 return true;
             }
-            let _ = stream.synchronize();
+            // The default stream may be the one at work.
+            let _ = stream.context().synchronize();
             false
         });
     }

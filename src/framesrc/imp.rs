@@ -38,8 +38,8 @@ use gst_video::video_frame::VideoBufferExt;
 use super::cuda::DeviceSource;
 use super::{IoMode, Mode};
 use crate::core::wake::now_ns;
-use crate::gpu::Device;
-use crate::gpu::gstcuda::ContextSlot;
+use crate::gpu::gstcuda::{ContextSlot, CudaContext, CudaStream};
+use crate::gpu::{Device, pool};
 use crate::log::CAT;
 use crate::memory::Importer;
 use crate::properties::{is_cuda, parse_caps, plane_size, post_error};
@@ -215,8 +215,26 @@ impl CuframesSrc {
             caps.make_mut().set_features(0, None);
         }
         self.outlet.set_caps(self, &caps)?;
-        state.format = Some(Format { generation: frame.generation, caps, info, download });
+        let format = Format { generation: frame.generation, caps, info, download };
+        if let (Some(device), Some(context)) = (&mut state.device, self.context.get())
+            && let Some(stream) = self.downstream_stream(&context, &format)
+        {
+            device.follow(stream).map_err(|e| self.fail(e.into()))?;
+        }
+        state.format = Some(format);
         Ok(())
+    }
+
+    /// What downstream enqueues its work on, if it says so where it offers a pool. A converter reads frames
+    /// on that stream and drops them before it is done, so they have to be given back behind it.
+    fn downstream_stream(&self, context: &CudaContext, format: &Format) -> Option<CudaStream> {
+        if !is_cuda(&format.caps) {
+            return None;
+        }
+        let mut query = gst::query::Allocation::new(Some(&format.caps), true);
+        self.obj().src_pad().peer_query(&mut query).then_some(())?;
+        let pools = query.allocation_pools();
+        pools.into_iter().find_map(|(pool, ..)| pool::stream_of(context, &pool?))
     }
 
     /// The running time of a frame. One that is older than this pipeline has none: the first of these
@@ -239,11 +257,14 @@ impl CuframesSrc {
 
     /// What emits frames of device memory.
     fn device<'a>(&self, state: &'a mut State) -> Result<&'a DeviceSource, gst::FlowError> {
-        let State { device, subscriber, .. } = state;
+        let State { device, subscriber, format, .. } = state;
         if device.is_none() {
             // The frame was mapped in the context, so there is one.
             let made = self.context.get().zip(subscriber.as_ref());
-            let made = made.map(|(context, subscriber)| DeviceSource::new(context, subscriber));
+            let made = made.map(|(context, subscriber)| {
+                let stream = format.as_ref().and_then(|f| self.downstream_stream(&context, f));
+                DeviceSource::new(context, stream, subscriber)
+            });
             *device = made.transpose().map_err(|e| self.fail(e.into()))?;
         }
         device.as_ref().ok_or(gst::FlowError::Flushing)

@@ -307,12 +307,13 @@ impl ContextSlot {
     pub fn ensure(&self, element: &impl IsA<gst::Element>, device_id: i32) -> Result<CudaContext> {
         let lib = GstCuda::get()?;
         let element = element.upcast_ref::<gst::Element>().as_ptr();
-        let _locked = self.lock();
+        let locked = self.lock();
         // SAFETY: element and slot are valid; no reference to the slot's content exists while others
         // write it through the same pointer, further up this thread's stack.
         let found = unsafe {
             (lib.gst_cuda_ensure_element_context)(element, device_id, self.context.get())
         };
+        drop(locked);
         match self.get() {
             Some(context) if found != glib::ffi::GFALSE => Ok(context),
             // The library only logs what kept the driver from making one, and the driver says it again.

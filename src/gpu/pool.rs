@@ -14,6 +14,7 @@ use gst::ffi::{
 };
 use gst::glib::ffi::{GFALSE, GTRUE, gboolean, gpointer};
 use gst::glib::{self, gobject_ffi, translate::*};
+use gst::prelude::*;
 
 use super::gstcuda::{CudaContext, CudaStream, GstCuda, RawContext, failed};
 use super::{Error, Result};
@@ -69,6 +70,28 @@ pub fn lending_pool(
         let state = Box::into_raw(Box::new(state));
         gobject_ffi::g_object_set_qdata_full(raw, quark(), state.cast(), Some(free_state));
         Ok(from_glib_full(raw.cast::<GstBufferPool>()))
+    }
+}
+
+/// The stream that whoever offers this pool enqueues its work on, if it is one of this context and says so.
+pub fn stream_of(context: &CudaContext, pool: &gst::BufferPool) -> Option<CudaStream> {
+    let lib = context.lib;
+    // SAFETY: what the library gives is a type.
+    let class: glib::Type = unsafe { from_glib((lib.gst_cuda_buffer_pool_get_type)()) };
+    if !pool.type_().is_a(class) {
+        return None;
+    }
+    let raw: *mut GstBufferPool = pool.as_ptr();
+    // SAFETY: the pool is of that class, whose context is set once. The configuration is a copy of ours,
+    // and what comes out of it is null or a reference of ours.
+    unsafe {
+        if (*raw.cast::<RawPool>()).context != context.raw() {
+            return None;
+        }
+        let config = gst::ffi::gst_buffer_pool_get_config(raw);
+        let stream = (lib.gst_buffer_pool_config_get_cuda_stream)(config);
+        gst::ffi::gst_structure_free(config);
+        (!stream.is_null()).then(|| CudaStream::from_full(lib, stream))
     }
 }
 

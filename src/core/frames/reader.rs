@@ -35,15 +35,15 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let held = self.shared.page.held(self.slot);
         if self.handed_over {
-            // The device clears the claim behind the work that still reads the frame.
+            // The device clears the claim behind the work that still reads the frame. A reader that waits
+            // for it has to look by itself.
             lock(&self.shared.clearing).push(self.slot);
-            self.shared.bell.ring();
-            return;
+        } else {
+            claim::release(held);
+            // Behind the release: who sees the lease gone may claim again.
+            self.shared.leases.fetch_sub(1, Ordering::Release);
+            self.shared.moved();
         }
-        claim::release(held);
-        // Behind the release: who sees the lease gone may claim again.
-        self.shared.leases.fetch_sub(1, Ordering::Release);
-        self.shared.moved();
         // A reader that holds all it may waits for this. The others sleep on, or do not sleep: a ring
         // for each frame would be a system call, and wake those who wait for the publisher.
         // Pairs with the fence in `Reader::next`: either we see that it waits, or it sees this release.
@@ -191,7 +191,7 @@ impl Reader {
             if head > MAX_SEQ {
                 return Err(shared.protocol("the number of its newest frame is impossible"));
             }
-            let clearing = shared.settle();
+            shared.settle();
             // Pairs with the Release in `Lease::drop`.
             let full = shared.leases.load(Ordering::Acquire) >= shared.credit;
             if head > self.cursor && !full {
@@ -244,6 +244,7 @@ impl Reader {
             shared.awaits_release.store(true, Ordering::Relaxed);
             // Pairs with the fence in `Lease::drop`.
             fence(Ordering::SeqCst);
+            let clearing = shared.settle();
             if shared.leases.load(Ordering::Acquire) >= shared.credit {
                 // A device rings no bell.
                 let step = clearing.then_some(READY_STEP);
@@ -341,7 +342,11 @@ impl Reader {
         };
         while !complete()? {
             let waited = wake::now() - begin;
+            // Before another look: what was complete when the publisher ended is still taken.
             let closed = lock(&self.shared.state).closed.clone();
+            if complete()? {
+                break;
+            }
             if wait.interrupt.is_set() {
                 return Err(Error::Interrupted);
             }
