@@ -2,7 +2,8 @@
 //! timestamps go on across the loop.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use gst::prelude::*;
 
@@ -20,6 +21,16 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.set_state(gst::State::Null);
     }
+}
+
+/// What happens while a file is opened.
+enum News {
+    /// A track has its first buffer, and so its caps.
+    Prerolled,
+    /// All that were found have. Now and then that message is lost, where elements are added while the
+    /// state changes.
+    Done,
+    Broken(gst::glib::Error),
 }
 
 /// Where the present round lies on the time line of the stream.
@@ -43,6 +54,18 @@ impl Footage {
         source.link(&demuxer).unwrap();
 
         let sinks = Arc::new(Mutex::new((None, None)));
+        let (tell, news) = mpsc::channel();
+        pipeline.bus().unwrap().set_sync_handler({
+            let tell = tell.clone();
+            move |_, message| {
+                let _ = match message.view() {
+                    gst::MessageView::AsyncDone(_) => tell.send(News::Done),
+                    gst::MessageView::Error(error) => tell.send(News::Broken(error.error())),
+                    _ => Ok(()),
+                };
+                gst::BusSyncReply::Drop
+            }
+        });
         demuxer.connect_pad_added({
             let pipeline = pipeline.downgrade();
             let sinks = sinks.clone();
@@ -70,7 +93,13 @@ impl Footage {
                 queue.set_property("max-size-buffers", 0u32);
                 // The appsrc at the other side sets the pace.
                 let sink = gst_app::AppSink::builder().name(kind).sync(false).max_buffers(1);
-                let sink = slot.insert(sink.build());
+                let tell = tell.clone();
+                let prerolled = move |_: &gst_app::AppSink| {
+                    let _ = tell.send(News::Prerolled);
+                    Ok(gst::FlowSuccess::Ok)
+                };
+                let callbacks = gst_app::AppSinkCallbacks::builder().new_preroll(prerolled);
+                let sink = slot.insert(sink.callbacks(callbacks.build()).build());
                 pipeline.add_many([&queue, sink.upcast_ref()]).unwrap();
                 queue.link(sink).unwrap();
                 pad.link(&queue.static_pad("sink").unwrap()).unwrap();
@@ -83,20 +112,16 @@ impl Footage {
         let pipeline = Running(pipeline);
         let cannot = |reason: &str| format!("cannot play {}: {reason}", path.display());
         let _ = pipeline.0.set_state(gst::State::Paused);
-        let bus = pipeline.0.bus().unwrap();
-        // Done when the sinks have their first buffers, and so their caps. A file without any
-        // track for them fails, as nothing takes its data.
-        let awaited = [gst::MessageType::Error, gst::MessageType::AsyncDone];
-        let message = bus.timed_pop_filtered(gst::ClockTime::from_seconds(10), &awaited);
-        match message.as_ref().map(|message| message.view()) {
-            Some(gst::MessageView::Error(error)) => {
-                let error = error.error();
-                if !error.matches(gst::StreamError::Failed) {
-                    return Err(cannot(error.message()));
-                }
+        // A file without any track for the sinks fails, as nothing takes its data.
+        let mut missing = 1 + usize::from(with_audio);
+        while missing > 0 {
+            match news.recv_timeout(Duration::from_secs(10)) {
+                Ok(News::Prerolled) => missing -= 1,
+                Ok(News::Done) => break,
+                Ok(News::Broken(error)) if error.matches(gst::StreamError::Failed) => break,
+                Ok(News::Broken(error)) => return Err(cannot(error.message())),
+                Err(_) => return Err(cannot("it did not start within ten seconds")),
             }
-            Some(_) => {}
-            None => return Err(cannot("it did not start within ten seconds")),
         }
         let (video, audio) = std::mem::take(&mut *sinks.lock().unwrap());
         let video = video.ok_or_else(|| cannot("it has no H.264 or H.265 track"))?;
