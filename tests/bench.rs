@@ -90,13 +90,13 @@ fn a_short_run() {
     std::fs::remove_dir_all(out).unwrap();
 }
 
-/// Each camera has a publisher of its own, which decodes; or all have one.
+/// Each camera has a publisher of its own, which decodes; or all have one; or each subscriber decodes all.
 #[test]
 fn several_cameras() {
     let words = "--frames 10 --size 320x240 --cameras 1,2 --rounds 1 --lives 0 --idle 0 --no-steps --no-trace \
-                 --settle 1 cuframes decode-shared decode-together";
+                 --settle 1 cuframes decode-all decode-shared decode-together";
     let (said, all, out) = run("cameras", words);
-    for system in ["cuframes", "decode-shared", "decode-together"] {
+    for system in ["cuframes", "decode-all", "decode-shared", "decode-together"] {
         if !all["skipped"][system].is_null() {
             continue;
         }
@@ -106,7 +106,8 @@ fn several_cameras() {
             let result = result.expect(&said);
             let lost = result["lost"].as_u64().unwrap();
             assert!(result["frames"].as_u64().unwrap() + lost >= 10 * cameras, "{result}");
-            assert!(result["latency_us"]["p50"]["median"].as_f64() > Some(0.0), "{result}");
+            let crosses = system != "decode-all";
+            assert_eq!(result["latency_us"]["p50"].is_object(), crosses, "{result}");
         }
     }
     let model = all["model"].as_array().unwrap();

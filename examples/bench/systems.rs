@@ -9,7 +9,7 @@ pub struct System {
     pub sink: &'static str,
     /// Empty where there is nobody to hand frames to.
     pub subscriber: &'static str,
-    /// One process publishes all cameras, and one has a subscriber of each.
+    /// One process has all cameras: one publishes them, and each subscriber takes all of them.
     pub together: bool,
 }
 
@@ -51,6 +51,8 @@ macro_rules! rtsp {
     };
 }
 
+const DECODES: &str = concat!(rtsp!(), "avdec_CODEC");
+const DECODES_ON_GPU: &str = concat!(rtsp!(), "nvCODECdec ! video/x-raw(memory:CUDAMemory)");
 const DECODED: &str =
     concat!(rtsp!(), "avdec_CODEC ! cuframessink name=sink key=bench runtime-dir=SITE");
 const DECODED_ON_GPU: &str = concat!(
@@ -59,7 +61,7 @@ const DECODED_ON_GPU: &str = concat!(
     "cuframessink name=sink key=bench runtime-dir=SITE"
 );
 
-pub const SYSTEMS: [System; 22] = [
+pub const SYSTEMS: [System; 24] = [
     // What the publisher's CPU time is without a system: the rest of a row is what the system adds.
     made("alone", "fakesink name=sink sync=false", ""),
     made("cuframes", SINK, SRC),
@@ -110,10 +112,12 @@ pub const SYSTEMS: [System; 22] = [
         "cudaipcsrc name=src address=SITE/cudaipc",
     ),
     // The way without sharing: everybody has a connection and a decoder; and the same camera shared.
-    camera("decode", "", concat!(rtsp!(), "avdec_CODEC")),
+    camera("decode", "", DECODES),
+    System { together: true, ..camera("decode-all", "", DECODES) },
     camera("decode-shared", DECODED, SRC),
     System { together: true, ..camera("decode-together", DECODED, SRC) },
-    camera("decode-nv", "", concat!(rtsp!(), "nvCODECdec ! video/x-raw(memory:CUDAMemory)")),
+    camera("decode-nv", "", DECODES_ON_GPU),
+    System { together: true, ..camera("decode-nv-all", "", DECODES_ON_GPU) },
     camera("decode-nv-shared", DECODED_ON_GPU, SRC),
     System { together: true, ..camera("decode-nv-together", DECODED_ON_GPU, SRC) },
 ];
