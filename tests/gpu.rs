@@ -489,6 +489,25 @@ fn a_frame_stays_until_the_gpu_has_read_it() {
     }
 }
 
+/// A converter drops a frame before the GPU has read it, so frames come on the stream that it works on.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn frames_come_on_the_stream_of_downstream() {
+    use gstcuframes::gpu::gstcuda;
+    let site = Site::new("stream");
+    let watched = site.play(
+        "cuframessrc name=src key=cam1 ! cudaconvertscale name=scale \
+         ! video/x-raw(memory:CUDAMemory),width=320,height=180 ! fakesink name=out sync=false",
+    );
+    let stream = |_: &gst::Pad, buffer: &gst::Buffer| gstcuda::memory_stream(buffer.peek_memory(0));
+    let (before, behind) = (watched.probe("scale", stream), watched.probe("out", stream));
+    let _running = site.camera("--size 640x360 --gop 15", "h264");
+    until(|| behind.lock().unwrap().len() >= 5);
+    let (before, behind) = (before.lock().unwrap(), behind.lock().unwrap());
+    assert!(before[0].is_some());
+    assert_eq!(before[..5], behind[..5]);
+}
+
 const ROLE: &str = "CUFRAMES_GPU_ROLE";
 
 /// Not a test: a publisher that is killed while its GPU still works on the frame that it published.
