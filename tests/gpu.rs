@@ -7,17 +7,20 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gst::prelude::*;
 use gst_video::prelude::*;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
+#[path = "support/programs.rs"]
+mod programs;
 #[path = "../examples/support/stamp.rs"]
 mod stamp;
+
+use programs::{Running, start};
 
 const SIZE: (usize, usize) = (640, 360);
 
@@ -63,7 +66,7 @@ impl Site {
 
     fn launch(&self, pipeline: &str) -> Running {
         let mut command = self.command("gst-launch-1.0");
-        Running(command.arg("-q").args(pipeline.split_whitespace()).spawn().unwrap())
+        start(command.arg("-q").args(pipeline.split_whitespace()))
     }
 
     /// A pipeline of this process, playing, whose `cuframes` elements use the site's directory.
@@ -174,29 +177,6 @@ impl Drop for Playing {
     }
 }
 
-/// A process group that ends with its scope.
-struct Running(Child);
-
-impl Running {
-    fn success(mut self) {
-        let status = self.0.wait().unwrap();
-        assert!(status.success(), "{status}");
-    }
-
-    fn kill(self) {
-        killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL).unwrap();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let group = Pid::from_raw(self.0.id() as i32);
-        let _ = killpg(group, Signal::SIGTERM);
-        let _ = self.0.wait();
-        let _ = killpg(group, Signal::SIGKILL);
-    }
-}
-
 fn until(condition: impl Fn() -> bool) {
     while !condition() {
         std::thread::sleep(Duration::from_millis(5));
@@ -290,7 +270,7 @@ fn a_killed_publisher_is_replaced() {
             watched.count("src", "reconnects") >= round
                 && watched.count("src", "received") > before + 20
         });
-        publisher.kill();
+        publisher.signal(Signal::SIGKILL);
         drop(camera);
         // Each camera counts anew.
         rising(&std::mem::take(&mut *seen.lock().unwrap()));
@@ -589,7 +569,7 @@ fn other_namespaces_get_the_frames() {
     command.args(["video/x-raw(memory:CUDAMemory)", "!", "cudadownload", "!"]);
     command.args(["video/x-raw,format=NV12", "!", "filesink"]);
     let location = format!("location={}", file.display());
-    let isolated = Running(command.arg(location).process_group(0).spawn().unwrap());
+    let isolated = start(command.arg(location).process_group(0));
     let _running = site.camera("--size 640x360 --gop 15", "h264");
     every_frame((isolated, file));
 }

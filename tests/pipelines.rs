@@ -3,19 +3,21 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gst::prelude::*;
 use gst_video::prelude::*;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 #[path = "support/programs.rs"]
 mod programs;
 #[path = "../examples/support/stamp.rs"]
 mod stamp;
+
+use programs::{Running, start};
 
 /// A place for one test: a runtime directory, the plugin that was just built, a watchdog.
 struct Site {
@@ -148,35 +150,6 @@ impl Drop for Watched {
     fn drop(&mut self) {
         self.pipeline.set_state(gst::State::Null).unwrap();
     }
-}
-
-/// A process group that ends with its scope.
-struct Running(Child);
-
-impl Running {
-    fn signal(&self, signal: Signal) {
-        killpg(Pid::from_raw(self.0.id() as i32), signal).unwrap();
-    }
-
-    fn success(mut self) {
-        let status = self.0.wait().unwrap();
-        assert!(status.success(), "{status}");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let group = Pid::from_raw(self.0.id() as i32);
-        let _ = killpg(group, Signal::SIGTERM);
-        let _ = killpg(group, Signal::SIGCONT);
-        let _ = self.0.wait();
-        // What the leader left behind.
-        let _ = killpg(group, Signal::SIGKILL);
-    }
-}
-
-fn start(command: &mut Command) -> Running {
-    Running(command.spawn().unwrap())
 }
 
 fn until(condition: impl Fn() -> bool) {

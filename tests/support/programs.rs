@@ -50,12 +50,20 @@ impl Running {
     pub fn signal(&self, signal: Signal) {
         killpg(Pid::from_raw(self.0.id() as i32), signal).unwrap();
     }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn success(mut self) {
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         let group = Pid::from_raw(self.0.id() as i32);
         let _ = killpg(group, Signal::SIGTERM);
+        let _ = killpg(group, Signal::SIGCONT);
         let _ = self.0.wait();
         // What the leader left behind.
         let _ = killpg(group, Signal::SIGKILL);
