@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,7 +43,10 @@ impl Setup {
     pub fn new(name: &str) -> Self {
         gst::init().unwrap();
         gstcuframes::plugin_register_static().unwrap();
-        let dir = std::env::temp_dir().join(format!("cuframes-{name}-{}", std::process::id()));
+        // Two tests may have the same name.
+        static SETUPS: AtomicU32 = AtomicU32::new(0);
+        let (own, n) = (std::process::id(), SETUPS.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(format!("cuframes-{name}-{own}-{n}"));
         std::fs::create_dir_all(&dir).unwrap();
         Self { dir, _watchdog: Watchdog::new(name) }
     }
@@ -90,8 +93,12 @@ impl Drop for Gate {
 }
 
 impl Pipeline {
+    #[track_caller]
     pub fn play(&self) -> &Self {
-        self.0.set_state(gst::State::Playing).unwrap();
+        if self.0.set_state(gst::State::Playing).is_err() {
+            let why = self.0.bus().unwrap().pop_filtered(&[gst::MessageType::Error]);
+            panic!("it does not play: {why:?}");
+        }
         self
     }
 
