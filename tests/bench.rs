@@ -22,7 +22,7 @@ fn run(name: &str, words: &str) -> (String, Value, PathBuf) {
 fn a_short_run() {
     let (said, all, out) = run(
         "bench",
-        "--frames 10 --size 320x240,640x480 --fps 120,0 --subscribers 1,2 --rounds 1 --lives 1 --idle 1 \
+        "--frames 10 --size 320x240,640x480 --fps 120,0 --subscribers 1,2 --rounds 1 --lives 1 --idle 1 --behind videoscale \
          alone cuframes unixfd",
     );
     assert!(all["machine"]["cores"].as_u64() > Some(0));

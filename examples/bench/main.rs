@@ -1,6 +1,7 @@
 //! Hand-over between processes, measured the same way for every system: `bench [--frames N] [--fps N[,N…]]
 //! [--size WxH[,WxH…]] [--cameras N[,N…]] [--subscribers N[,N…]] [--rounds N] [--lives N] [--idle SECONDS]
-//! [--settle SECONDS] [--no-steps] [--no-trace] [--file F [--codec h265]] [--out FOLDER] [SYSTEM…]`.
+//! [--settle SECONDS] [--behind ELEMENTS] [--no-steps] [--no-trace] [--file F [--codec h265]] [--out FOLDER]
+//! [SYSTEM…]`.
 //!
 //! A publisher notes the time of each frame at the sink's pad, subscribers read it at the element behind
 //! the source: from the frame's own pixels, or else from a page that they share (see [`stamps::Stamps`]). All

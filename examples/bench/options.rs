@@ -61,6 +61,8 @@ pub struct Options {
     pub settle: u32,
     pub steps: bool,
     pub trace: bool,
+    /// Elements that work on each frame behind where it is measured.
+    pub behind: String,
     /// What the simulated camera plays; without, it encodes a test picture. It is said to have the size and the
     /// rate of the options.
     pub file: Option<PathBuf>,
@@ -87,6 +89,7 @@ impl Options {
             settle: 0,
             steps: true,
             trace: true,
+            behind: String::new(),
             file: None,
             codec: "h264".into(),
             out: "out/bench".into(),
@@ -112,6 +115,7 @@ impl Options {
                 "--settle" => options.settle = value()?.parse()?,
                 "--no-steps" => options.steps = false,
                 "--no-trace" => options.trace = false,
+                "--behind" => options.behind = value()?,
                 "--file" => options.file = Some(value()?.into()),
                 "--codec" => options.codec = value()?,
                 "--out" => options.out = value()?.into(),

@@ -212,6 +212,7 @@ impl Report {
             "options": {
                 "frames": options.frames, "rounds": options.rounds, "lives": options.lives,
                 "settle": options.settle, "file": options.file.is_some(),
+                "behind": options.behind,
             },
             "results": results,
             "model": self.costs().iter().map(Cost::json).collect::<Vec<_>>(),

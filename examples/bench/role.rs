@@ -295,6 +295,9 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
         let out = format!("out{n}");
         let pad = pipeline.by_name(&out).and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
         each_buffer(&pipeline, &out, move |info| {
+            if let Some(buffer) = info.buffer() {
+                stamps.wait(buffer);
+            }
             let now = now();
             let is_first = endless && first.swap(false, Ordering::Relaxed);
             if is_first && silent.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -3,9 +3,7 @@
 use crate::role::{BEGIN, Usage};
 use crate::stamps::Stamp;
 
-/// The pixels are complete when a frame gets here, in device memory too:
-/// cuframessrc pushes a frame when the GPU has said that it wrote it, and its io-mode=copy waits for the
-/// copy; cudaipcsink sends a frame only when its stream is done, and cudaipcsrc waits for its copy.
+/// The pixels are complete when a frame gets here, in device memory too: see [`crate::stamps::Stamps::wait`].
 #[derive(Default)]
 pub struct Seen {
     /// In ns.

@@ -129,7 +129,13 @@ impl<'a> Site<'a> {
         };
         let pipeline = match publishes {
             true => before + &place(sink),
-            false => format!("{} ! fakesink name=out sync=false", place(subscriber)),
+            false if self.options.behind.is_empty() => {
+                place(subscriber) + " ! fakesink name=out sync=false"
+            }
+            false => {
+                let behind = &self.options.behind;
+                place(subscriber) + " ! identity name=out ! " + behind + " ! fakesink sync=false"
+            }
         };
         let has_page = match source {
             Source::Made => false,
@@ -175,8 +181,8 @@ impl<'a> Site<'a> {
         }
         let mut round = Round::default();
         if look == Look::Nothing {
-            let half = Duration::from_secs((WARM_UP + self.options.frames / 2).into());
-            std::thread::sleep(half / picture.pace());
+            // Among the frames that warm up, to disturb none that counts.
+            std::thread::sleep(Duration::from_secs((WARM_UP / 2).into()) / picture.pace());
             round.memory = publishers.iter().chain(&subscribers).map(Process::memory).sum();
             round.shared = publishers.iter().map(Process::shared_files).sum();
             round.decoder = process::decoder();

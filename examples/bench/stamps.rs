@@ -98,13 +98,18 @@ impl Stamps {
                 map[at..at + LEN].copy_from_slice(words.as_flattened());
             }
         }
-        if self.place == Place::Device {
-            // cudaupload hands on frames that are still being uploaded.
-            gstcuda::sync(buffer.peek_memory(0));
-        }
+        // cudaupload hands on frames that are still being uploaded.
+        self.wait(buffer);
         if let Some(Page { words: [last, process], .. }) = self.page {
             process.store(publisher, Ordering::Relaxed);
             last.store(time, Ordering::Release);
+        }
+    }
+
+    /// Until the frame is complete: what copies frames on a GPU hands them on before.
+    pub fn wait(self, buffer: &gst::BufferRef) {
+        if self.place == Place::Device {
+            gstcuda::sync(buffer.peek_memory(0));
         }
     }
 

@@ -109,7 +109,7 @@ pub const SYSTEMS: [System; 24] = [
     uploaded(
         "cudaipc-mmap",
         "cudaipcsink name=sink sync=false ipc-mode=mmap address=SITE/cudaipc",
-        "cudaipcsrc name=src address=SITE/cudaipc",
+        "cudaipcsrc name=src io-mode=import address=SITE/cudaipc",
     ),
     // The way without sharing: everybody has a connection and a decoder; and the same camera shared.
     camera("decode", "", DECODES),
