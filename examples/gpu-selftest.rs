@@ -7,6 +7,7 @@
 //! Prints a line for each thing tried and fails if one fails. It starts itself a second time; where
 //! programs need a launcher, `$ON_GPU` holds it.
 
+use std::any::Any;
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
-use gstcuframes::gpu::gstcuda::Content;
+use gstcuframes::gpu::memories::{Content, Memories, Place};
 use gstcuframes::gpu::pool;
 use gstcuframes::gpu::{
     Access, Address, Context, Copy2d, Device, DeviceMemory, Event, HostAccess, RegisteredHost,
@@ -709,15 +710,15 @@ fn gstreamer(driver_context: &Context) -> Outcome {
         .offset(&offsets)
         .size(FRAME)
         .build()?;
-    let freed = Arc::new(AtomicBool::new(false));
-    let told = freed.clone();
-    // SAFETY: the mapping lives until the closure runs, and nothing is enqueued then.
-    let memory = unsafe {
-        gstcuda::wrap(&context, Some(&stream), &info, (address, Content::Complete), move || {
-            drop(map);
-            told.store(true, Ordering::Release);
-        })
-    }?;
+    let memories = Memories::default();
+    let map: Arc<dyn Any + Send + Sync> = Arc::new(map);
+    // SAFETY: the mapping is held by the memory, and nothing is enqueued when that is let go of.
+    let wrap = |content| unsafe {
+        let (within, layout) = (Arc::downgrade(&map), &info);
+        let (context, stream) = (&context, Some(&stream));
+        memories.wrap(Place { within, address, layout, context, stream }, content, map.clone())
+    };
+    let memory = wrap(Content::Complete)?;
     expect(gstcuda::is_cuda(&memory), "it is no CUDA memory")?;
     expect(gstcuda::memory_stream(&memory).as_ref() == Some(&stream), "another stream")?;
     let its = gstcuda::memory_context(&memory).ok_or("no context")?;
@@ -734,9 +735,20 @@ fn gstreamer(driver_context: &Context) -> Outcome {
         Ok(_) => return Err("memory that is not to be written was mapped for that".into()),
         Err(memory) => memory,
     };
-    expect(!freed.load(Ordering::Acquire), "freed too early")?;
-    drop(memory);
-    expect(freed.load(Ordering::Acquire), "not freed")?;
+    let holders = || Arc::strong_count(&map) - 1;
+    let (first, other) = (memory.as_ptr(), wrap(Content::Complete)?);
+    expect(other.as_ptr() != first && holders() == 2, "memory that is in use was used again")?;
+    drop((memory, other));
+    expect(holders() == 0, "the memory is held by nobody, and holds its place")?;
+    // SAFETY: as above.
+    unsafe { work.write(address, &pattern(4)) }?;
+    let again = wrap(Content::Complete)?;
+    expect(again.as_ptr() == first, "other memory for the same place")?;
+    expect(again.map_readable()?.as_slice() == pattern(4), "what was downloaded before")?;
+    drop(memories);
+    expect(holders() == 1, "memory in use was freed with the others")?;
+    drop(again);
+    expect(holders() == 0, "memory does not let go of its place")?;
 
     let caps = info.to_caps()?;
     let caps = {

@@ -488,6 +488,43 @@ fn frames_come_on_the_stream_of_downstream() {
     assert_eq!(before[..5], behind[..5]);
 }
 
+/// GStreamer's memory stays with its slot, and what the CPU reads there is the frame that is in it.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn memory_is_made_once_for_a_place() {
+    let site = Site::new("once");
+    let branch = |mode: &str| {
+        format!(
+            "cuframessrc name={mode} key=cam1 io-mode={mode} ! video/x-raw(memory:CUDAMemory) \
+             ! fakesink name={mode}-out sync=false "
+        )
+    };
+    let watched = site.play(&(branch("import") + &branch("copy")));
+    let mark = gst::glib::Quark::from_str("cuframes-test-seen");
+    let look = move |pad: &gst::Pad, buffer: &gst::Buffer| {
+        let memory = buffer.peek_memory(0).as_ptr().cast_mut().cast::<gst::ffi::GstMiniObject>();
+        use gst::glib::translate::IntoGlib;
+        // SAFETY: a valid memory; the mark is not null, and needs not be freed.
+        let is_new = unsafe {
+            let seen = gst::ffi::gst_mini_object_get_qdata(memory, mark.into_glib());
+            let any = std::ptr::NonNull::dangling().as_ptr();
+            gst::ffi::gst_mini_object_set_qdata(memory, mark.into_glib(), any, None);
+            seen.is_null()
+        };
+        (is_new, number(pad, buffer))
+    };
+    let all = ["import", "copy"].map(|mode| watched.probe(&format!("{mode}-out"), look));
+    let _running = site.camera("--size 640x360 --gop 15", "h264");
+    until(|| all.iter().all(|seen| seen.lock().unwrap().len() >= 90));
+    watched.0.set_state(gst::State::Null).unwrap();
+    for (seen, most) in all.iter().zip([16, 2]) {
+        let seen = seen.lock().unwrap();
+        let made = seen.iter().filter(|(is_new, _)| *is_new).count();
+        assert!(made <= most, "{made} for {} frames", seen.len());
+        rising(&seen.iter().map(|(_, number)| *number).collect::<Vec<_>>());
+    }
+}
+
 const ROLE: &str = "CUFRAMES_GPU_ROLE";
 
 /// Not a test: a publisher that is killed while its GPU still works on the frame that it published.

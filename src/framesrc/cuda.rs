@@ -1,11 +1,13 @@
 //! Frames of a publisher of device memory: wrapped where they are, copied, or downloaded.
 
-use std::sync::{Arc, Mutex};
+use std::any::Any;
+use std::sync::{Arc, Mutex, Weak};
 
 use gst_video::VideoInfo;
 
 use crate::core::board::lock;
-use crate::gpu::gstcuda::{self, Content, CudaContext, CudaStream};
+use crate::gpu::gstcuda::{CudaContext, CudaStream};
+use crate::gpu::memories::{Content, Memories, Place};
 use crate::gpu::{
     self, Address, Context, Copy2d, DeviceMemory, HostAccess, RegisteredHost, Stream,
 };
@@ -22,8 +24,52 @@ pub struct DeviceSource {
     /// The page of the claims, for the device to clear them. `None` if it can't; then the CPU waits for
     /// downstream's work before it gives a frame back.
     claims: Option<Arc<RegisteredHost>>,
+    frames: Memories<Held>,
+    copies: Memories<Copied>,
     /// Memory for copies that nobody uses any more. What is enqueued on the stream may still read it.
-    spare: Arc<Mutex<Vec<DeviceMemory>>>,
+    spare: Spare,
+}
+
+type Spare = Arc<Mutex<Vec<Arc<DeviceMemory>>>>;
+
+/// A frame that downstream has. It is given back when all work is done that was enqueued on the stream by
+/// then.
+struct Held {
+    frame: Option<Frame>,
+    stream: Arc<Stream>,
+    claims: Option<Arc<RegisteredHost>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(frame) = self.frame.take() else { return };
+        frame.release_with(|offset| {
+            // To switch to this process would take the GPU longer than a copy: it is asked only where it is
+            // at work.
+            if matches!(self.stream.is_idle(), Ok(true)) {
+                return false;
+            }
+            let cleared = self.claims.as_ref().map(|c| self.stream.write_value(c, offset, 0));
+            if matches!(cleared, Some(Ok(()))) {
+                return true;
+            }
+            // The default stream may be the one at work.
+            let _ = self.stream.context().synchronize();
+            false
+        });
+    }
+}
+
+/// A copy that downstream has.
+struct Copied {
+    memory: Arc<DeviceMemory>,
+    spare: Spare,
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        lock(&self.spare).push(self.memory.clone());
+    }
 }
 
 impl DeviceSource {
@@ -46,7 +92,16 @@ impl DeviceSource {
             None
         };
         let driver_stream = Arc::new(stream.driver_stream(&driver));
-        Ok(Self { context, driver, stream, driver_stream, claims, spare: Arc::default() })
+        Ok(Self {
+            context,
+            driver,
+            stream,
+            driver_stream,
+            claims,
+            frames: Memories::default(),
+            copies: Memories::default(),
+            spare: Arc::default(),
+        })
     }
 
     /// From the next frame on downstream enqueues its work on this stream.
@@ -65,34 +120,20 @@ impl DeviceSource {
         frame.memory().context().is_none_or(|c| c.device() == self.driver.device())
     }
 
-    /// Gives a frame back when all work is done that was enqueued on the stream by then. The GPU is asked
-    /// for that only if there is any: to switch to this process would take it longer than a copy.
-    fn give_back(stream: &Stream, claims: Option<&RegisteredHost>, frame: Frame) {
-        frame.release_with(|offset| {
-            if matches!(stream.is_idle(), Ok(true)) {
-                return false;
-            }
-            let cleared = claims.map(|claims| stream.write_value(claims, offset, 0));
-            if matches!(cleared, Some(Ok(()))) {
-                return true;
-            }
-            // The default stream may be the one at work.
-            let _ = stream.context().synchronize();
-            false
-        });
+    fn held(&self, frame: Frame) -> Held {
+        Held { frame: Some(frame), stream: self.driver_stream.clone(), claims: self.claims.clone() }
     }
 
     /// The frame as memory that downstream takes as its own. The claim goes when the last reference is
     /// dropped and the work that was enqueued on the stream by then is done.
     pub fn wrap(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gpu::Error> {
         let layout = layout(&frame, video)?;
-        let (stream, claims) = (self.driver_stream.clone(), self.claims.clone());
-        let at = (frame.address(), Content::Complete);
-        let freed = move || Self::give_back(&stream, claims.as_deref(), frame);
+        let within = Arc::downgrade(frame.memory());
+        let place = self.place(within, frame.address(), &layout);
         // SAFETY: the frame's planes lie within its slot, which the caller has checked. The slot is
-        // mapped while `freed` has the frame, and not written by the publisher before the claim is
-        // cleared, behind the work on the stream.
-        unsafe { gstcuda::wrap(&self.context, Some(&self.stream), &layout, at, freed) }
+        // mapped while the frame is held, and not written by the publisher before the claim is cleared,
+        // behind the work on the stream.
+        unsafe { self.frames.wrap(place, Content::Complete, self.held(frame)) }
     }
 
     /// A copy of the frame in memory of this device. The CPU does not wait for it.
@@ -103,7 +144,7 @@ impl DeviceSource {
         let spare = std::iter::from_fn(|| lock(&self.spare).pop()).find(|m| m.len() >= size);
         let memory = match spare {
             Some(memory) => memory,
-            None => DeviceMemory::new(&self.driver, size)?,
+            None => Arc::new(DeviceMemory::new(&self.driver, size)?),
         };
         let (from, to) = (frame.address(), memory.address());
         // SAFETY: the frame is mapped, and as it is, until it is given back below, behind the copy. The
@@ -114,13 +155,22 @@ impl DeviceSource {
                 None => self.driver_stream.copy(from, to, size)?,
             }
         }
-        Self::give_back(&self.driver_stream, self.claims.as_deref(), frame);
-        let spare = self.spare.clone();
-        let freed = move || lock(&spare).push(memory);
+        drop(self.held(frame));
+        let within: Weak<DeviceMemory> = Arc::downgrade(&memory);
+        let place = self.place(within, to, &layout);
+        let copied = Copied { memory, spare: self.spare.clone() };
         // SAFETY: the memory is as long as the layout, and goes back to be used on the same stream.
-        unsafe {
-            gstcuda::wrap(&self.context, Some(&self.stream), &layout, (to, Content::Pending), freed)
-        }
+        unsafe { self.copies.wrap(place, Content::Pending, copied) }
+    }
+
+    fn place<'a>(
+        &'a self,
+        within: Weak<dyn Any + Send + Sync>,
+        address: u64,
+        layout: &'a VideoInfo,
+    ) -> Place<'a> {
+        let (context, stream) = (&self.context, Some(&self.stream));
+        Place { within, address, layout, context, stream }
     }
 
     /// A copy of the frame in host memory.

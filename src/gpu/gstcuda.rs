@@ -31,8 +31,11 @@ pub const CONTEXT_TYPE: &str = "gst.cuda.context";
 /// `GST_MAP_CUDA`: asks a GstCudaMemory for its device address.
 const MAP_CUDA: GstMapFlags = gst::ffi::GST_MAP_FLAG_LAST << 1;
 
-/// `GST_CUDA_MEMORY_TRANSFER_NEED_SYNC`: who works on another stream has to wait for the memory's.
-const NEED_SYNC: u32 = gst::ffi::GST_MEMORY_FLAG_LAST << 2;
+/// `GST_CUDA_MEMORY_TRANSFER_…`: the CPU has no copy of the content, or a newer one; who works on another
+/// stream has to wait for the memory's.
+pub(super) const NEED_DOWNLOAD: u32 = gst::ffi::GST_MEMORY_FLAG_LAST;
+pub(super) const NEED_UPLOAD: u32 = gst::ffi::GST_MEMORY_FLAG_LAST << 1;
+pub(super) const NEED_SYNC: u32 = gst::ffi::GST_MEMORY_FLAG_LAST << 2;
 
 /// A GstCudaContext, which is a GstObject.
 #[repr(C)]
@@ -49,9 +52,9 @@ pub(super) struct RawStream {
 /// The public head of a GstCudaMemory, the same from 1.24 to 1.28. Its private rest is behind it.
 #[repr(C)]
 pub(super) struct RawMemory {
-    memory: GstMemory,
-    context: *mut RawContext,
-    info: GstVideoInfo,
+    pub memory: GstMemory,
+    pub context: *mut RawContext,
+    pub info: GstVideoInfo,
 }
 
 macro_rules! table {
@@ -90,6 +93,7 @@ table! {
     gst_cuda_stream_unref(*mut RawStream);
     gst_is_cuda_memory(*mut GstMemory) -> gboolean;
     gst_cuda_memory_get_stream(*mut RawMemory) -> *mut RawStream;
+    gst_cuda_memory_get_user_data(*mut RawMemory) -> gpointer;
     gst_cuda_memory_sync(*mut RawMemory);
     gst_cuda_allocator_alloc(*mut c_void, *mut RawContext, *mut RawStream, *const GstVideoInfo) -> *mut GstMemory;
     gst_cuda_allocator_alloc_wrapped(*mut c_void, *mut RawContext, *mut RawStream, *const GstVideoInfo, CUdeviceptr, gpointer, GDestroyNotify) -> *mut GstMemory;
@@ -419,6 +423,10 @@ impl CudaStream {
         Self { lib, raw }
     }
 
+    pub(super) fn raw(&self) -> *mut RawStream {
+        self.raw
+    }
+
     fn handle(&self) -> CUstream {
         // SAFETY: valid while `self` lives.
         unsafe { (self.lib.gst_cuda_stream_get_handle)(self.raw) }
@@ -429,81 +437,6 @@ impl CudaStream {
     pub fn driver_stream(&self, context: &Context) -> Stream {
         // SAFETY: the driver's stream is valid while the GstCudaStream lives, which the new owner holds.
         unsafe { Stream::from_raw(context, self.handle(), self.clone()) }
-    }
-}
-
-/// Runs what was given to [`wrap`] when the memory is freed.
-unsafe extern "C" fn on_free<F: FnOnce() + Send + 'static>(data: gpointer) {
-    // SAFETY: boxed in `wrap`; GStreamer calls this once.
-    let f = unsafe { Box::from_raw(data.cast::<F>()) };
-    // A panic must not run into C.
-    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err() {
-        tracing::error!("a panic while memory was freed");
-    }
-}
-
-/// What wrapped memory may be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
-    /// It is complete, and not to be written: who asks for that is refused, or gets a copy.
-    Complete,
-    /// What writes it is enqueued on its stream, for others to wait for.
-    Pending,
-    /// It is there to be written.
-    Blank,
-}
-
-/// Device memory as GstCudaMemory. `info` says where the planes lie in it: its offsets, strides and
-/// size have to be the memory's. Elements downstream enqueue their work on `stream`.
-///
-/// `freed` runs when the last reference to the memory is dropped, on any thread, with the context
-/// current. Work that downstream has enqueued may not be done by then: what `freed` enqueues on the
-/// stream comes after it.
-///
-/// # Safety
-/// `info.size()` bytes from `address` on have to be device memory that is accessible in the context,
-/// until `freed` runs and the stream is past what was enqueued by then.
-pub unsafe fn wrap<F: FnOnce() + Send + 'static>(
-    context: &CudaContext,
-    stream: Option<&CudaStream>,
-    info: &gst_video::VideoInfo,
-    (address, content): (u64, Content),
-    freed: F,
-) -> Result<gst::Memory> {
-    let lib = context.lib;
-    // GStreamer divides by it.
-    if address == 0 || info.stride().first().is_none_or(|stride| *stride <= 0) {
-        let problem = format!(
-            "A picture at {address:#x} with strides {:?}: run the same version of cuframes on both sides",
-            info.stride()
-        );
-        return Err(Error::Value { problem });
-    }
-    let stream = stream.map_or(std::ptr::null_mut(), |s| s.raw);
-    let data = Box::into_raw(Box::new(freed));
-    // SAFETY: all objects are valid, and GStreamer takes references of its own; `info` is copied. No
-    // allocator means the default one. The address is valid by the caller's promise.
-    unsafe {
-        let memory = (lib.gst_cuda_allocator_alloc_wrapped)(
-            std::ptr::null_mut(),
-            context.raw(),
-            stream,
-            info.to_glib_none().0,
-            address,
-            data.cast(),
-            Some(on_free::<F>),
-        );
-        if memory.is_null() {
-            // Nothing took the data.
-            drop(Box::from_raw(data));
-            return failed("gst_cuda_allocator_alloc_wrapped");
-        }
-        (*memory).mini_object.flags |= match content {
-            Content::Complete => gst::ffi::GST_MEMORY_FLAG_READONLY,
-            Content::Pending => NEED_SYNC,
-            Content::Blank => 0,
-        };
-        Ok(from_glib_full(memory))
     }
 }
 

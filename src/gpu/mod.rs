@@ -6,6 +6,7 @@
 mod context;
 mod driver;
 pub mod gstcuda;
+pub mod memories;
 mod memory;
 pub mod pool;
 mod stream;

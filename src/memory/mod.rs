@@ -4,6 +4,7 @@ pub mod cuda;
 pub mod cuda_ipc;
 pub mod host;
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -95,7 +96,7 @@ pub trait Backend: Send + Sync {
 /// # Safety
 /// For each slot of the geometry, `size` bytes from its address on have to be memory of the backend's
 /// kind, writable and used by nobody else, until the chunk is dropped.
-pub unsafe trait Chunk: Send + Sync {
+pub unsafe trait Chunk: Any + Send + Sync {
     fn geometry(&self) -> Geometry;
 
     /// What is sent to subscribers.
@@ -114,7 +115,7 @@ pub unsafe trait Chunk: Send + Sync {
 ///
 /// # Safety
 /// As for [`Chunk`], but readable.
-pub unsafe trait Imported: Send + Sync {
+pub unsafe trait Imported: Any + Send + Sync {
     fn kind(&self) -> Kind;
 
     fn geometry(&self) -> Geometry;

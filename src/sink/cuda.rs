@@ -9,14 +9,15 @@ use super::imp::lock;
 use super::pool::Flushing;
 use super::{Memory, SyncMode};
 use crate::core::Publisher;
-use crate::gpu::gstcuda::{self, Content, CudaContext, CudaStream};
+use crate::gpu::gstcuda::{self, CudaContext};
+use crate::gpu::memories::{Content, Memories, Place};
 use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream, pool};
 use crate::log::CAT;
 use crate::memory::Backend;
 use crate::memory::cuda::CudaBackend;
 use crate::memory::cuda_ipc::CudaIpcBackend;
 use crate::properties::plane_size;
-use crate::{FrameInfo, Planes};
+use crate::{FrameInfo, Loan, Planes};
 
 /// Rows and planes of slots that upstream writes begin on multiples of this, as textures want it (512
 /// bytes).
@@ -31,8 +32,10 @@ pub struct DeviceSlots {
     backend: Arc<dyn Backend>,
     /// Never [`SyncMode::Auto`].
     sync: SyncMode,
-    /// The stream that upstream's buffers were lent for last.
-    lent_for: Mutex<Option<Stream>>,
+    /// What was lent to upstream.
+    lent: Memories<Loan>,
+    /// The stream that slots were written on last.
+    stream: Mutex<Option<Arc<Stream>>>,
 }
 
 impl DeviceSlots {
@@ -70,7 +73,13 @@ impl DeviceSlots {
         } else {
             Arc::new(CudaBackend::new(context.clone())?)
         };
-        Ok(Arc::new(Self { context, backend, sync, lent_for: Mutex::default() }))
+        Ok(Arc::new(Self {
+            context,
+            backend,
+            sync,
+            lent: Memories::default(),
+            stream: Mutex::default(),
+        }))
     }
 
     pub fn sync(&self) -> SyncMode {
@@ -110,14 +119,9 @@ impl DeviceSlots {
 
     /// Lets the work on a new stream of upstream come behind that on its last one. Upstream has one at a
     /// time, and takes another only with another pool.
-    fn follow(&self, stream: Option<&CudaStream>) -> Result<(), gpu::Error> {
-        let stream = stream.map_or_else(
-            || Stream::default_of(&self.context),
-            |stream| stream.driver_stream(&self.context),
-        );
-        let handle = stream.handle();
-        let before = lock(&self.lent_for).replace(stream);
-        match before.filter(|before| before.handle() != handle) {
+    fn follow(&self, stream: &Arc<Stream>) -> Result<(), gpu::Error> {
+        let before = lock(&self.stream).replace(stream.clone());
+        match before.filter(|before| before.handle() != stream.handle()) {
             Some(before) => before.synchronize(),
             None => Ok(()),
         }
@@ -139,13 +143,16 @@ impl DeviceSlots {
                 // Upstream can't be made to skip a frame.
                 return Ok(gstcuda::allocate(context, stream, &wanted.video)?);
             };
-            self.follow(stream)?;
-            let at = (loan.address(), Content::Blank);
+            self.follow(&Arc::new(match stream {
+                Some(stream) => stream.driver_stream(&self.context),
+                None => Stream::default_of(&self.context),
+            }))?;
+            let (within, address) = (Arc::downgrade(loan.memory()), loan.address());
+            let place = Place { within, address, layout: &layout, context, stream };
             // SAFETY: the loan is as many bytes of device memory, and keeps them until it is dropped.
-            // What upstream has enqueued by then comes before what it writes to the next loan of that
-            // slot, by the order of its stream or by `follow`, and before what the sink copies there,
-            // which is in the order of that stream, too.
-            Ok(unsafe { gstcuda::wrap(context, stream, &layout, at, move || drop(loan)) }?)
+            // What upstream has enqueued by then comes before what is written to the next loan of that
+            // slot, by the order of its stream or by `follow`.
+            Ok(unsafe { self.lent.wrap(place, Content::Blank, loan) }?)
         };
         let memory = memory().map_err(|e| {
             gst::error!(CAT, "{e}");
@@ -193,7 +200,7 @@ pub struct DeviceSink {
     /// Where the planes lie in a slot: as in the first frame, so that copies are simple.
     layout: VideoInfo,
     /// The stream of the last frame.
-    stream: Option<Stream>,
+    stream: Option<Arc<Stream>>,
 }
 
 impl DeviceSink {
@@ -231,10 +238,10 @@ impl DeviceSink {
         let memory = buffer.peek_memory(0);
         let map = gstcuda::map_device(memory)?;
         let source = info(memory)?;
-        let stream = match gstcuda::memory_stream(memory) {
+        let stream = Arc::new(match gstcuda::memory_stream(memory) {
             Some(stream) => stream.driver_stream(&self.slots.context),
             None => Stream::default_of(&self.slots.context),
-        };
+        });
         // Frames become ready in their order, so a new stream begins when the old one is done.
         if let Some(before) = &self.stream
             && before.handle() != stream.handle()
@@ -286,17 +293,18 @@ impl DeviceSink {
         &self,
         publisher: &Publisher,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<crate::Loan>, crate::Error> {
+    ) -> Result<Option<Loan>, crate::Error> {
         publisher.loan_in(&self.slots.backend, self.layout.size(), cancelled)
     }
 
-    /// Enqueues the copy of a frame into a slot.
+    /// Enqueues the copy of a frame into a slot on loan.
     fn copy(
         &self,
-        stream: &Stream,
+        stream: &Arc<Stream>,
         (source, map): (&VideoInfo, &gstcuda::DeviceMap<'_>),
         slot: u64,
     ) -> Result<(), gpu::Error> {
+        self.slots.follow(stream)?;
         // SAFETY, for both: the planes lie within the frame as its own GstVideoInfo says, and within the
         // slot by the layout that the slot was made for. The frame may be let go of when this function
         // returns: whatever writes to it next does so on the same stream, behind this copy. The slot is

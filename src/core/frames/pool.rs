@@ -628,6 +628,11 @@ impl Loan {
         self.memory.address(self.index)
     }
 
+    /// What the slot is a part of.
+    pub fn memory(&self) -> &Arc<dyn Chunk> {
+        &self.memory
+    }
+
     /// Bytes of the slot.
     pub fn len(&self) -> usize {
         self.memory.geometry().size as usize
