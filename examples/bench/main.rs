@@ -7,13 +7,12 @@
 //! the source: from the frame's own pixels, or else from a page that they share (see [`stamps::Stamps`]). All
 //! are processes of their own, and each camera has a publisher ([`systems::System::together`] is the other
 //! way); the systems are measured one after another in turns, so that what else the machine does hits all
-//! alike. What a machine lacks is skipped. `--fps 0` is
-//! as fast as it goes.
+//! alike. What a machine lacks is skipped. `--fps 0` is as fast as it goes.
 //!
-//! Behind the turns, which are not disturbed by it, and with one camera of the first size and rate: where a
-//! frame's time goes ([`steps`]); `--lives` subscribers that join a running publisher, which is then killed
-//! and replaced; what everybody uses while a publisher is silent; and one turn of each system under
-//! strace, where that exists.
+//! Behind the turns, which are not disturbed by it, and with one camera: where a frame's time goes
+//! ([`steps`]); and, of the first size and rate, `--lives` subscribers that join a running publisher, which
+//! is then killed and replaced; what everybody uses while a publisher is silent; and one turn of each
+//! system under strace, where that exists.
 //!
 //! Results go to the terminal, and to FOLDER as results.json and pictures.
 
@@ -77,7 +76,9 @@ impl Turn {
         let made = system.publishes() && !system.has_camera();
         match self {
             Turn::Round => true,
-            Turn::Steps => one && system.is_ours() && case.cameras == 1,
+            Turn::Steps => {
+                system.is_ours() && case.cameras == 1 && Some(&case.subscribers) == first
+            }
             Turn::Life => with_first && case.subscribers > 0,
             Turn::Idle => with_first && case.subscribers > 0 && made,
             Turn::Calls => {

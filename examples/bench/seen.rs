@@ -60,8 +60,8 @@ impl Seen {
         }
         let counts = now - stamp.time < limit;
         if counts {
-            // As fast as it goes there are millions.
-            if self.latencies.len() < 100_000 {
+            // As fast as it goes, and for long, there are millions.
+            if self.latencies.len() < 1_000_000 {
                 self.latencies.push(now - stamp.time);
             }
         } else {

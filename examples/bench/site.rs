@@ -119,7 +119,13 @@ impl<'a> Site<'a> {
         let end = if lives { -1 } else { i64::from(self.options.frames + WARM_UP) };
         let made = match fps {
             0 => format!("benchsrc ! {caps} ! "),
-            _ => format!("videotestsrc is-live=true num-buffers={end} pattern=black ! {caps} ! "),
+            // Cameras of one process are no more in step than others.
+            _ => {
+                let phase = n as u64 * 1_000_000_000 / u64::from(fps * self.case.cameras);
+                format!(
+                    "videotestsrc is-live=true timestamp-offset={phase} num-buffers={end} pattern=black ! {caps} ! "
+                )
+            }
         };
         // Queue-free: the thread that makes a frame hands it over, as a decoder's does.
         let before = match source {

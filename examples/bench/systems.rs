@@ -45,6 +45,11 @@ const SPIN: &str = "cuframessrc name=src key=bench spin=500 runtime-dir=SITE";
 const WAITING_SINK: &str = "cuframessink name=sink key=bench policy=wait runtime-dir=SITE";
 const STRICT_SRC: &str = "cuframessrc name=src key=bench mode=strict runtime-dir=SITE";
 
+const UNIXFD_SINK: &str = "unixfdsink name=sink sync=false socket-path=SITE/unixfd";
+const UNIXFD_SRC: &str = "unixfdsrc name=src socket-path=SITE/unixfd";
+const SHM_SINK: &str = "shmsink name=sink sync=false wait-for-connection=false shm-size=200000000 socket-path=SITE/shm";
+const SHM_SRC: &str = "shmsrc name=src is-live=true socket-path=SITE/shm ! CAPS";
+
 macro_rules! rtsp {
     () => {
         "rtspsrc location=URL latency=0 protocols=tcp ! rtpCODECdepay ! video/x-CODEC,stream-format=PACKED,alignment=au ! CODECparse ! "
@@ -61,22 +66,17 @@ const DECODED_ON_GPU: &str = concat!(
     "cuframessink name=sink key=bench runtime-dir=SITE"
 );
 
-pub const SYSTEMS: [System; 24] = [
+pub const SYSTEMS: [System; 27] = [
     // What the publisher's CPU time is without a system: the rest of a row is what the system adds.
     made("alone", "fakesink name=sink sync=false", ""),
     made("cuframes", SINK, SRC),
+    System { together: true, ..made("cuframes-together", SINK, SRC) },
     made("cuframes-spin", SINK, SPIN),
     made("cuframes-wait", WAITING_SINK, STRICT_SRC),
-    made(
-        "unixfd",
-        "unixfdsink name=sink sync=false socket-path=SITE/unixfd",
-        "unixfdsrc name=src socket-path=SITE/unixfd",
-    ),
-    made(
-        "shm",
-        "shmsink name=sink sync=false wait-for-connection=false shm-size=200000000 socket-path=SITE/shm",
-        "shmsrc name=src is-live=true socket-path=SITE/shm ! CAPS",
-    ),
+    made("unixfd", UNIXFD_SINK, UNIXFD_SRC),
+    System { together: true, ..made("unixfd-together", UNIXFD_SINK, UNIXFD_SRC) },
+    made("shm", SHM_SINK, SHM_SRC),
+    System { together: true, ..made("shm-together", SHM_SINK, SHM_SRC) },
     uploaded("alone-cuda", "fakesink name=sink sync=false", ""),
     uploaded("cuframes-cuda", SINK, SRC),
     uploaded("cuframes-cuda-spin", SINK, SPIN),
