@@ -87,6 +87,7 @@ macro_rules! conformance {
                 newest_drop
                 newest_wait
                 strict_drop
+                slots_are_used_when_they_are_needed
                 strict_wait
                 nothing_is_lost_at_full_speed
                 the_last_frame_is_not_lost
@@ -154,6 +155,32 @@ fn strict_drop<B: Bench>(site: &Site) {
 
 fn strict_wait<B: Bench>(site: &Site) {
     stream::<B>(site, Mode::Strict, PATIENT);
+}
+
+/// A strict subscriber that keeps up costs no more memory than others; one that lags finds as many frames as
+/// there are slots.
+fn slots_are_used_when_they_are_needed<B: Bench>(site: &Site) {
+    for policy in [Policy::Drop, PATIENT] {
+        let publisher = site.publisher(B::backend(), |c| (c.policy, c.window) = (policy, 2));
+        let mut viewer = site.viewer(|c| (c.mode, c.credit) = (Mode::Strict, 5));
+        let mut places = std::collections::HashSet::new();
+        for n in 1..=50 {
+            publish::<B>(&publisher, n);
+            let frame = viewer.frame();
+            assert_eq!(frame.seq, n);
+            places.insert(frame.address());
+        }
+        assert!(places.len() <= 4, "{places:?}");
+        let slots = u64::from(publisher.stats().pool.slots);
+        assert_eq!(slots, 2 + 5 + 1);
+        for n in 51..=50 + slots {
+            publish::<B>(&publisher, n);
+        }
+        for n in 51..=50 + slots {
+            let frame = viewer.frame();
+            assert_eq!((frame.seq, frame.skipped), (n, 0));
+        }
+    }
 }
 
 fn nothing_is_lost_at_full_speed<B: Bench>(site: &Site) {

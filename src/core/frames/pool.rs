@@ -321,14 +321,8 @@ impl Frames {
 
     fn search(&self, pool: &mut Pool) -> Taken {
         let Pool { order, spare, slots, chunks, peers, peers_version, head, .. } = pool;
-        // The more slots go round, the longer a strict subscriber finds what it has still to take. For
-        // the others, few slots go round: their memory stays in the caches, and the rest stays unused.
-        let strict = |p: &Arc<Peer>| p.mode == Mode::Strict && p.credit > 0;
-        if peers.iter().any(strict)
-            && let Some(number) = spare.pop()
-        {
-            return Taken::Slot(number);
-        }
+        // Few slots go round, from the oldest frame on: their memory stays in the caches, and the rest
+        // stays unused until it is needed.
         for at in 0..order.len() {
             let number = order[at];
             let slot_seq = self.control.slot(number);
@@ -337,10 +331,15 @@ impl Frames {
                 if self.is_newest(seq, *head) {
                     break;
                 }
-                if self.policy != Policy::Drop
-                    && let Some(peer) = peers.iter().find(|p| is_behind(p, seq))
-                {
-                    return Taken::WaitFor(peer.clone());
+                // Who is strict finds what it has still to take as long as there is other room.
+                if let Some(peer) = peers.iter().find(|p| is_behind(p, seq)) {
+                    match spare.pop() {
+                        Some(number) => return Taken::Slot(number),
+                        None if self.policy != Policy::Drop => {
+                            return Taken::WaitFor(peer.clone());
+                        }
+                        None => {}
+                    }
                 }
             }
             let slot = slots[number as usize].as_ref().expect("slots in order exist");
