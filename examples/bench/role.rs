@@ -199,6 +199,7 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     // Counted together, those of all cameras.
     let warm_up = u64::from(WARM_UP) * cameras;
     let end = if flat_out { u64::MAX } else { u64::from(WARM_UP + task.frames) * cameras };
+    let end = Arc::new(AtomicU64::new(end));
     let endless = task.is_endless();
     // The time of the last frame that counts, and how many frames there were.
     let last = Arc::new((AtomicI64::new(0), AtomicU64::new(0)));
@@ -207,7 +208,7 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
         let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
         let (begin, going) = (start.clone(), go.clone());
         let (latest, silent) = (last.clone(), silent.clone());
-        let (first, own) = (AtomicBool::new(true), AtomicU64::new(0));
+        let (first, own, end) = (AtomicBool::new(true), AtomicU64::new(0), end.clone());
         each_buffer(&pipeline, &format!("sink{n}"), move |info| {
             let is_first = endless && first.swap(false, Ordering::Relaxed);
             if is_first && silent.fetch_sub(1, Ordering::Relaxed) == 1 {
@@ -220,13 +221,15 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
             if warm {
                 begin.get_or_init(|| Usage::at(BEGIN));
             }
+            // Frames that do not count, before and behind, have no time.
+            let timed = endless || warm && of_all < end.load(Ordering::Relaxed);
             if let Some(buffer) = info.buffer_mut().filter(|_| counts || endless) {
-                stamps.write(buffer, if warm || endless { now() } else { 0 }, number);
+                stamps.write(buffer, if timed { now() } else { 0 }, number);
             }
-            if of_all < end {
+            if of_all < end.load(Ordering::Relaxed) {
                 latest.0.store(now(), Ordering::Relaxed);
             }
-            if endless && of_all == end {
+            if of_all == end.load(Ordering::Relaxed) {
                 let _ = bus.post(gst::message::Eos::new());
             }
         })?;
@@ -241,9 +244,10 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     if flat_out {
         // For as long as at an ordinary rate.
         std::thread::sleep(Duration::from_secs(task.frames.into()) / task.pace());
-        pipeline.send_event(gst::event::Eos::new());
+        end.store(0, Ordering::Relaxed);
+    } else {
+        run_to_the_end(&pipeline)?;
     }
-    run_to_the_end(&pipeline)?;
     let end = Usage::at(END);
     let start = start.get().ok_or("too few frames")?;
     let frames = match flat_out {
@@ -265,12 +269,7 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
         "cpu": cpu, "switches": switches, "rate": rate, "dropped": count("dropped"),
         "steps": steps.map(|s| s.take()),
     }))?;
-    // Those who joined later still count frames.
-    if endless {
-        std::io::stdin().read_line(&mut String::new())?;
-    }
-    pipeline.set_state(gst::State::Null)?;
-    Ok(())
+    linger(&pipeline)
 }
 
 fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
@@ -285,6 +284,8 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     if let Some(listener) = &steps {
         listener.at_source(&pipeline.by_name("src0").ok_or("no source")?);
     }
+    // Cameras that have not come to the frames behind those that count.
+    let open = Arc::new(AtomicU64::new(cameras));
     let mut seen = Vec::new();
     for (n, stamps) in all_stamps.iter().copied().enumerate() {
         let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
@@ -292,6 +293,7 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
         seen.push(into.clone());
         let (count, silent, going) = (count.clone(), silent.clone(), going.clone());
         let (first, listener) = (AtomicBool::new(true), steps.clone());
+        let (over, open) = (AtomicBool::new(false), open.clone());
         let out = format!("out{n}");
         let pad = pipeline.by_name(&out).and_then(|e| e.static_pad("sink")).ok_or("no pad")?;
         each_buffer(&pipeline, &out, move |info| {
@@ -310,16 +312,20 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
             if endless && (number < warm_up || number >= last) {
                 return;
             }
+            let mut is_last = false;
             if let (Some(buffer), Ok(mut seen)) = (info.buffer(), into.lock()) {
                 let stamp = stamps.read(buffer, &pad);
                 let time = stamp.as_ref().map_or(-1, |s| s.time);
+                if time == 0 && seen.start.is_some() && !over.swap(true, Ordering::Relaxed) {
+                    is_last = open.fetch_sub(1, Ordering::Relaxed) == 1;
+                }
                 if seen.add(now, stamp, stamps.limit())
                     && let Some(listener) = &listener
                 {
                     listener.done(now, time);
                 }
             }
-            if endless && number + 1 == last {
+            if endless && number + 1 == last || is_last {
                 let _ = bus.post(gst::message::Eos::new());
             }
         })?;
@@ -333,7 +339,6 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     } else {
         println!("playing");
     }
-    // Some sources know no end of the stream, but all an end of the publisher.
     let ended = run_to_the_end(&pipeline);
     let end = Usage::at(END);
     let line = {
@@ -363,6 +368,12 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
         })
     };
     say(&line)?;
+    linger(&pipeline)
+}
+
+/// Everything stays as it is until all have counted their frames, and were looked at.
+fn linger(pipeline: &gst::Pipeline) -> Result<(), Failure> {
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     pipeline.set_state(gst::State::Null)?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::Failure;
 use crate::figures::{Calls, Idle, Life, Round};
 use crate::options::{Case, Options};
 use crate::process::{self, Process};
@@ -12,7 +13,6 @@ use crate::role::{Camera, Task, heard};
 use crate::stamps::Place;
 use crate::steps;
 use crate::systems::{Source, System, UPLOAD};
-use crate::{Failure, WARM_UP};
 
 pub struct Site<'a> {
     options: &'a Options,
@@ -79,7 +79,7 @@ impl<'a> Site<'a> {
             Source::Uploaded => Place::Device,
             Source::Camera => Place::Drawn,
         };
-        let all = cameras.enumerate().map(|(n, camera)| self.branch(n, camera, publishes, lives));
+        let all = cameras.enumerate().map(|(n, camera)| self.branch(n, camera, publishes));
         Ok(Task {
             publishes,
             lives,
@@ -94,13 +94,7 @@ impl<'a> Site<'a> {
     }
 
     /// What a process does for a camera, the `n`th of its own.
-    fn branch(
-        &self,
-        n: usize,
-        camera: u32,
-        publishes: bool,
-        lives: bool,
-    ) -> Result<Camera, Failure> {
+    fn branch(&self, n: usize, camera: u32, publishes: bool) -> Result<Camera, Failure> {
         let System { source, sink, subscriber, .. } = self.system;
         let (caps, fps) = (self.case.picture.caps(), self.case.picture.fps);
         let dir = self.dir.join(camera.to_string());
@@ -116,21 +110,20 @@ impl<'a> Site<'a> {
             let packed = if codec == "h264" { "avc" } else { "hvc1" };
             text.replace("URL", url).replace("CODEC", codec).replace("PACKED", packed)
         };
-        let end = if lives { -1 } else { i64::from(self.options.frames + WARM_UP) };
         let made = match fps {
             0 => format!("benchsrc ! {caps} ! "),
             // Cameras of one process are no more in step than others.
             _ => {
                 let phase = n as u64 * 1_000_000_000 / u64::from(fps * self.case.cameras);
                 format!(
-                    "videotestsrc is-live=true timestamp-offset={phase} num-buffers={end} pattern=black ! {caps} ! "
+                    "videotestsrc is-live=true timestamp-offset={phase} pattern=black ! {caps} ! "
                 )
             }
         };
         // Queue-free: the thread that makes a frame hands it over, as a decoder's does.
         let before = match source {
             Source::Made => made,
-            Source::Uploaded => made.replace(&format!("num-buffers={end} "), "") + UPLOAD,
+            Source::Uploaded => made + UPLOAD,
             Source::Camera => String::new(),
         };
         let pipeline = match publishes {
@@ -186,14 +179,6 @@ impl<'a> Site<'a> {
             std::thread::sleep(Duration::from_secs(1) / cameras / picture.pace());
         }
         let mut round = Round::default();
-        if look == Look::Nothing {
-            // Among the frames that warm up, to disturb none that counts.
-            std::thread::sleep(Duration::from_secs((WARM_UP / 2).into()) / picture.pace());
-            round.memory = publishers.iter().chain(&subscribers).map(Process::memory).sum();
-            round.shared = publishers.iter().map(Process::shared_files).sum();
-            round.decoder = process::decoder();
-            round.vram = process::vram().zip(vram).map(|(during, before)| during - before);
-        }
         let mut of_subscribers = Sum::default();
         let mut wrong = [Some(0); 3];
         for one in &mut subscribers {
@@ -214,6 +199,13 @@ impl<'a> Site<'a> {
             of_publishers.add(&said)?;
             round.dropped += said["dropped"].as_u64().unwrap_or(0);
             round.add_steps(&said);
+        }
+        // Behind the last frame that counts, to disturb none; cameras go on.
+        if look == Look::Nothing {
+            round.memory = publishers.iter().chain(&subscribers).map(Process::memory).sum();
+            round.shared = publishers.iter().map(Process::shared_files).sum();
+            round.decoder = process::decoder();
+            round.vram = process::vram().zip(vram).map(|(during, before)| during - before);
         }
         for one in subscribers.iter_mut().chain(&mut publishers) {
             one.wait()?;
