@@ -427,7 +427,8 @@ impl CudaStream {
         self.raw
     }
 
-    fn handle(&self) -> CUstream {
+    /// For functions of other libraries. Valid while this stream lives.
+    pub fn handle(&self) -> CUstream {
         // SAFETY: valid while `self` lives.
         unsafe { (self.lib.gst_cuda_stream_get_handle)(self.raw) }
     }

@@ -9,7 +9,7 @@ use super::imp::lock;
 use super::pool::Flushing;
 use super::{Memory, SyncMode};
 use crate::core::Publisher;
-use crate::gpu::gstcuda::{self, CudaContext};
+use crate::gpu::gstcuda::{self, CudaContext, CudaStream};
 use crate::gpu::memories::{Content, Memories, Place};
 use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream, pool};
 use crate::log::CAT;
@@ -117,14 +117,22 @@ impl DeviceSlots {
         Ok(())
     }
 
-    /// Lets the work on a new stream of upstream come behind that on its last one. Upstream has one at a
-    /// time, and takes another only with another pool.
-    fn follow(&self, stream: &Arc<Stream>) -> Result<(), gpu::Error> {
-        let before = lock(&self.stream).replace(stream.clone());
-        match before.filter(|before| before.handle() != stream.handle()) {
-            Some(before) => before.synchronize(),
-            None => Ok(()),
+    /// The stream that slots are written on from now on: work on a new one comes behind that on the last.
+    /// Frames become ready in their order, and no slot is written while earlier work still does so. Upstream has
+    /// one at a time, and takes another only with another pool.
+    fn follow(&self, stream: Option<&CudaStream>) -> Result<Arc<Stream>, gpu::Error> {
+        let mut current = lock(&self.stream);
+        if let Some(before) = &*current {
+            if before.handle() == stream.map_or(std::ptr::null_mut(), CudaStream::handle) {
+                return Ok(before.clone());
+            }
+            before.synchronize()?;
         }
+        let new = Arc::new(match stream {
+            Some(stream) => stream.driver_stream(&self.context),
+            None => Stream::default_of(&self.context),
+        });
+        Ok(current.insert(new).clone())
     }
 
     /// A buffer on a slot; where none is free, on other memory of the device.
@@ -143,10 +151,7 @@ impl DeviceSlots {
                 // Upstream can't be made to skip a frame.
                 return Ok(gstcuda::allocate(context, stream, &wanted.video)?);
             };
-            self.follow(&Arc::new(match stream {
-                Some(stream) => stream.driver_stream(&self.context),
-                None => Stream::default_of(&self.context),
-            }))?;
+            self.follow(stream)?;
             let (within, address) = (Arc::downgrade(loan.memory()), loan.address());
             let place = Place { within, address, layout: &layout, context, stream };
             // SAFETY: the loan is as many bytes of device memory, and keeps them until it is dropped.
@@ -199,8 +204,6 @@ pub struct DeviceSink {
     ready: Option<(RegisteredHost, usize)>,
     /// Where the planes lie in a slot: as in the first frame, so that copies are simple.
     layout: VideoInfo,
-    /// The stream of the last frame.
-    stream: Option<Arc<Stream>>,
 }
 
 impl DeviceSink {
@@ -223,7 +226,7 @@ impl DeviceSink {
         };
         let layout = info(memory)?;
         publisher.set_format_in(slots.backend.clone(), &caps.to_string(), layout.size())?;
-        Ok(Self { slots, ready, layout, stream: None })
+        Ok(Self { slots, ready, layout })
     }
 
     /// Publishes a frame, and says whether it had to be copied. `None` where no slot is free, or the wait
@@ -238,16 +241,7 @@ impl DeviceSink {
         let memory = buffer.peek_memory(0);
         let map = gstcuda::map_device(memory)?;
         let source = info(memory)?;
-        let stream = Arc::new(match gstcuda::memory_stream(memory) {
-            Some(stream) => stream.driver_stream(&self.slots.context),
-            None => Stream::default_of(&self.slots.context),
-        });
-        // Frames become ready in their order, so a new stream begins when the old one is done.
-        if let Some(before) = &self.stream
-            && before.handle() != stream.handle()
-        {
-            before.synchronize()?;
-        }
+        let stream = self.slots.follow(gstcuda::memory_stream(memory).as_ref())?;
         let describe = |layout: &VideoInfo, start: u64| {
             let planes = Planes::new(layout.offset(), layout.stride()).moved(start as u32);
             FrameInfo { size: layout.size() + start as usize, planes, ..frame.clone() }
@@ -285,7 +279,6 @@ impl DeviceSink {
             }
             publisher.publish(loan, &describe(&self.layout, 0));
         }
-        self.stream = Some(stream);
         Ok(Some(copied))
     }
 
@@ -297,14 +290,13 @@ impl DeviceSink {
         publisher.loan_in(&self.slots.backend, self.layout.size(), cancelled)
     }
 
-    /// Enqueues the copy of a frame into a slot on loan.
+    /// Enqueues the copy of a frame into a slot.
     fn copy(
         &self,
-        stream: &Arc<Stream>,
+        stream: &Stream,
         (source, map): (&VideoInfo, &gstcuda::DeviceMap<'_>),
         slot: u64,
     ) -> Result<(), gpu::Error> {
-        self.slots.follow(stream)?;
         // SAFETY, for both: the planes lie within the frame as its own GstVideoInfo says, and within the
         // slot by the layout that the slot was made for. The frame may be let go of when this function
         // returns: whatever writes to it next does so on the same stream, behind this copy. The slot is
