@@ -90,7 +90,7 @@ lint: packages
 
 docs: packages
 	cargo run --locked --example document > docs/elements.md
-	CUFRAMES_WRITE=1 cargo test --locked --test errors
+	CUFRAMES_WRITE=1 cargo test --locked --test errors --test tables
 
 packages:
 	@tests/install-packages.sh
