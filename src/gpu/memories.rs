@@ -55,7 +55,7 @@ impl<T> Default for Memories<T> {
 
 impl<T> fmt::Debug for Memories<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Memories({} not in use)", lock(&self.0).len())
+        f.debug_struct("Memories").field("kept", &lock(&self.0).len()).finish()
     }
 }
 
