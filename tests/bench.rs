@@ -5,13 +5,14 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What a run said, its results, and where it left pictures.
-fn run(name: &str, words: &str) -> (String, Value, PathBuf) {
+/// What a run with elements behind said, its results, and where it left pictures.
+fn run(name: &str, words: &str, behind: &str) -> (String, Value, PathBuf) {
     let own = std::env::current_exe().unwrap();
     let bench = own.ancestors().nth(2).unwrap().join("examples/bench");
     let out = std::env::temp_dir().join(format!("cuframes-test-{name}-{}", std::process::id()));
-    let output =
-        Command::new(bench).args(words.split(' ')).arg("--out").arg(&out).output().unwrap();
+    let mut command = Command::new(bench);
+    command.args(["--behind", behind, "--out"]).arg(&out).args(words.split(' '));
+    let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     let text = std::fs::read_to_string(out.join("results.json")).unwrap();
@@ -22,8 +23,9 @@ fn run(name: &str, words: &str) -> (String, Value, PathBuf) {
 fn a_short_run() {
     let (said, all, out) = run(
         "bench",
-        "--frames 10 --size 320x240,640x480 --fps 120,0 --subscribers 1,2 --rounds 1 --lives 1 --idle 1 --behind videoscale \
+        "--frames 10 --size 320x240,640x480 --fps 120,0 --subscribers 1,2 --rounds 1 --lives 1 --idle 1 \
          alone cuframes unixfd",
+        "videoscale",
     );
     assert!(all["machine"]["cores"].as_u64() > Some(0));
     assert!(all["machine"]["kernel"].as_str().is_some_and(|k| !k.is_empty()));
@@ -95,7 +97,7 @@ fn a_short_run() {
 fn several_cameras() {
     let words = "--frames 10 --size 320x240 --cameras 1,2 --rounds 1 --lives 0 --idle 0 --no-steps --no-trace \
                  --settle 1 cuframes decode-all decode-shared decode-together";
-    let (said, all, out) = run("cameras", words);
+    let (said, all, out) = run("cameras", words, "");
     for system in ["cuframes", "decode-all", "decode-shared", "decode-together"] {
         if !all["skipped"][system].is_null() {
             continue;
@@ -112,5 +114,17 @@ fn several_cameras() {
     }
     let model = all["model"].as_array().unwrap();
     assert!(model.iter().any(|m| m["of"] == "memory" && m["sum"]["cameras"].is_number()));
+    std::fs::remove_dir_all(out).unwrap();
+}
+
+/// Figures of the frames up to then would look like any others.
+#[test]
+fn a_turn_that_breaks_off_is_no_result() {
+    let words =
+        "--frames 10 --size 320x240 --rounds 1 --lives 0 --idle 0 --no-steps --no-trace cuframes";
+    let (said, all, out) = run("breaks-off", words, "identity error-after=35");
+    let result = &all["results"][0];
+    assert!(result["failed"].as_str().is_some_and(|why| !why.is_empty()), "{said}");
+    assert_eq!(result["frames"], 0, "{result}");
     std::fs::remove_dir_all(out).unwrap();
 }

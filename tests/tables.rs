@@ -26,7 +26,7 @@ fn the_tables_are_the_results() {
     }
 }
 
-/// What is linked to is there, and the other way round.
+/// `tests/documents.rs` knows that what is linked to is there; this is the other way round.
 #[test]
 fn all_results_are_linked_to() {
     let page = std::fs::read_to_string(docs().join("benchmarks.md")).unwrap();
@@ -100,6 +100,11 @@ fn table(parts: &[&str]) -> String {
             })
         })
         .collect();
+    for (key, values) in &keys {
+        for value in values {
+            assert!(results.iter().any(|r| text(&r[key]) == *value), "{key} is never {value}");
+        }
+    }
     // Rows by the values of all keys but the one across.
     let mut rows: Vec<Vec<&str>> = vec![Vec::new()];
     for (_, values) in keys.iter().filter(|(key, _)| Some(*key) != across) {
@@ -135,7 +140,7 @@ fn table(parts: &[&str]) -> String {
     let mut cells = Vec::new();
     for row in rows {
         let of = |group: &Option<&str>| {
-            results.iter().find(|r| {
+            only(&results, |r| {
                 let is = |key: &str, value: &str| text(&r[key]) == value;
                 down.iter().zip(&row).all(|((key, _), value)| is(key, value))
                     && group.is_none_or(|value| is(across.unwrap_or_default(), value))
@@ -155,6 +160,14 @@ fn table(parts: &[&str]) -> String {
     }
     assert!(!cells.is_empty(), "no result of {parts:?}");
     markdown(&heads, &cells)
+}
+
+/// The result that is meant; of two, a table would have to say which.
+fn only(results: &[Value], is: impl Fn(&Value) -> bool) -> Option<&Value> {
+    let mut all = results.iter().filter(|r| is(r));
+    let found = all.next();
+    assert!(all.next().is_none(), "more than one result: {found:?} …");
+    found
 }
 
 fn key_head(key: &str) -> &str {
@@ -268,8 +281,8 @@ fn model(parts: &[&str]) -> String {
     let models: Vec<&str> = models.split_whitespace().collect();
     let all = read(file)["model"].take();
     let fitted = |system: &str, model: &str| {
-        let is = |m: &&Value| m["system"] == system && m["of"] == model;
-        let found = all.as_array().unwrap().iter().find(is)?;
+        let is = |m: &Value| m["system"] == system && m["of"] == model;
+        let found = only(all.as_array().unwrap(), is)?;
         let names = [
             ("subscribers", "S"),
             ("cameras", "C"),
@@ -314,8 +327,8 @@ fn calls(parts: &[&str]) -> String {
     let (systems, counts) = (&keys[0].1, &keys[1].1);
     let results = read(file)["results"].take();
     let of = |system: &str, count: &str, whose: &str| {
-        let is = |r: &&Value| r["system"] == system && text(&r["subscribers"]) == count;
-        results.as_array().unwrap().iter().find(is).expect(system)[whose].clone()
+        let is = |r: &Value| r["system"] == system && text(&r["subscribers"]) == count;
+        only(results.as_array().unwrap(), is).expect(system)[whose].clone()
     };
     let alone = of("alone", "0", "publisher_calls_per_frame");
     let list = |calls: Value, others: &Value| {

@@ -9,7 +9,7 @@ use gst::prelude::*;
 use serde_json::json;
 
 use crate::Failure;
-use crate::role::{Task, each_buffer, now, run_to_the_end, say};
+use crate::role::{Task, each_buffer, now, run_until, say};
 
 pub fn publisher(task: &Task) -> Result<(), Failure> {
     let stamps = task.stamps()?[0];
@@ -25,7 +25,7 @@ pub fn publisher(task: &Task) -> Result<(), Failure> {
         }
     })?;
     pipeline.set_state(gst::State::Playing)?;
-    run_to_the_end(&pipeline)
+    run_until(&pipeline, None)
 }
 
 /// Says when the first frame of each publisher came. A source that gives up is started again at once, as
@@ -50,7 +50,7 @@ pub fn subscriber(task: &Task) -> Result<(), Failure> {
             }
         })?;
         if pipeline.set_state(gst::State::Playing).is_ok() {
-            let _ = run_to_the_end(&pipeline);
+            let _ = run_until(&pipeline, None);
         }
         pipeline.set_state(gst::State::Null)?;
         restarts.fetch_add(1, Ordering::Relaxed);
