@@ -16,6 +16,11 @@ use crate::{Frame, Subscriber};
 
 /// What emits the frames of one publisher in one CUDA context.
 pub struct DeviceSource {
+    // What elements keep with memory goes first, while there is the memory.
+    frames: Memories<Held>,
+    copies: Memories<Copied>,
+    /// Memory for copies that nobody uses any more. What is enqueued on the stream may still read it.
+    spare: Spare,
     context: CudaContext,
     driver: Context,
     /// What downstream enqueues its work on.
@@ -24,10 +29,6 @@ pub struct DeviceSource {
     /// The page of the claims, for the device to clear them. `None` if it can't; then the CPU waits for
     /// downstream's work before it gives a frame back.
     claims: Option<Arc<RegisteredHost>>,
-    frames: Memories<Held>,
-    copies: Memories<Copied>,
-    /// Memory for copies that nobody uses any more. What is enqueued on the stream may still read it.
-    spare: Spare,
 }
 
 type Spare = Arc<Mutex<Vec<Arc<DeviceMemory>>>>;
@@ -111,6 +112,8 @@ impl DeviceSource {
             self.driver_stream.synchronize()?;
             self.driver_stream = Arc::new(stream.driver_stream(&self.driver));
             self.stream = stream;
+            // What downstream still has of the old ones is freed behind its work, and not written again.
+            self.spare = Spare::default();
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! Elements keep with a memory what they need to use it: textures, an encoder's registration. When GStreamer frees
 //! a memory, it waits for the work that writes it, and destroys its textures even if work is enqueued that
 //! still reads by them. So memory is made once for a place and kept when its last reference is dropped, as
-//! buffer pools do.
+//! buffer pools do. It goes with the next frame when the place is gone.
 
 use std::any::Any;
 use std::fmt;
@@ -89,7 +89,7 @@ impl<T> Drop for Kept<T> {
     }
 }
 
-/// GStreamer waits for the stream of such a memory before it destroys its textures.
+/// GStreamer waits for the stream of such a memory, if it has one, before it destroys its textures.
 ///
 /// # Safety
 /// The memory has to be valid, and nobody else may use it.
@@ -145,16 +145,13 @@ impl<T: Send + 'static> Memories<T> {
     fn take(&self, place: &Place<'_>) -> Option<Kept<T>> {
         let mut all = lock(&self.0);
         // SAFETY, for both: valid while it is kept.
-        let at = all.iter().position(|kept| unsafe { (*kept.own).address } == place.address);
-        if let Some(kept) = at.map(|at| all.swap_remove(at)) {
-            drop(all);
-            return kept.fits(place).then_some(kept);
-        }
         let gone = |kept: &mut Kept<T>| unsafe { (*kept.own).within.strong_count() } == 0;
         let gone: Vec<_> = all.extract_if(.., gone).collect();
+        let at = all.iter().position(|kept| unsafe { (*kept.own).address } == place.address);
+        let kept = at.map(|at| all.swap_remove(at));
         drop(all);
         drop(gone);
-        None
+        kept.filter(|kept| kept.fits(place))
     }
 
     fn make(&self, place: &Place<'_>) -> Result<Kept<T>> {
