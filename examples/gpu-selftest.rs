@@ -7,7 +7,6 @@
 //! Prints a line for each thing tried and fails if one fails. It starts itself a second time; where
 //! programs need a launcher, `$ON_GPU` holds it.
 
-use std::any::Any;
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -711,12 +710,11 @@ fn gstreamer(driver_context: &Context) -> Outcome {
         .size(FRAME)
         .build()?;
     let memories = Memories::default();
-    let map: Arc<dyn Any + Send + Sync> = Arc::new(map);
+    let map = Arc::new(map);
     // SAFETY: the mapping is held by the memory, and nothing is enqueued when that is let go of.
     let wrap = |content| unsafe {
-        let (within, layout) = (Arc::downgrade(&map), &info);
-        let (context, stream) = (&context, Some(&stream));
-        memories.wrap(Place { within, address, layout, context, stream }, content, map.clone())
+        let (layout, context, stream) = (&info, &context, Some(&stream));
+        memories.wrap(Place { address, layout, context, stream }, content, map.clone())
     };
     let memory = wrap(Content::Complete)?;
     expect(gstcuda::is_cuda(&memory), "it is no CUDA memory")?;

@@ -1,7 +1,6 @@
 //! Frames of a publisher of device memory: wrapped where they are, copied, or downloaded.
 
-use std::any::Any;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use gst_video::VideoInfo;
 
@@ -11,16 +10,12 @@ use crate::gpu::memories::{Content, Memories, Place};
 use crate::gpu::{
     self, Address, Context, Copy2d, DeviceMemory, HostAccess, RegisteredHost, Stream,
 };
+use crate::memory::Attached;
 use crate::properties::plane_size;
 use crate::{Frame, Subscriber};
 
 /// What emits the frames of one publisher in one CUDA context.
 pub struct DeviceSource {
-    // What elements keep with memory goes first, while there is the memory.
-    frames: Memories<Held>,
-    copies: Memories<Copied>,
-    /// Memory for copies that nobody uses any more. What is enqueued on the stream may still read it.
-    spare: Spare,
     context: CudaContext,
     driver: Context,
     /// What downstream enqueues its work on.
@@ -29,9 +24,18 @@ pub struct DeviceSource {
     /// The page of the claims, for the device to clear them. `None` if it can't; then the CPU waits for
     /// downstream's work before it gives a frame back.
     claims: Option<Arc<RegisteredHost>>,
+    /// Memory for copies that nobody uses any more. What is enqueued on the stream may still read it.
+    spare: Spare,
 }
 
-type Spare = Arc<Mutex<Vec<Arc<DeviceMemory>>>>;
+type Spare = Arc<Mutex<Vec<CopyMemory>>>;
+
+/// Memory for a copy, with what is kept of it.
+#[derive(Debug)]
+struct CopyMemory {
+    memories: Memories<Copied>,
+    memory: DeviceMemory,
+}
 
 /// A frame that downstream has. It is given back when all work is done that was enqueued on the stream by
 /// then.
@@ -63,13 +67,13 @@ impl Drop for Held {
 
 /// A copy that downstream has.
 struct Copied {
-    memory: Arc<DeviceMemory>,
+    memory: Option<CopyMemory>,
     spare: Spare,
 }
 
 impl Drop for Copied {
     fn drop(&mut self) {
-        lock(&self.spare).push(self.memory.clone());
+        lock(&self.spare).extend(self.memory.take());
     }
 }
 
@@ -93,16 +97,7 @@ impl DeviceSource {
             None
         };
         let driver_stream = Arc::new(stream.driver_stream(&driver));
-        Ok(Self {
-            context,
-            driver,
-            stream,
-            driver_stream,
-            claims,
-            frames: Memories::default(),
-            copies: Memories::default(),
-            spare: Arc::default(),
-        })
+        Ok(Self { context, driver, stream, driver_stream, claims, spare: Arc::default() })
     }
 
     /// From the next frame on downstream enqueues its work on this stream.
@@ -131,12 +126,13 @@ impl DeviceSource {
     /// dropped and the work that was enqueued on the stream by then is done.
     pub fn wrap(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gpu::Error> {
         let layout = layout(&frame, video)?;
-        let within = Arc::downgrade(frame.memory());
-        let place = self.place(within, frame.address(), &layout);
+        let memories: Memories<Held> =
+            frame.memory().attached().map(Attached::get).unwrap_or_default();
+        let place = self.place(frame.address(), &layout);
         // SAFETY: the frame's planes lie within its slot, which the caller has checked. The slot is
         // mapped while the frame is held, and not written by the publisher before the claim is cleared,
         // behind the work on the stream.
-        unsafe { self.frames.wrap(place, Content::Complete, self.held(frame)) }
+        unsafe { memories.wrap(place, Content::Complete, self.held(frame)) }
     }
 
     /// A copy of the frame in memory of this device. The CPU does not wait for it.
@@ -144,12 +140,15 @@ impl DeviceSource {
         let layout = layout(&frame, video)?;
         let size = layout.size();
         // What was made for smaller frames is of no use any more.
-        let spare = std::iter::from_fn(|| lock(&self.spare).pop()).find(|m| m.len() >= size);
+        let spare = std::iter::from_fn(|| lock(&self.spare).pop()).find(|m| m.memory.len() >= size);
         let memory = match spare {
             Some(memory) => memory,
-            None => Arc::new(DeviceMemory::new(&self.driver, size)?),
+            None => {
+                let memory = DeviceMemory::new(&self.driver, size)?;
+                CopyMemory { memories: Memories::default(), memory }
+            }
         };
-        let (from, to) = (frame.address(), memory.address());
+        let (from, to) = (frame.address(), memory.memory.address());
         // SAFETY: the frame is mapped, and as it is, until it is given back below, behind the copy. The
         // memory is as long, and kept by what is wrapped; what read it before is before the copy.
         unsafe {
@@ -159,21 +158,15 @@ impl DeviceSource {
             }
         }
         drop(self.held(frame));
-        let within: Weak<DeviceMemory> = Arc::downgrade(&memory);
-        let place = self.place(within, to, &layout);
-        let copied = Copied { memory, spare: self.spare.clone() };
+        let (place, memories) = (self.place(to, &layout), memory.memories.clone());
+        let copied = Copied { memory: Some(memory), spare: self.spare.clone() };
         // SAFETY: the memory is as long as the layout, and goes back to be used on the same stream.
-        unsafe { self.copies.wrap(place, Content::Pending, copied) }
+        unsafe { memories.wrap(place, Content::Pending, copied) }
     }
 
-    fn place<'a>(
-        &'a self,
-        within: Weak<dyn Any + Send + Sync>,
-        address: u64,
-        layout: &'a VideoInfo,
-    ) -> Place<'a> {
+    fn place<'a>(&'a self, address: u64, layout: &'a VideoInfo) -> Place<'a> {
         let (context, stream) = (&self.context, Some(&self.stream));
-        Place { within, address, layout, context, stream }
+        Place { address, layout, context, stream }
     }
 
     /// A copy of the frame in host memory.

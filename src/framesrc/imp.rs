@@ -102,11 +102,11 @@ struct Format {
 
 #[derive(Default)]
 struct State {
-    /// For frames of device memory; of the same publisher as `subscriber`, whose memory it goes before.
-    device: Option<DeviceSource>,
     subscriber: Option<Subscriber>,
     life: Life,
     format: Option<Format>,
+    /// For frames of device memory; of the same publisher as `subscriber`.
+    device: Option<DeviceSource>,
     origin: Origin,
     /// What fits the publisher's timestamps to real time; `None` until its first frame.
     shift: Option<i64>,
@@ -171,8 +171,8 @@ impl CuframesSrc {
                 }
                 Err(lost) => lost,
             };
-            state.device = None;
             state.subscriber = None;
+            state.device = None;
             state.life.lost(self, &settings.source, code, &text, &self.outlet.interrupt)?;
         }
     }

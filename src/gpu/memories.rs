@@ -3,9 +3,8 @@
 //! Elements keep with a memory what they need to use it: textures, an encoder's registration. When GStreamer frees
 //! a memory, it waits for the work that writes it, and destroys its textures even if work is enqueued that
 //! still reads by them. So memory is made once for a place and kept when its last reference is dropped, as
-//! buffer pools do. It goes with the next frame when the place is gone.
+//! buffer pools do; and it goes before the place does, which is why each allocation has its own [`Memories`].
 
-use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, Weak};
@@ -34,8 +33,6 @@ pub enum Content {
 
 /// Device memory to be wrapped.
 pub struct Place<'a> {
-    /// The allocation that it is in. When that is gone, something else may be at its address.
-    pub within: Weak<dyn Any + Send + Sync>,
     pub address: u64,
     /// Where the planes lie in it: offsets, strides and size have to be the memory's.
     pub layout: &'a VideoInfo,
@@ -44,8 +41,16 @@ pub struct Place<'a> {
     pub stream: Option<&'a CudaStream>,
 }
 
-/// Makes GstCudaMemory that holds a `T` while anybody uses it.
+/// Makes GstCudaMemory of places in one allocation, which holds a `T` while anybody uses it.
+///
+/// The last of its clones frees what is not in use.
 pub struct Memories<T>(Arc<Mutex<Vec<Kept<T>>>>);
+
+impl<T> Clone for Memories<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 impl<T> Default for Memories<T> {
     fn default() -> Self {
@@ -62,7 +67,6 @@ impl<T> fmt::Debug for Memories<T> {
 /// What belongs to a memory: its user data.
 struct Own<T> {
     home: Weak<Mutex<Vec<Kept<T>>>>,
-    within: Weak<dyn Any + Send + Sync>,
     address: u64,
     /// There while the memory is in use.
     held: Option<T>,
@@ -144,21 +148,17 @@ impl<T: Send + 'static> Memories<T> {
     /// The memory that was made for this place, if there is one.
     fn take(&self, place: &Place<'_>) -> Option<Kept<T>> {
         let mut all = lock(&self.0);
-        // SAFETY, for both: valid while it is kept.
-        let gone = |kept: &mut Kept<T>| unsafe { (*kept.own).within.strong_count() } == 0;
-        let gone: Vec<_> = all.extract_if(.., gone).collect();
-        let at = all.iter().position(|kept| unsafe { (*kept.own).address } == place.address);
-        let kept = at.map(|at| all.swap_remove(at));
+        // SAFETY: valid while it is kept.
+        let at = all.iter().position(|kept| unsafe { (*kept.own).address } == place.address)?;
+        let kept = all.swap_remove(at);
         drop(all);
-        drop(gone);
-        kept.filter(|kept| kept.fits(place))
+        kept.fits(place).then_some(kept)
     }
 
     fn make(&self, place: &Place<'_>) -> Result<Kept<T>> {
         let lib = place.context.lib;
         let own = Box::into_raw(Box::new(Own {
             home: Arc::downgrade(&self.0),
-            within: place.within.clone(),
             address: place.address,
             held: None::<T>,
         }));
@@ -192,8 +192,7 @@ impl<T> Kept<T> {
         let stream = place.stream.map_or(std::ptr::null_mut(), CudaStream::raw);
         // SAFETY: the memory is valid, and its public fields do not change.
         unsafe {
-            (*self.own).within.ptr_eq(&place.within)
-                && (*self.memory).context == place.context.raw()
+            (*self.memory).context == place.context.raw()
                 && (lib.gst_cuda_memory_get_stream)(self.memory) == stream
                 && gst_video::ffi::gst_video_info_is_equal(
                     &raw const (*self.memory).info,
@@ -219,6 +218,8 @@ unsafe extern "C" fn dispose<T>(object: *mut GstMiniObject) -> gboolean {
         let held = (*own).held.take();
         gst::ffi::gst_mini_object_ref(object);
         lock(&home).push(Kept { memory, own });
+        // With what it held the allocation may go, and what is kept has to go before.
+        drop(home);
         give_back(held);
     }
     GFALSE

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Backend, Chunk, Geometry, Imported, Kind};
+use super::{Attached, Backend, Chunk, Geometry, Imported, Kind};
 use crate::gpu::{Access, Context, Error, Uuid, VmmAllocation, VmmMapping};
 
 /// Slots begin on multiples of this, which serves textures (512 bytes), and whatever else there is.
@@ -67,12 +67,13 @@ impl Backend for CudaBackend {
         let allocation = VmmAllocation::create(&self.context, len)?;
         let fd = allocation.export()?;
         let map = VmmMapping::new(&self.context, &allocation, len, Access::ReadWrite)?;
-        Ok(Arc::new(CudaChunk { map, fd, geometry }))
+        Ok(Arc::new(CudaChunk { attached: Attached::default(), map, fd, geometry }))
     }
 }
 
 #[derive(Debug)]
 struct CudaChunk {
+    attached: Attached,
     map: VmmMapping,
     fd: OwnedFd,
     geometry: Geometry,
@@ -91,11 +92,16 @@ unsafe impl Chunk for CudaChunk {
     fn address(&self, slot: u32) -> u64 {
         self.geometry.address(self.map.address(), slot)
     }
+
+    fn attached(&self) -> Option<&Attached> {
+        Some(&self.attached)
+    }
 }
 
 /// A chunk of another process, mapped read-only for the subscriber's device.
 #[derive(Debug)]
 pub struct CudaImport {
+    attached: Attached,
     map: VmmMapping,
     geometry: Geometry,
 }
@@ -106,7 +112,7 @@ impl CudaImport {
         let allocation = VmmAllocation::import(context, fd.as_fd())?;
         // An allocation that is smaller than announced can't be mapped at this length.
         let map = VmmMapping::new(context, &allocation, len, Access::ReadOnly)?;
-        Ok(Self { map, geometry })
+        Ok(Self { attached: Attached::default(), map, geometry })
     }
 }
 
@@ -126,5 +132,9 @@ unsafe impl Imported for CudaImport {
 
     fn context(&self) -> Option<&Context> {
         Some(self.map.context())
+    }
+
+    fn attached(&self) -> Option<&Attached> {
+        Some(&self.attached)
     }
 }

@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::cuda::device_geometry;
-use super::{Backend, Chunk, Geometry, Imported, Kind};
+use super::{Attached, Backend, Chunk, Geometry, Imported, Kind};
 use crate::core::layout::MAX_SLOTS;
 use crate::gpu::{Context, DeviceMemory, Event, IpcHandle, IpcMemory, Uuid};
 
@@ -85,12 +85,14 @@ impl Backend for CudaIpcBackend {
         for event in &events {
             handles.push(event.ipc_handle()?);
         }
-        Ok(Arc::new(CudaIpcChunk { memory, events, fd: write_handles(&handles)?, geometry }))
+        let (attached, fd) = (Attached::default(), write_handles(&handles)?);
+        Ok(Arc::new(CudaIpcChunk { attached, memory, events, fd, geometry }))
     }
 }
 
 #[derive(Debug)]
 struct CudaIpcChunk {
+    attached: Attached,
     memory: DeviceMemory,
     /// One for each slot, or none.
     events: Vec<Event>,
@@ -115,11 +117,16 @@ unsafe impl Chunk for CudaIpcChunk {
     fn event(&self, slot: u32) -> Option<&Event> {
         self.events.get(slot as usize)
     }
+
+    fn attached(&self) -> Option<&Attached> {
+        Some(&self.attached)
+    }
 }
 
 /// A chunk of another process.
 #[derive(Debug)]
 pub struct CudaIpcImport {
+    attached: Attached,
     memory: IpcMemory,
     events: Vec<Event>,
     geometry: Geometry,
@@ -137,7 +144,7 @@ impl CudaIpcImport {
         }
         let open = |handle| Event::open(context, handle);
         let events = events.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { memory, events, geometry })
+        Ok(Self { attached: Attached::default(), memory, events, geometry })
     }
 }
 
@@ -161,6 +168,10 @@ unsafe impl Imported for CudaIpcImport {
 
     fn context(&self) -> Option<&Context> {
         Some(self.memory.context())
+    }
+
+    fn attached(&self) -> Option<&Attached> {
+        Some(&self.attached)
     }
 }
 

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::gpu::{Context, Device, Event, Uuid};
 
@@ -96,7 +96,7 @@ pub trait Backend: Send + Sync {
 /// # Safety
 /// For each slot of the geometry, `size` bytes from its address on have to be memory of the backend's
 /// kind, writable and used by nobody else, until the chunk is dropped.
-pub unsafe trait Chunk: Any + Send + Sync {
+pub unsafe trait Chunk: Send + Sync {
     fn geometry(&self) -> Geometry;
 
     /// What is sent to subscribers.
@@ -109,13 +109,18 @@ pub unsafe trait Chunk: Any + Send + Sync {
     fn event(&self, _slot: u32) -> Option<&Event> {
         None
     }
+
+    /// Of memory for which it makes sense.
+    fn attached(&self) -> Option<&Attached> {
+        None
+    }
 }
 
 /// The subscriber's side of a [`Chunk`].
 ///
 /// # Safety
 /// As for [`Chunk`], but readable.
-pub unsafe trait Imported: Any + Send + Sync {
+pub unsafe trait Imported: Send + Sync {
     fn kind(&self) -> Kind;
 
     fn geometry(&self) -> Geometry;
@@ -131,6 +136,29 @@ pub unsafe trait Imported: Any + Send + Sync {
     /// The context that addresses of a device are valid in.
     fn context(&self) -> Option<&Context> {
         None
+    }
+
+    /// Of memory for which it makes sense.
+    fn attached(&self) -> Option<&Attached> {
+        None
+    }
+}
+
+/// What the user of some memory keeps with it, and goes before it does: the first field of what owns it.
+#[derive(Default)]
+pub struct Attached(OnceLock<Box<dyn Any + Send + Sync>>);
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Attached").field(&self.0.get().is_some()).finish()
+    }
+}
+
+impl Attached {
+    /// The `T` of the memory; of a second type, one that is not kept.
+    pub fn get<T: Any + Clone + Default + Send + Sync>(&self) -> T {
+        let any = self.0.get_or_init(|| Box::new(T::default()));
+        any.downcast_ref().cloned().unwrap_or_default()
     }
 }
 

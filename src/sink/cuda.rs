@@ -13,9 +13,9 @@ use crate::gpu::gstcuda::{self, CudaContext, CudaStream};
 use crate::gpu::memories::{Content, Memories, Place};
 use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream, pool};
 use crate::log::CAT;
-use crate::memory::Backend;
 use crate::memory::cuda::CudaBackend;
 use crate::memory::cuda_ipc::CudaIpcBackend;
+use crate::memory::{Attached, Backend};
 use crate::properties::plane_size;
 use crate::{FrameInfo, Loan, Planes};
 
@@ -32,8 +32,6 @@ pub struct DeviceSlots {
     backend: Arc<dyn Backend>,
     /// Never [`SyncMode::Auto`].
     sync: SyncMode,
-    /// What was lent to upstream.
-    lent: Memories<Loan>,
     /// The stream that slots were written on last.
     stream: Mutex<Option<Arc<Stream>>>,
 }
@@ -73,13 +71,7 @@ impl DeviceSlots {
         } else {
             Arc::new(CudaBackend::new(context.clone())?)
         };
-        Ok(Arc::new(Self {
-            context,
-            backend,
-            sync,
-            lent: Memories::default(),
-            stream: Mutex::default(),
-        }))
+        Ok(Arc::new(Self { context, backend, sync, stream: Mutex::default() }))
     }
 
     pub fn sync(&self) -> SyncMode {
@@ -152,12 +144,13 @@ impl DeviceSlots {
                 return Ok(gstcuda::allocate(context, stream, &wanted.video)?);
             };
             self.follow(stream)?;
-            let (within, address) = (Arc::downgrade(loan.memory()), loan.address());
-            let place = Place { within, address, layout: &layout, context, stream };
+            let memories: Memories<Loan> =
+                loan.memory().attached().map(Attached::get).unwrap_or_default();
+            let place = Place { address: loan.address(), layout: &layout, context, stream };
             // SAFETY: the loan is as many bytes of device memory, and keeps them until it is dropped.
             // What upstream has enqueued by then comes before what is written to the next loan of that
             // slot, by the order of its stream or by `follow`.
-            Ok(unsafe { self.lent.wrap(place, Content::Blank, loan) }?)
+            Ok(unsafe { memories.wrap(place, Content::Blank, loan) }?)
         };
         let memory = memory().map_err(|e| {
             gst::error!(CAT, "{e}");
