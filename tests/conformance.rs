@@ -180,6 +180,17 @@ fn slots_are_used_when_they_are_needed<B: Bench>(site: &Site) {
             let frame = viewer.frame();
             assert_eq!((frame.seq, frame.skipped), (n, 0));
         }
+        // What upstream keeps is not at its expense.
+        let behind = 51 + slots..=49 + 2 * slots;
+        for n in behind.clone() {
+            publish::<B>(&publisher, n);
+        }
+        let lent: Vec<_> = (0..6).map(|_| publisher.loan(SIZE).unwrap().unwrap()).collect();
+        for n in behind {
+            let frame = viewer.frame();
+            assert_eq!((frame.seq, frame.skipped), (n, 0));
+        }
+        drop(lent);
     }
 }
 

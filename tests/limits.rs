@@ -11,7 +11,8 @@ use children::{Child, listen, say};
 use gst::prelude::*;
 use gstcuframes::memory::host::HostBackend;
 use gstcuframes::{
-    Code, Error, FrameInfo, Interrupt, Next, Publisher, PublisherConfig, Subscriber, Wait,
+    Code, Error, FrameInfo, Interrupt, Mode, Next, Policy, Publisher, PublisherConfig, Subscriber,
+    Wait,
 };
 use nix::libc;
 use support::{CAPS, SIZE, Site, fill, info, until};
@@ -52,6 +53,7 @@ in_a_child! {
     elements_without_fds
     no_memory_for_frames
     no_memory_for_another_subscriber
+    no_memory_for_what_upstream_keeps
     no_memory_to_map_frames
     a_directory_without_room
 }
@@ -307,6 +309,22 @@ mod tests {
         late.go_on();
         assert_eq!(late.hear(), "in");
         late.finish();
+    }
+
+    /// A publisher that may wait does so, rather than lose a frame.
+    pub fn no_memory_for_what_upstream_keeps(site: &Site) {
+        let policy = Policy::Wait(Duration::from_millis(10));
+        let config = PublisherConfig { window: 1, policy, ..site.config() };
+        let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
+        let mut viewer = site.viewer(|c| (c.mode, c.credit) = (Mode::Strict, 1));
+        let size = 8 << 20;
+        publisher.set_format("large", size).unwrap();
+        send(&publisher, 1, size);
+        send(&publisher, 2, size);
+        let _kept = publisher.loan(size).unwrap().expect("a free slot");
+        limit(libc::RLIMIT_AS, address_space() + (4 << 20));
+        send(&publisher, 3, size);
+        until(|| matches!(viewer.look(), Next::Lost { code: Code::Stalled, .. }));
     }
 
     pub fn no_memory_to_map_frames(site: &Site) {

@@ -108,7 +108,7 @@ pub(crate) struct Frames {
 
 enum Taken {
     Slot(u32),
-    /// Policy wait: this subscriber has to move on first.
+    /// This subscriber has to move on first.
     WaitFor(Arc<Peer>),
     Nothing,
 }
@@ -233,18 +233,19 @@ impl Frames {
                 Ok(()) => {}
             }
             self.trim(&mut pool);
-            match self.take(&mut pool) {
-                Taken::Slot(slot) => return Ok(Some(self.lend(&mut pool, slot))),
-                _ if pool.loans >= pool.loan_reserve.max(1) && pool.loans < MAX_LOANS => {
-                    let before = pool.loan_reserve;
-                    pool.loan_reserve = (pool.loans + LOAN_STEP).min(MAX_LOANS);
-                    if let Err(e) = self.ensure(&mut pool, 0) {
-                        // It goes on with the slots that there are.
-                        tracing::debug!(%e, "the frame pool can't grow");
-                        pool.loan_reserve = before;
-                        return Ok(None);
-                    }
+            // What is lent beyond the reserve takes nothing from subscribers, if there is memory for it.
+            let may_grow = pool.loans >= pool.loan_reserve.max(1) && pool.loans < MAX_LOANS;
+            let overwrites = self.policy == Policy::Drop;
+            let mut taken = self.take(&mut pool, overwrites && !may_grow);
+            if may_grow && !matches!(taken, Taken::Slot(_)) {
+                if self.grow(&mut pool) {
+                    continue;
                 }
+                // It goes on with the slots that there are.
+                taken = self.take(&mut pool, overwrites);
+            }
+            match taken {
+                Taken::Slot(slot) => return Ok(Some(self.lend(&mut pool, slot))),
                 // What was kept from others is there now.
                 Taken::Nothing if self.blame(&pool) => {}
                 Taken::Nothing => return Ok(None),
@@ -256,6 +257,18 @@ impl Frames {
                 }
             }
         }
+    }
+
+    /// Makes slots for what upstream has. False if there is no memory for them.
+    fn grow(&self, pool: &mut Pool) -> bool {
+        let before = pool.loan_reserve;
+        pool.loan_reserve = (pool.loans + LOAN_STEP).min(MAX_LOANS);
+        let grown = self.ensure(pool, 0);
+        if let Err(e) = &grown {
+            tracing::debug!(%e, "the frame pool can't grow");
+            pool.loan_reserve = before;
+        }
+        grown.is_ok()
     }
 
     /// Counts a frame that was not published because there was no slot.
@@ -302,14 +315,14 @@ impl Frames {
     ///
     /// A subscriber that goes from frame to frame during the search can be met in each of them, though
     /// it never holds more than its credit. Then there is a free slot, and another search finds it.
-    fn take(&self, pool: &mut Pool) -> Taken {
-        let mut taken = self.search(pool);
+    fn take(&self, pool: &mut Pool, overwrites: bool) -> Taken {
+        let mut taken = self.search(pool, overwrites);
         for _ in 1..SEARCHES {
             if !matches!(taken, Taken::Nothing) {
                 break;
             }
             std::hint::spin_loop();
-            taken = self.search(pool);
+            taken = self.search(pool, overwrites);
         }
         taken
     }
@@ -319,7 +332,8 @@ impl Frames {
         seq != claim::EMPTY && seq + u64::from(self.window) > head
     }
 
-    fn search(&self, pool: &mut Pool) -> Taken {
+    /// With `overwrites` also one that somebody strict has still to take.
+    fn search(&self, pool: &mut Pool, overwrites: bool) -> Taken {
         let Pool { order, spare, slots, chunks, peers, peers_version, head, .. } = pool;
         // Few slots go round, from the oldest frame on: their memory stays in the caches, and the rest
         // stays unused until it is needed.
@@ -335,9 +349,7 @@ impl Frames {
                 if let Some(peer) = peers.iter().find(|p| is_behind(p, seq)) {
                     match spare.pop() {
                         Some(number) => return Taken::Slot(number),
-                        None if self.policy != Policy::Drop => {
-                            return Taken::WaitFor(peer.clone());
-                        }
+                        None if !overwrites => return Taken::WaitFor(peer.clone()),
                         None => {}
                     }
                 }
