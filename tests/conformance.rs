@@ -105,6 +105,7 @@ macro_rules! conformance {
                 loans_have_the_size_of_the_format
                 nobody_within_its_credit_costs_a_frame
                 the_pool_follows_the_credit
+                who_leaves_takes_no_frames_along
                 a_loan_that_is_dropped_is_free_again
                 frames_are_in_the_order_of_publication
                 the_stream_goes_on_behind_its_end
@@ -504,6 +505,29 @@ fn publish_sized<B: Bench>(publisher: &Publisher, n: u64, size: usize) {
     assert!(loan.len() >= size, "{} bytes for a frame of {size}", loan.len());
     B::write(&mut loan, n);
     assert_eq!(publisher.publish(loan, &info(n, size)), n);
+}
+
+/// The pool gets smaller, but not at the expense of who stays.
+fn who_leaves_takes_no_frames_along<B: Bench>(site: &Site) {
+    for policy in [Policy::Drop, PATIENT] {
+        let publisher = site.publisher(B::backend(), |c| (c.policy, c.window) = (policy, 1));
+        let mut viewer = site.viewer(|c| (c.mode, c.credit) = (Mode::Strict, 5));
+        let other = site.viewer(|c| c.credit = 8);
+        (1..=6).for_each(|n| publish::<B>(&publisher, n));
+        drop(other);
+        until(|| publisher.stats().subscribers.len() == 1);
+        publish::<B>(&publisher, 7);
+        for n in 1..=7 {
+            let frame = viewer.frame();
+            assert_eq!((frame.seq, frame.skipped), (n, 0));
+        }
+        for n in 8.. {
+            publish::<B>(&publisher, n);
+            if publisher.stats().pool.slots == 1 + 5 + 1 {
+                break;
+            }
+        }
+    }
 }
 
 /// Bigger, smaller, and the same size under other caps.

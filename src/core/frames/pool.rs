@@ -522,6 +522,7 @@ impl Frames {
         if !pool.chunks.iter().any(|c| c.retiring) {
             return;
         }
+        let depth = u64::from(pool.capacity());
         let Pool { order, spare, slots, chunks, peers, peers_version, head, .. } = pool;
         spare.retain(|number| {
             let slot = slots[*number as usize].as_ref().expect("spare slots exist");
@@ -539,9 +540,11 @@ impl Frames {
                 chunks.iter_mut().find(|c| c.id == slot.chunk).expect("a slot's chunk exists");
             let slot_seq = self.control.slot(*number);
             let seq = slot_seq.load(Ordering::Relaxed);
+            // Nobody loses by the smaller pool what it would not lose in it.
+            let is_kept = self.policy != Policy::Drop || seq + depth > *head;
             let needed = self.is_newest(seq, *head)
                 || slot.loaned
-                || peers.iter().any(|p| self.policy != Policy::Drop && is_behind(p, seq));
+                || is_kept && peers.iter().any(|p| is_behind(p, seq));
             if !chunk.retiring || needed {
                 return true;
             }
