@@ -306,6 +306,82 @@ fn every_kind_of_memory_crosses() {
     assert!(refused.error().contains("memory=ipc"));
 }
 
+/// The pixels alone, plane by plane.
+fn pixels(pad: &gst::Pad, buffer: &gst::Buffer) -> Vec<u8> {
+    let info = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()).unwrap();
+    let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).unwrap();
+    let mut pixels = Vec::new();
+    for plane in 0..info.n_planes() {
+        let of_plane = |c: &u32| info.format_info().plane()[*c as usize] == plane;
+        let component = (0..info.n_components()).find(of_plane).unwrap();
+        let row = (frame.comp_width(component) * frame.comp_pstride(component) as u32) as usize;
+        let rows =
+            frame.plane_data(plane).unwrap().chunks(frame.plane_stride()[plane as usize] as usize);
+        for data in rows.take(frame.comp_height(component) as usize) {
+            pixels.extend_from_slice(&data[..row]);
+        }
+    }
+    pixels
+}
+
+/// Pictures of every layout arrive as they were: written into the slots or copied there, in place or copied
+/// from there, and downloaded by whoever does so.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn every_format_crosses() {
+    let site = Site::new("formats");
+    for format in ["NV12", "P010_10LE", "I420", "YV12", "Y444", "Y444_16LE", "BGRA", "RGBx"] {
+        for copied in [false, true] {
+            let watched = site.play(
+                "cuframessrc name=a key=cam1 io-mode=import ! video/x-raw(memory:CUDAMemory) ! fakesink name=mapped \
+                 cuframessrc name=b key=cam1 io-mode=copy ! video/x-raw(memory:CUDAMemory) ! fakesink name=copied \
+                 cuframessrc name=c key=cam1 ! cudadownload ! fakesink name=downloaded \
+                 cuframessrc name=d key=cam1 ! video/x-raw ! fakesink name=host",
+            );
+            let seen =
+                ["mapped", "copied", "downloaded", "host"].map(|name| watched.probe(name, pixels));
+            let own = if copied { "identity drop-allocation=true !" } else { "" };
+            let publisher = site.play(&format!(
+                "videotestsrc is-live=true pattern=snow ! video/x-raw,format={format},width=318,height=202 \
+                 ! cudaupload name=upload ! {own} cuframessink name=sink key=cam1"
+            ));
+            let sent = publisher.probe("upload", pixels);
+            until(|| seen.iter().all(|seen| seen.lock().unwrap().len() >= 5));
+            drop(watched);
+            assert_eq!(publisher.count("sink", "copied") > 0, copied, "{format}");
+            let sent = sent.lock().unwrap();
+            for (way, seen) in ["mapped", "copied", "downloaded", "host"].iter().zip(seen) {
+                let whole = seen.lock().unwrap().iter().all(|picture| sent.contains(picture));
+                assert!(whole, "{format} {way}, copied into the slots: {copied}");
+            }
+        }
+    }
+}
+
+/// Two upstreams at once, each with its own stream, and frames that are not published: each is whole, and all
+/// become ready.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn two_upstreams_take_turns() {
+    let site = Site::new("turns");
+    let watched = site.play(
+        "cuframessrc name=src key=cam1 mode=strict ! cudadownload ! fakesink name=out sync=false",
+    );
+    let seen = watched.probe("out", pixels);
+    let picture = "videotestsrc is-live=true pattern=snow ! video/x-raw,format=NV12,width=1280,height=720,framerate=60/1";
+    let publisher = site.play(&format!(
+        "funnel name=both ! cuframessink name=sink key=cam1 policy=wait \
+         {picture} ! cudaupload name=a ! identity drop-probability=0.5 ! both. \
+         {picture} ! cudaupload name=b ! queue ! identity drop-probability=0.5 ! both."
+    ));
+    let sent = ["a", "b"].map(|name| publisher.probe(name, pixels));
+    until(|| seen.lock().unwrap().len() >= 90);
+    drop(watched);
+    let sent = sent.map(|sent| std::mem::take(&mut *sent.lock().unwrap()));
+    let seen = seen.lock().unwrap();
+    assert!(seen.iter().all(|picture| sent.iter().any(|sent| sent.contains(picture))));
+}
+
 /// Upstream is lent the slots, and writes into them.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]

@@ -179,14 +179,31 @@ impl DeviceSlots {
     }
 }
 
-/// The picture, laid out for the device.
+/// The picture, laid out for the device: with rows of one length in all planes, since GStreamer moves such
+/// memory to and from the host as one plane.
 fn aligned(video: &VideoInfo) -> Result<VideoInfo, gpu::Error> {
-    let mut layout = video.clone();
-    let mut alignment = gst_video::VideoAlignment::new(0, 0, 0, 0, &[ALIGNMENT; 4]);
-    layout.align(&mut alignment).map_err(|_| gpu::Error::Value {
-        problem: format!("{} frames can't be laid out in device memory: put cudaconvert or cudadownload in front of cuframessink", video.format()),
-    })?;
-    Ok(layout)
+    let cant = |_| gpu::Error::Value {
+        problem: format!(
+            "{} frames can't be laid out in device memory: put cudaconvert or cudadownload in front of cuframessink",
+            video.format()
+        ),
+    };
+    let mut narrow = video.clone();
+    narrow.align(&mut gst_video::VideoAlignment::new(0, 0, 0, 0, &[ALIGNMENT; 4])).map_err(cant)?;
+    let stride = narrow.stride().iter().copied().max().unwrap_or(0);
+    let (mut offsets, mut size) = (Vec::new(), 0);
+    let ends = narrow.offset().iter().copied().skip(1).chain([narrow.size()]);
+    for ((begin, end), row) in narrow.offset().iter().zip(ends).zip(narrow.stride()) {
+        offsets.push(size);
+        size += (end - begin) / *row as usize * stride as usize;
+    }
+    let strides = vec![stride; offsets.len()];
+    VideoInfo::builder_from_info(video)
+        .offset(&offsets)
+        .stride(&strides)
+        .size(size)
+        .build()
+        .map_err(cant)
 }
 
 /// What publishes the frames of one format in one CUDA context.
