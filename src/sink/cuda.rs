@@ -1,8 +1,10 @@
 //! Frames of device memory: where upstream could write them into a slot, they are published as they are,
 //! else by one asynchronous copy on the stream of whoever made them. The CPU waits for neither.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
+use cudarc::driver::sys::CUstream;
 use gst_video::VideoInfo;
 
 use super::imp::lock;
@@ -32,8 +34,16 @@ pub struct DeviceSlots {
     backend: Arc<dyn Backend>,
     /// Never [`SyncMode::Auto`].
     sync: SyncMode,
-    /// The stream that slots were written on last.
+    /// The stream of the frame that was published last.
     stream: Mutex<Option<Arc<Stream>>>,
+}
+
+/// What goes with the slots of one allocation.
+#[derive(Clone, Default)]
+struct Attachment {
+    memories: Memories<Loan>,
+    /// The streams that the slots were written on last, by address.
+    streams: Arc<Mutex<HashMap<u64, Arc<Stream>>>>,
 }
 
 impl DeviceSlots {
@@ -109,22 +119,39 @@ impl DeviceSlots {
         Ok(())
     }
 
-    /// The stream that slots are written on from now on: work on a new one comes behind that on the last.
-    /// Frames become ready in their order, and no slot is written while earlier work still does so. Upstream has
-    /// one at a time, and takes another only with another pool.
+    /// The stream that frames are published on from now on: work on a new one comes behind that on the last, so that
+    /// frames become ready in their order.
     fn follow(&self, stream: Option<&CudaStream>) -> Result<Arc<Stream>, gpu::Error> {
         let mut current = lock(&self.stream);
         if let Some(before) = &*current {
-            if before.handle() == stream.map_or(std::ptr::null_mut(), CudaStream::handle) {
+            if before.handle() == handle(stream) {
                 return Ok(before.clone());
             }
             before.synchronize()?;
         }
-        let new = Arc::new(match stream {
+        Ok(current.insert(self.driver_stream(stream)).clone())
+    }
+
+    /// To be called before a slot is written on the stream: waits for what was enqueued to write it on another.
+    /// Where a frame was not published, or nobody has waited for it, such work may still be to do.
+    fn settle(&self, loan: &Loan, stream: Option<&CudaStream>) -> Result<Attachment, gpu::Error> {
+        let attachment: Attachment =
+            loan.memory().attached().map(Attached::get).unwrap_or_default();
+        let mut streams = lock(&attachment.streams);
+        let before = streams.get(&loan.address());
+        if before.is_none_or(|before| before.handle() != handle(stream)) {
+            before.map_or(Ok(()), |before| before.synchronize())?;
+            streams.insert(loan.address(), self.driver_stream(stream));
+        }
+        drop(streams);
+        Ok(attachment)
+    }
+
+    fn driver_stream(&self, stream: Option<&CudaStream>) -> Arc<Stream> {
+        Arc::new(match stream {
             Some(stream) => stream.driver_stream(&self.context),
             None => Stream::default_of(&self.context),
-        });
-        Ok(current.insert(new).clone())
+        })
     }
 
     /// A buffer on a slot; where none is free, on other memory of the device.
@@ -143,13 +170,11 @@ impl DeviceSlots {
                 // Upstream can't be made to skip a frame.
                 return Ok(gstcuda::allocate(context, stream, &wanted.video)?);
             };
-            self.follow(stream)?;
-            let memories: Memories<Loan> =
-                loan.memory().attached().map(Attached::get).unwrap_or_default();
+            let Attachment { memories, .. } = self.settle(&loan, stream)?;
             let place = Place { address: loan.address(), layout: &layout, context, stream };
             // SAFETY: the loan is as many bytes of device memory, and keeps them until it is dropped.
             // What upstream has enqueued by then comes before what is written to the next loan of that
-            // slot, by the order of its stream or by `follow`.
+            // slot, by the order of its stream or by `settle`.
             Ok(unsafe { memories.wrap(place, Content::Blank, loan) }?)
         };
         let memory = memory().map_err(|e| {
@@ -251,7 +276,8 @@ impl DeviceSink {
         let memory = buffer.peek_memory(0);
         let map = gstcuda::map_device(memory)?;
         let source = info(memory)?;
-        let stream = self.slots.follow(gstcuda::memory_stream(memory).as_ref())?;
+        let own = gstcuda::memory_stream(memory);
+        let stream = self.slots.follow(own.as_ref())?;
         let describe = |layout: &VideoInfo, start: u64| {
             let planes = Planes::new(layout.offset(), layout.stride()).moved(start as u32);
             FrameInfo { size: layout.size() + start as usize, planes, ..frame.clone() }
@@ -264,7 +290,9 @@ impl DeviceSink {
             let (seq, complete) = match publisher.publish_at(map.address(), complete, in_place) {
                 Some(seq) => (seq, complete),
                 None => {
-                    let Some(loan) = self.loan(publisher, cancelled)? else { return Ok(None) };
+                    let Some(loan) = self.loan(publisher, own.as_ref(), cancelled)? else {
+                        return Ok(None);
+                    };
                     copied = true;
                     // Before the copy: subscribers wake while it is enqueued and runs. The loan is
                     // kept until then.
@@ -280,7 +308,9 @@ impl DeviceSink {
                 stream.write_value(ready, *offset, seq)?;
             }
         } else {
-            let Some(loan) = self.loan(publisher, cancelled)? else { return Ok(None) };
+            let Some(loan) = self.loan(publisher, own.as_ref(), cancelled)? else {
+                return Ok(None);
+            };
             copied = true;
             self.copy(&stream, (&source, &map), loan.address())?;
             match loan.event() {
@@ -292,12 +322,18 @@ impl DeviceSink {
         Ok(Some(copied))
     }
 
+    /// A slot to be written on the stream.
     fn loan(
         &self,
         publisher: &Publisher,
+        stream: Option<&CudaStream>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Loan>, crate::Error> {
-        publisher.loan_in(&self.slots.backend, self.layout.size(), cancelled)
+        let loan = publisher.loan_in(&self.slots.backend, self.layout.size(), cancelled)?;
+        if let Some(loan) = &loan {
+            self.slots.settle(loan, stream)?;
+        }
+        Ok(loan)
     }
 
     /// Enqueues the copy of a frame into a slot.
@@ -309,8 +345,8 @@ impl DeviceSink {
     ) -> Result<(), gpu::Error> {
         // SAFETY, for both: the planes lie within the frame as its own GstVideoInfo says, and within the
         // slot by the layout that the slot was made for. The frame may be let go of when this function
-        // returns: whatever writes to it next does so on the same stream, behind this copy. The slot is
-        // not used again before a subscriber could see the frame, which is behind it as well.
+        // returns: whatever writes to it next does so on the same stream, behind this copy. What writes
+        // the slot next comes behind it too, by that order or by `settle`.
         if source.offset() == self.layout.offset()
             && source.stride() == self.layout.stride()
             && map.len() >= self.layout.size()
@@ -331,6 +367,10 @@ impl DeviceSink {
         }
         Ok(())
     }
+}
+
+fn handle(stream: Option<&CudaStream>) -> CUstream {
+    stream.map_or(std::ptr::null_mut(), CudaStream::handle)
 }
 
 /// How a frame lies in its memory.
