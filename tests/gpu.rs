@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -69,8 +70,15 @@ impl Site {
         start(command.arg("-q").args(pipeline.split_whitespace()))
     }
 
-    /// A pipeline of this process, playing, whose `cuframes` elements use the site's directory.
+    /// A pipeline of this process, playing.
     fn play(&self, description: &str) -> Playing {
+        let pipeline = self.pipeline(description);
+        pipeline.start();
+        pipeline
+    }
+
+    /// A pipeline of this process, whose `cuframes` elements use the site's directory.
+    fn pipeline(&self, description: &str) -> Playing {
         let pipeline = gst::parse::launch(description).unwrap();
         let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
         for element in pipeline.iterate_recurse() {
@@ -79,7 +87,6 @@ impl Site {
                 element.set_property("runtime-dir", self.dir.to_str().unwrap());
             }
         }
-        pipeline.set_state(gst::State::Playing).unwrap();
         Playing(pipeline)
     }
 
@@ -136,6 +143,10 @@ fn built() -> PathBuf {
 struct Playing(gst::Pipeline);
 
 impl Playing {
+    fn start(&self) {
+        self.0.set_state(gst::State::Playing).unwrap();
+    }
+
     fn stats(&self, name: &str) -> gst::Structure {
         self.0.by_name(name).unwrap().property("stats")
     }
@@ -341,11 +352,12 @@ fn every_format_crosses() {
             let seen =
                 ["mapped", "copied", "downloaded", "host"].map(|name| watched.probe(name, pixels));
             let own = if copied { "identity drop-allocation=true !" } else { "" };
-            let publisher = site.play(&format!(
+            let publisher = site.pipeline(&format!(
                 "videotestsrc is-live=true pattern=snow ! video/x-raw,format={format},width=318,height=202 \
                  ! cudaupload name=upload ! {own} cuframessink name=sink key=cam1"
             ));
             let sent = publisher.probe("upload", pixels);
+            publisher.start();
             until(|| seen.iter().all(|seen| seen.lock().unwrap().len() >= 5));
             drop(watched);
             assert_eq!(publisher.count("sink", "copied") > 0, copied, "{format}");
@@ -369,12 +381,13 @@ fn two_upstreams_take_turns() {
     );
     let seen = watched.probe("out", pixels);
     let picture = "videotestsrc is-live=true pattern=snow ! video/x-raw,format=NV12,width=1280,height=720,framerate=60/1";
-    let publisher = site.play(&format!(
+    let publisher = site.pipeline(&format!(
         "funnel name=both ! cuframessink name=sink key=cam1 policy=wait \
          {picture} ! cudaupload name=a ! identity drop-probability=0.5 ! both. \
          {picture} ! cudaupload name=b ! queue ! identity drop-probability=0.5 ! both."
     ));
     let sent = ["a", "b"].map(|name| publisher.probe(name, pixels));
+    publisher.start();
     until(|| seen.lock().unwrap().len() >= 90);
     drop(watched);
     let sent = sent.map(|sent| std::mem::take(&mut *sent.lock().unwrap()));
@@ -498,50 +511,59 @@ fn a_subscriber_that_writes_is_refused_and_nobody_notices() {
 }
 
 /// A frame that was let go of stays as it is while the GPU has still to read it, whatever stream it does that
-/// on: that of the frame, or the default one of whoever names none.
+/// on: that of the frame, the default one of whoever names none, or one of another element's. So does a copy.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn a_frame_stays_until_the_gpu_has_read_it() {
     use gstcuframes::gpu::{DeviceMemory, Stream, gstcuda};
     let site = Site::new("pending");
-    let watched = site.play("cuframessrc name=src key=cam1 ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false enable-last-sample=false");
-    let by_default = std::sync::atomic::AtomicBool::new(false);
-    let read = |stream: &Stream, from: u64, len: usize| {
-        let mut bytes = vec![0; len];
-        // SAFETY: the callers' memory is as long.
-        unsafe { stream.read(from, &mut bytes) }.unwrap();
-        bytes
-    };
-    let enqueued = watched.probe("out", move |_, buffer| {
-        let memory = buffer.peek_memory(0);
-        let context = gstcuda::memory_context(memory).unwrap().driver_context().unwrap();
-        let stream = match by_default.fetch_not(std::sync::atomic::Ordering::Relaxed) {
-            true => Stream::default_of(&context),
-            false => gstcuda::memory_stream(memory).unwrap().driver_stream(&context),
+    for mode in ["import", "copy"] {
+        let watched = site.play(&format!("cuframessrc name=src key=cam1 io-mode={mode} ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false enable-last-sample=false"));
+        let turn = std::sync::atomic::AtomicUsize::new(0);
+        let read = |stream: &Stream, from: u64, len: usize| {
+            let mut bytes = vec![0; len];
+            // SAFETY: the callers' memory is as long.
+            unsafe { stream.read(from, &mut bytes) }.unwrap();
+            bytes
         };
-        let (address, len) = {
-            let map = gstcuda::map_device(memory).unwrap();
-            (map.address(), map.len())
-        };
-        // On a stream that does not wait for the others.
-        let before = read(&Stream::new(&context).unwrap(), address, len);
-        let [ballast, copy] = [1 << 30, len].map(|len| DeviceMemory::new(&context, len).unwrap());
-        // SAFETY: what is written is kept until it was read, below, and the frame until it is given back.
-        unsafe {
-            // Longer than it takes to publish as many frames as there are slots.
-            for byte in 0..1500 {
-                stream.fill(ballast.address(), byte as u8, ballast.len()).unwrap();
+        let enqueued = watched.probe("out", move |_, buffer| {
+            let memory = buffer.peek_memory(0);
+            let gst_context = gstcuda::memory_context(memory).unwrap();
+            let context = gst_context.driver_context().unwrap();
+            let own = gstcuda::memory_stream(memory).unwrap().driver_stream(&context);
+            // Copies need not be complete.
+            own.synchronize().unwrap();
+            let stream = match turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 3 {
+                0 => own,
+                1 => Stream::default_of(&context),
+                _ => gstcuda::CudaStream::new(&gst_context).unwrap().driver_stream(&context),
+            };
+            let (address, len) = {
+                let map = gstcuda::map_device(memory).unwrap();
+                (map.address(), map.len())
+            };
+            // On a stream that does not wait for the others.
+            let before = read(&Stream::new(&context).unwrap(), address, len);
+            let [ballast, copy] =
+                [1 << 30, len].map(|len| DeviceMemory::new(&context, len).unwrap());
+            // SAFETY: what is written is kept until it was read, below, and the frame until it is given back.
+            unsafe {
+                // Longer than it takes to publish as many frames as there are slots.
+                for byte in 0..1500 {
+                    stream.fill(ballast.address(), byte as u8, ballast.len()).unwrap();
+                }
+                stream.copy(address, copy.address(), len).unwrap();
             }
-            stream.copy(address, copy.address(), len).unwrap();
+            assert!(!stream.is_done().unwrap(), "the GPU is too fast for this test");
+            assert!(!Stream::default_of(&context).is_idle().unwrap());
+            (stream, before, copy, ballast)
+        });
+        let _running = site.camera("--size 640x360 --fps 100 --gop 15", "h264");
+        until(|| enqueued.lock().unwrap().len() >= 6);
+        let enqueued: Vec<_> = enqueued.lock().unwrap().drain(..6).collect();
+        for (stream, before, copy, _) in enqueued {
+            assert!(before == read(&stream, copy.address(), copy.len()), "the frame was written");
         }
-        assert!(!stream.is_done().unwrap(), "the GPU is too fast for this test");
-        (stream, before, copy, ballast)
-    });
-    let _running = site.camera("--size 640x360 --fps 100 --gop 15", "h264");
-    until(|| enqueued.lock().unwrap().len() >= 4);
-    let enqueued: Vec<_> = enqueued.lock().unwrap().drain(..4).collect();
-    for (stream, before, copy, _) in enqueued {
-        assert!(before == read(&stream, copy.address(), copy.len()), "the frame was written");
     }
 }
 
@@ -562,6 +584,26 @@ fn frames_come_on_the_stream_of_downstream() {
     let (before, behind) = (before.lock().unwrap(), behind.lock().unwrap());
     assert!(before[0].is_some());
     assert_eq!(before[..5], behind[..5]);
+}
+
+/// Downstream wants host memory, and device memory again, while frames flow.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn downstream_changes_its_mind() {
+    use gstcuframes::gpu::gstcuda;
+    let site = Site::new("mind");
+    let watched =
+        site.play("cuframessrc key=cam1 ! capsfilter name=wish ! fakesink name=out sync=false");
+    let seen = watched.probe("out", |_, buffer| gstcuda::is_cuda(buffer.peek_memory(0)));
+    let _publisher = site.play(
+        "videotestsrc is-live=true ! video/x-raw,format=NV12 ! cudaupload ! cuframessink key=cam1",
+    );
+    until(|| !seen.lock().unwrap().is_empty());
+    for (wish, cuda) in [("video/x-raw", false), ("video/x-raw(memory:CUDAMemory)", true)] {
+        let caps = gst::Caps::from_str(wish).unwrap();
+        watched.0.by_name("wish").unwrap().set_property("caps", caps);
+        until(|| seen.lock().unwrap().last() == Some(&cuda));
+    }
 }
 
 /// GStreamer's memory stays with its slot, and what the CPU reads there is the frame that is in it.

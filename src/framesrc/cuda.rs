@@ -8,7 +8,7 @@ use crate::core::board::lock;
 use crate::gpu::gstcuda::{CudaContext, CudaStream};
 use crate::gpu::memories::{Content, Memories, Place};
 use crate::gpu::{
-    self, Address, Context, Copy2d, DeviceMemory, HostAccess, RegisteredHost, Stream,
+    self, Address, Context, Copy2d, DeviceMemory, Event, HostAccess, RegisteredHost, Stream,
 };
 use crate::memory::Attached;
 use crate::properties::plane_size;
@@ -18,13 +18,17 @@ use crate::{Frame, Subscriber};
 pub struct DeviceSource {
     context: CudaContext,
     driver: Context,
-    /// What downstream enqueues its work on.
+    /// What downstream enqueues its work on, if it knows no better.
     stream: CudaStream,
     driver_stream: Arc<Stream>,
+    /// What is behind all that downstream has enqueued; and where that is another stream, the event for work to
+    /// come behind it.
+    behind: Arc<Stream>,
+    event: Event,
     /// The page of the claims, for the device to clear them. `None` if it can't; then the CPU waits for
     /// downstream's work before it gives a frame back.
     claims: Option<Arc<RegisteredHost>>,
-    /// Memory for copies that nobody uses any more. What is enqueued on the stream may still read it.
+    /// Memory for copies that nobody uses any more. What is enqueued may still read it.
     spare: Spare,
 }
 
@@ -78,14 +82,14 @@ impl Drop for Copied {
 }
 
 impl DeviceSource {
-    /// `stream` is what downstream enqueues its work on, where that is known.
+    /// `offered` is what downstream enqueues its work on, where that is known.
     pub fn new(
         context: CudaContext,
-        stream: Option<CudaStream>,
+        offered: Option<CudaStream>,
         subscriber: &Subscriber,
     ) -> Result<Self, gpu::Error> {
         let driver: Context = context.driver_context()?;
-        let stream = stream.map_or_else(|| CudaStream::new(&context), Ok)?;
+        let stream = offered.clone().map_or_else(|| CudaStream::new(&context), Ok)?;
         let claims = if driver.device().can_write_values() {
             let (start, len, keep) = subscriber.page();
             // SAFETY: the page is mapped for writing until `keep` is dropped, and made of atomics that
@@ -97,11 +101,21 @@ impl DeviceSource {
             None
         };
         let driver_stream = Arc::new(stream.driver_stream(&driver));
-        Ok(Self { context, driver, stream, driver_stream, claims, spare: Arc::default() })
+        let behind = Arc::new(Stream::default_of(&driver));
+        let spare = Spare::default();
+        let event = Event::new(&driver)?;
+        let mut new = Self { context, driver, stream, driver_stream, behind, event, claims, spare };
+        new.follow(offered)?;
+        Ok(new)
     }
 
-    /// From the next frame on downstream enqueues its work on this stream.
-    pub fn follow(&mut self, stream: CudaStream) -> Result<(), gpu::Error> {
+    /// From the next frame on downstream enqueues its work on this stream. If it says none, it may use several;
+    /// all that GStreamer makes are before what is enqueued on the default stream.
+    pub fn follow(&mut self, offered: Option<CudaStream>) -> Result<(), gpu::Error> {
+        let Some(stream) = offered else {
+            self.behind = Arc::new(Stream::default_of(&self.driver));
+            return Ok(());
+        };
         if stream != self.stream {
             // What was copied comes before what is copied next.
             self.driver_stream.synchronize()?;
@@ -110,6 +124,7 @@ impl DeviceSource {
             // What downstream still has of the old ones is freed behind its work, and not written again.
             self.spare = Spare::default();
         }
+        self.behind = self.driver_stream.clone();
         Ok(())
     }
 
@@ -118,8 +133,8 @@ impl DeviceSource {
         frame.memory().context().is_none_or(|c| c.device() == self.driver.device())
     }
 
-    fn held(&self, frame: Frame) -> Held {
-        Held { frame: Some(frame), stream: self.driver_stream.clone(), claims: self.claims.clone() }
+    fn held(&self, frame: Frame, stream: &Arc<Stream>) -> Held {
+        Held { frame: Some(frame), stream: stream.clone(), claims: self.claims.clone() }
     }
 
     /// The frame as memory that downstream takes as its own. The claim goes when the last reference is
@@ -132,7 +147,7 @@ impl DeviceSource {
         // SAFETY: the frame's planes lie within its slot, which the caller has checked. The slot is
         // mapped while the frame is held, and not written by the publisher before the claim is cleared,
         // behind the work on the stream.
-        unsafe { memories.wrap(place, Content::Complete, self.held(frame)) }
+        unsafe { memories.wrap(place, Content::Complete, self.held(frame, &self.behind)) }
     }
 
     /// A copy of the frame in memory of this device. The CPU does not wait for it.
@@ -148,6 +163,11 @@ impl DeviceSource {
                 CopyMemory { memories: Memories::default(), memory }
             }
         };
+        // What downstream has enqueued on other streams may still read the memory.
+        if self.behind.handle() != self.driver_stream.handle() && !self.behind.is_idle()? {
+            self.event.record(&self.behind)?;
+            self.driver_stream.wait_for(&self.event)?;
+        }
         let (from, to) = (frame.address(), memory.memory.address());
         // SAFETY: the frame is mapped, and as it is, until it is given back below, behind the copy. The
         // memory is as long, and kept by what is wrapped; what read it before is before the copy.
@@ -157,7 +177,7 @@ impl DeviceSource {
                 None => self.driver_stream.copy(from, to, size)?,
             }
         }
-        drop(self.held(frame));
+        drop(self.held(frame, &self.driver_stream));
         let (place, memories) = (self.place(to, &layout), memory.memories.clone());
         let copied = Copied { memory: Some(memory), spare: self.spare.clone() };
         // SAFETY: the memory is as long as the layout, and goes back to be used on the same stream.

@@ -216,10 +216,9 @@ impl CuframesSrc {
         }
         self.outlet.set_caps(self, &caps)?;
         let format = Format { generation: frame.generation, caps, info, download };
-        if let (Some(device), Some(context)) = (&mut state.device, self.context.get())
-            && let Some(stream) = self.downstream_stream(&context, &format)
-        {
-            device.follow(stream).map_err(|e| self.fail(e.into()))?;
+        if let (Some(device), Some(context)) = (&mut state.device, self.context.get()) {
+            let offered = self.downstream_stream(&context, &format);
+            device.follow(offered).map_err(|e| self.fail(e.into()))?;
         }
         state.format = Some(format);
         Ok(())

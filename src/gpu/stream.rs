@@ -120,13 +120,11 @@ impl Stream {
         self.context.with(|| self.query(self.handle))
     }
 
-    /// Whether what would be enqueued now would have nothing to wait for. The default stream waits for
-    /// others, and others for it, so of that one this can't be said.
+    /// Whether what would be enqueued now would have nothing to wait for: neither on this stream nor on the default
+    /// one, which waits for others, as others do for it.
     pub fn is_idle(&self) -> Result<bool> {
         let default = std::ptr::null_mut();
-        self.context.with(|| {
-            Ok(self.handle != default && self.query(self.handle)? && self.query(default)?)
-        })
+        self.context.with(|| Ok(self.query(self.handle)? && self.query(default)?))
     }
 
     /// In the context that is current, which is this stream's.
