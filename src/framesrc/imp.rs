@@ -598,7 +598,9 @@ impl BaseSrcImpl for CuframesSrc {
     }
 
     fn negotiate(&self) -> Result<(), gst::LoggableError> {
-        // The publisher decides, so there is nothing to negotiate before its first frame.
+        // The publisher decides, so there is nothing to negotiate before its first frame; then downstream may be
+        // another, or want something else.
+        lock(&self.state).format = None;
         Ok(())
     }
 
