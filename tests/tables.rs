@@ -275,7 +275,7 @@ fn number(value: f64, decimals: usize) -> String {
     (out + rest).replace('-', "−")
 }
 
-/// `a + b · S (r²)` for each system and model.
+/// `a + b · S (r², the most that it is off)` for each system and model.
 fn model(parts: &[&str]) -> String {
     let [file, keys_of_it, models] = parts else { panic!("{parts:?}") };
     let models: Vec<&str> = models.split_whitespace().collect();
@@ -284,8 +284,8 @@ fn model(parts: &[&str]) -> String {
         let is = |m: &Value| m["system"] == system && m["of"] == model;
         let found = only(all.as_array().unwrap(), is)?;
         let names = [
-            ("subscribers", "S"),
             ("cameras", "C"),
+            ("subscribers", "S"),
             ("cameras · subscribers", "C·S"),
             ("further cameras", "(C−1)"),
         ];
@@ -302,7 +302,8 @@ fn model(parts: &[&str]) -> String {
                 sum += &format!(" {} {} · {symbol}", if v < 0.0 { "−" } else { "+" }, part(v));
             }
         }
-        Some(format!("{sum} ({})", number(found["r2"].as_f64()?, 2)))
+        let (r2, worst) = (found["r2"].as_f64()?, found["worst"].as_f64()? * 100.0);
+        Some(format!("{sum} ({}, {} %)", number(r2, 2), number(worst, 0)))
     };
     let head = |model: &&str| match *model {
         "publisher" => "publisher, µs a frame".to_owned(),

@@ -202,6 +202,8 @@ pub type Point = (Vec<f64>, f64);
 pub struct Fit {
     pub factors: Vec<f64>,
     pub r2: f64,
+    /// How far the point that fits least is from what is fitted to it, as a part of itself.
+    pub worst: f64,
 }
 
 impl Fit {
@@ -234,6 +236,8 @@ impl Fit {
         let missed: f64 = points.iter().map(|(x, y)| (y - of(x)).powi(2)).sum();
         let scatter: f64 = points.iter().map(|(_, y)| (y - mean).powi(2)).sum();
         let r2 = if scatter == 0.0 { 1.0 } else { 1.0 - missed / scatter };
-        Some(Self { factors, r2 })
+        let off = |(x, y): &Point| ((y - of(x)) / y).abs();
+        let worst = points.iter().map(off).fold(0.0, f64::max);
+        Some(Self { factors, r2, worst })
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::figures::{Fit, Point, Round};
 use crate::options::{Case, Picture};
+use crate::systems::System;
 
 pub struct Model {
     name: &'static str,
@@ -11,7 +12,7 @@ pub struct Model {
     y: fn(Case, &Round) -> Option<f64>,
     /// What it may grow with: the first is always there.
     of: fn(Case) -> Vec<f64>,
-    parts: [&'static str; 3],
+    parts: &'static [&'static str],
 }
 
 /// Of a frame, and of one publisher.
@@ -22,11 +23,23 @@ fn of_one(case: Case) -> Vec<f64> {
 /// Of all cameras.
 fn of_all(case: Case) -> Vec<f64> {
     let (cameras, subscribers) = (f64::from(case.cameras), f64::from(case.subscribers));
-    vec![1.0, cameras, cameras * subscribers]
+    vec![1.0, cameras, subscribers, cameras * subscribers]
 }
 
-const ONE: [&str; 3] = ["", "subscribers", "further cameras"];
-const ALL: [&str; 3] = ["", "cameras", "cameras · subscribers"];
+const ONE: &[&str] = &["", "subscribers", "further cameras"];
+const ALL: &[&str] = &["", CAMERAS, SUBSCRIBERS, "cameras · subscribers"];
+const CAMERAS: &str = "cameras";
+const SUBSCRIBERS: &str = "subscribers";
+
+/// Whether all processes of the system can cost anything by that alone: cameras, if something publishes them;
+/// subscribers, if each is one process for all cameras.
+fn is_part(system: &System, part: &str) -> bool {
+    match part {
+        CAMERAS => !system.sink.is_empty(),
+        SUBSCRIBERS => system.together,
+        _ => true,
+    }
+}
 
 pub static MODELS: [Model; 4] = [
     Model {
@@ -44,7 +57,7 @@ pub static MODELS: [Model; 4] = [
 impl Model {
     pub fn fit(
         &'static self,
-        system: &'static str,
+        system: &'static System,
         picture: Picture,
         rounds: &[(Case, &Round)],
     ) -> Option<Cost> {
@@ -53,14 +66,17 @@ impl Model {
         let points: Vec<Point> = rounds.iter().filter_map(known).collect();
         // What did not vary has no part in it.
         let first = &points.first()?.0;
-        let varies = |i: &usize| points.iter().any(|(x, _)| x[*i] != first[*i]);
+        let varies = |i: &usize| {
+            points.iter().any(|(x, _)| x[*i] != first[*i])
+                && (self.parts == ONE || is_part(system, self.parts[*i]))
+        };
         let mut used: Vec<usize> = [0].into_iter().chain((1..first.len()).filter(varies)).collect();
         // With one number of subscribers, they can't be told from the cameras.
         while used.len() > 1 {
             let of_used = |x: &Vec<f64>| used.iter().map(|i| x[*i]).collect();
             let points: Vec<Point> = points.iter().map(|(x, y)| (of_used(x), *y)).collect();
             if let Some(fit) = Fit::of(&points) {
-                return Some(Cost { system, picture, model: self, used, fit });
+                return Some(Cost { system: system.name, picture, model: self, used, fit });
             }
             used.pop();
         }
@@ -91,13 +107,14 @@ impl Cost {
             })
             .collect();
         format!(
-            "{:18} {}, {}: {} {} (r² {:.2})",
+            "{:18} {}, {}: {} {} (r² {:.2}, {:.0} % off at most)",
             self.system,
             self.picture.text(),
             self.model.name,
             sum.join(" + "),
             self.model.unit,
-            self.fit.r2
+            self.fit.r2,
+            self.fit.worst * 100.0
         )
     }
 
@@ -110,7 +127,7 @@ impl Cost {
             .collect();
         json!({
             "system": self.system, "size": self.picture.size(), "fps": self.picture.fps,
-            "of": self.model.name, "unit": self.model.unit, "sum": parts, "r2": self.fit.r2,
+            "of": self.model.name, "unit": self.model.unit, "sum": parts, "r2": self.fit.r2, "worst": self.fit.worst,
         })
     }
 }

@@ -165,7 +165,7 @@ impl Report {
                 let of_it = self.results.iter().filter(|(case, _)| of_it(case));
                 let rounds: Vec<_> =
                     of_it.flat_map(|(case, r)| r.rounds.iter().map(|r| (*case, r))).collect();
-                costs.extend(MODELS.iter().filter_map(|m| m.fit(system.name, picture, &rounds)));
+                costs.extend(MODELS.iter().filter_map(|m| m.fit(system, picture, &rounds)));
             }
         }
         costs

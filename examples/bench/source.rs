@@ -7,6 +7,9 @@ use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
+/// Frames that a sink may have before the next is made.
+const ON_THE_WAY: u32 = 16;
+
 #[derive(Default)]
 pub struct BenchSrc;
 
@@ -70,6 +73,28 @@ impl BaseSrcImpl for BenchSrc {
         // How large the buffers are if nobody downstream offers a pool.
         self.obj().set_blocksize(info.size() as u32);
         self.parent_set_caps(caps)
+    }
+
+    /// With the memory that downstream offers, if it offers no pool: a sink that sends it from there would
+    /// copy what is in other memory, and that is what there is when as much as it has is on its way.
+    fn decide_allocation(
+        &self,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        let memory = query.allocation_params().next();
+        if query.allocation_pools().next().is_none()
+            && let Some((allocator, params)) = memory
+        {
+            let (caps, _) = query.get_owned();
+            let pool = gst::BufferPool::new();
+            let mut config = pool.config();
+            let size = self.obj().blocksize();
+            config.set_params(caps.as_ref(), size, 0, ON_THE_WAY);
+            config.set_allocator(allocator.as_ref(), Some(&params));
+            pool.set_config(config)?;
+            query.add_allocation_pool(Some(&pool), size, 0, ON_THE_WAY);
+        }
+        self.parent_decide_allocation(query)
     }
 
     fn fill(
