@@ -296,7 +296,8 @@ fn model(parts: &[&str]) -> String {
             _ => 4,
         };
         let part = |v: f64| number(v.abs(), decimals(v));
-        let mut sum = part(found["sum"]["a"].as_f64()?);
+        let a = found["sum"]["a"].as_f64()?;
+        let mut sum = number(a, decimals(a));
         for (name, symbol) in names {
             if let Some(v) = found["sum"][name].as_f64() {
                 sum += &format!(" {} {} · {symbol}", if v < 0.0 { "−" } else { "+" }, part(v));
