@@ -12,8 +12,11 @@ pub struct Model {
     y: fn(Case, &Round) -> Option<f64>,
     /// What it may grow with: the first is always there.
     of: fn(Case) -> Vec<f64>,
-    parts: &'static [&'static str],
+    parts: &'static [Part],
 }
+
+/// Its name, and whether a system has it.
+type Part = (&'static str, fn(&System) -> bool);
 
 /// Of a frame, and of one publisher.
 fn of_one(case: Case) -> Vec<f64> {
@@ -26,20 +29,14 @@ fn of_all(case: Case) -> Vec<f64> {
     vec![1.0, cameras, subscribers, cameras * subscribers]
 }
 
-const ONE: &[&str] = &["", "subscribers", "further cameras"];
-const ALL: &[&str] = &["", CAMERAS, SUBSCRIBERS, "cameras · subscribers"];
-const CAMERAS: &str = "cameras";
-const SUBSCRIBERS: &str = "subscribers";
-
-/// Whether all processes of the system can cost anything by that alone: cameras, if something publishes them;
-/// subscribers, if each is one process for all cameras.
-fn is_part(system: &System, part: &str) -> bool {
-    match part {
-        CAMERAS => !system.sink.is_empty(),
-        SUBSCRIBERS => system.together,
-        _ => true,
-    }
-}
+const ONE: &[Part] = &[("", |_| true), ("subscribers", |_| true), ("further cameras", |_| true)];
+/// Cameras alone cost something if something publishes them; subscribers, if each is one process for all cameras.
+const ALL: &[Part] = &[
+    ("", |_| true),
+    ("cameras", |system| !system.sink.is_empty()),
+    ("subscribers", |system| system.together),
+    ("cameras · subscribers", |_| true),
+];
 
 pub static MODELS: [Model; 4] = [
     Model {
@@ -66,11 +63,10 @@ impl Model {
         let points: Vec<Point> = rounds.iter().filter_map(known).collect();
         // What did not vary has no part in it.
         let first = &points.first()?.0;
-        let varies = |i: &usize| {
-            points.iter().any(|(x, _)| x[*i] != first[*i])
-                && (self.parts == ONE || is_part(system, self.parts[*i]))
-        };
-        let mut used: Vec<usize> = [0].into_iter().chain((1..first.len()).filter(varies)).collect();
+        let varies = |i: &usize| points.iter().any(|(x, _)| x[*i] != first[*i]);
+        let is_part = |i: &usize| self.parts[*i].1(system) && varies(i);
+        let mut used: Vec<usize> =
+            [0].into_iter().chain((1..first.len()).filter(is_part)).collect();
         // With one number of subscribers, they can't be told from the cameras.
         while used.len() > 1 {
             let of_used = |x: &Vec<f64>| used.iter().map(|i| x[*i]).collect();
@@ -95,7 +91,7 @@ pub struct Cost {
 
 impl Cost {
     fn parts(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        self.used.iter().map(|i| self.model.parts[*i]).zip(self.fit.factors.iter().copied())
+        self.used.iter().map(|i| self.model.parts[*i].0).zip(self.fit.factors.iter().copied())
     }
 
     pub fn text(&self) -> String {
