@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
-use cudarc::driver::sys::CUstream;
 use gst_video::VideoInfo;
 
 use super::imp::lock;
@@ -43,7 +42,7 @@ pub struct DeviceSlots {
 struct Attachment {
     memories: Memories<Loan>,
     /// The streams that the slots were written on last, by address.
-    streams: Arc<Mutex<HashMap<u64, Arc<Stream>>>>,
+    streams: Arc<Mutex<HashMap<u64, Option<Arc<Stream>>>>>,
 }
 
 impl DeviceSlots {
@@ -119,17 +118,23 @@ impl DeviceSlots {
         Ok(())
     }
 
-    /// The stream that frames are published on from now on: work on a new one comes behind that on the last, so that
-    /// frames become ready in their order.
-    fn follow(&self, stream: Option<&CudaStream>) -> Result<Arc<Stream>, gpu::Error> {
-        let mut current = lock(&self.stream);
-        if let Some(before) = &*current {
-            if before.handle() == handle(stream) {
+    /// The stream to go on with: what is enqueued on another than `last` comes behind the work on that.
+    fn switch(
+        &self,
+        last: &mut Option<Arc<Stream>>,
+        stream: Option<&CudaStream>,
+    ) -> Result<Arc<Stream>, gpu::Error> {
+        if let Some(before) = last {
+            if before.handle() == stream.map_or(std::ptr::null_mut(), CudaStream::handle) {
                 return Ok(before.clone());
             }
             before.synchronize()?;
         }
-        Ok(current.insert(self.driver_stream(stream)).clone())
+        let new = Arc::new(match stream {
+            Some(stream) => stream.driver_stream(&self.context),
+            None => Stream::default_of(&self.context),
+        });
+        Ok(last.insert(new).clone())
     }
 
     /// To be called before a slot is written on the stream: waits for what was enqueued to write it on another.
@@ -137,21 +142,8 @@ impl DeviceSlots {
     fn settle(&self, loan: &Loan, stream: Option<&CudaStream>) -> Result<Attachment, gpu::Error> {
         let attachment: Attachment =
             loan.memory().attached().map(Attached::get).unwrap_or_default();
-        let mut streams = lock(&attachment.streams);
-        let before = streams.get(&loan.address());
-        if before.is_none_or(|before| before.handle() != handle(stream)) {
-            before.map_or(Ok(()), |before| before.synchronize())?;
-            streams.insert(loan.address(), self.driver_stream(stream));
-        }
-        drop(streams);
+        self.switch(lock(&attachment.streams).entry(loan.address()).or_default(), stream)?;
         Ok(attachment)
-    }
-
-    fn driver_stream(&self, stream: Option<&CudaStream>) -> Arc<Stream> {
-        Arc::new(match stream {
-            Some(stream) => stream.driver_stream(&self.context),
-            None => Stream::default_of(&self.context),
-        })
     }
 
     /// A buffer on a slot; where none is free, on other memory of the device.
@@ -277,7 +269,8 @@ impl DeviceSink {
         let map = gstcuda::map_device(memory)?;
         let source = info(memory)?;
         let own = gstcuda::memory_stream(memory);
-        let stream = self.slots.follow(own.as_ref())?;
+        // So frames become ready in their order.
+        let stream = self.slots.switch(&mut lock(&self.slots.stream), own.as_ref())?;
         let describe = |layout: &VideoInfo, start: u64| {
             let planes = Planes::new(layout.offset(), layout.stride()).moved(start as u32);
             FrameInfo { size: layout.size() + start as usize, planes, ..frame.clone() }
@@ -367,10 +360,6 @@ impl DeviceSink {
         }
         Ok(())
     }
-}
-
-fn handle(stream: Option<&CudaStream>) -> CUstream {
-    stream.map_or(std::ptr::null_mut(), CudaStream::handle)
 }
 
 /// How a frame lies in its memory.
