@@ -538,6 +538,9 @@ impl Frames {
             let slot = slots[*number as usize].as_ref().expect("slots in order exist");
             let chunk =
                 chunks.iter_mut().find(|c| c.id == slot.chunk).expect("a slot's chunk exists");
+            if !chunk.retiring {
+                return true;
+            }
             let slot_seq = self.control.slot(*number);
             let seq = slot_seq.load(Ordering::Relaxed);
             // Nobody loses by the smaller pool what it would not lose in it.
@@ -545,7 +548,7 @@ impl Frames {
             let needed = self.is_newest(seq, *head)
                 || slot.loaned
                 || is_kept && peers.iter().any(|p| is_behind(p, seq));
-            if !chunk.retiring || needed {
+            if needed {
                 return true;
             }
             let free =
