@@ -8,7 +8,6 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -341,6 +340,7 @@ fn pixels(pad: &gst::Pad, buffer: &gst::Buffer) -> Vec<u8> {
 #[ignore = "needs an NVIDIA GPU"]
 fn every_format_crosses() {
     let site = Site::new("formats");
+    let ways = ["mapped", "copied", "downloaded", "host"];
     for format in ["NV12", "P010_10LE", "I420", "YV12", "Y444", "Y444_16LE", "BGRA", "RGBx"] {
         for copied in [false, true] {
             let watched = site.play(
@@ -349,8 +349,7 @@ fn every_format_crosses() {
                  cuframessrc name=c key=cam1 ! cudadownload ! fakesink name=downloaded \
                  cuframessrc name=d key=cam1 ! video/x-raw ! fakesink name=host",
             );
-            let seen =
-                ["mapped", "copied", "downloaded", "host"].map(|name| watched.probe(name, pixels));
+            let seen = ways.map(|name| watched.probe(name, pixels));
             let own = if copied { "identity drop-allocation=true !" } else { "" };
             let publisher = site.pipeline(&format!(
                 "videotestsrc is-live=true pattern=snow ! video/x-raw,format={format},width=318,height=202 \
@@ -362,7 +361,7 @@ fn every_format_crosses() {
             drop(watched);
             assert_eq!(publisher.count("sink", "copied") > 0, copied, "{format}");
             let sent = sent.lock().unwrap();
-            for (way, seen) in ["mapped", "copied", "downloaded", "host"].iter().zip(seen) {
+            for (way, seen) in ways.iter().zip(seen) {
                 let whole = seen.lock().unwrap().iter().all(|picture| sent.contains(picture));
                 assert!(whole, "{format} {way}, copied into the slots: {copied}");
             }
@@ -600,7 +599,7 @@ fn downstream_changes_its_mind() {
     );
     until(|| !seen.lock().unwrap().is_empty());
     for (wish, cuda) in [("video/x-raw", false), ("video/x-raw(memory:CUDAMemory)", true)] {
-        let caps = gst::Caps::from_str(wish).unwrap();
+        let caps = wish.parse::<gst::Caps>().unwrap();
         watched.0.by_name("wish").unwrap().set_property("caps", caps);
         until(|| seen.lock().unwrap().last() == Some(&cuda));
     }
