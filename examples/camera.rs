@@ -181,7 +181,11 @@ fn serve(mut options: Options, signals: SigSet) -> Result<(), String> {
                         let info = gst_video::VideoInfo::from_caps(&caps).expect("made as such");
                         say(&format!("size {}x{}", info.width(), info.height()));
                     }
-                    _ => return main_loop.quit(),
+                    // In the loop: before it runs, a `quit` would be lost.
+                    _ => {
+                        glib::idle_add_once(move || main_loop.quit());
+                        return;
+                    }
                 }
             }
         }

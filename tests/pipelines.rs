@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use gst::prelude::*;
 use gst_video::prelude::*;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -254,6 +255,22 @@ fn a_camera_that_drops_comes_back() {
 }
 
 /// 2,000 frames at full speed to four processes that want every one of them.
+/// Ten on one CPU are interrupted between any two of their steps.
+#[test]
+fn a_camera_that_has_just_come_can_be_ended() {
+    let site = Site::new("short-lived");
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).unwrap();
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::count()).find(|&cpu| allowed.is_set(cpu).unwrap()).unwrap()).unwrap();
+    sched_setaffinity(this, &one).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| drop(site.camera("")));
+        }
+    });
+}
+
 #[test]
 fn four_processes_get_every_frame() {
     const FRAMES: u32 = 2_000;
