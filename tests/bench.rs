@@ -1,17 +1,28 @@
 //! The bench runs, and writes what docs/benchmarks.md says it does. How fast anything is does not matter here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
 /// What a run with elements behind said, its results, and where it left pictures.
 fn run(name: &str, words: &str, behind: &str) -> (String, Value, PathBuf) {
+    run_by(name, words, behind, None)
+}
+
+/// The same, with a program that starts those of the run.
+fn run_by(
+    name: &str,
+    words: &str,
+    behind: &str,
+    runner: Option<&Path>,
+) -> (String, Value, PathBuf) {
     let own = std::env::current_exe().unwrap();
     let bench = own.ancestors().nth(2).unwrap().join("examples/bench");
     let out = std::env::temp_dir().join(format!("cuframes-test-{name}-{}", std::process::id()));
     let mut command = Command::new(bench);
     command.args(["--behind", behind, "--out"]).arg(&out).args(words.split(' '));
+    command.envs(runner.map(|path| ("ON_GPU", path)));
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
@@ -64,7 +75,7 @@ fn a_short_run() {
     // Every size at every rate.
     let ours = results.iter().filter(|r| r["system"] == "cuframes");
     assert_eq!(ours.filter(|r| r["frames"].as_u64() > Some(0)).count(), 2 * 2 * 2);
-    assert!(results.iter().all(|r| r["failed"].is_null()), "{said}");
+    assert!(results.iter().all(|r| r["failed"].is_null() && r["bad_ends"] == 0), "{said}");
     let result = of("cuframes", 1);
     for step in ["enqueue", "publish", "ring", "wake", "claim", "ready", "wrap", "push"] {
         assert!(result["steps_us"][step]["p50"].as_f64() > Some(0.0), "{step}: {result}");
@@ -126,5 +137,18 @@ fn a_turn_that_breaks_off_is_no_result() {
     let result = &all["results"][0];
     assert!(result["failed"].as_str().is_some_and(|why| !why.is_empty()), "{said}");
     assert_eq!(result["frames"], 0, "{result}");
+    std::fs::remove_dir_all(out).unwrap();
+}
+
+/// A source that crashes when it is stopped has given all its figures; they are not all there is to say of it.
+#[test]
+fn who_ends_badly_is_counted() {
+    let runner = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/ends-badly.sh");
+    let words = "--frames 10 --size 320x240 --subscribers 2 --rounds 1 --lives 0 --idle 0 --no-steps --no-trace \
+                 cuframes";
+    let (said, all, out) = run_by("bad-ends", words, "", Some(&runner));
+    let result = &all["results"][0];
+    assert_eq!((&result["bad_ends"], &result["failed"]), (&3.into(), &Value::Null), "{said}");
+    assert!(said.contains("a process ended badly: exit status: 3"), "{said}");
     std::fs::remove_dir_all(out).unwrap();
 }

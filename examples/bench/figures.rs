@@ -27,6 +27,8 @@ pub struct Round {
     pub received: Option<f64>,
     /// Frames that the publishers had no room for.
     pub dropped: u64,
+    /// Processes that did not end well, when all figures were taken.
+    pub bad_ends: u64,
     /// Of all processes together in MiB, and what the publishers' shared memory is.
     pub memory: Option<f64>,
     pub shared: Option<f64>,
@@ -139,6 +141,10 @@ impl Result {
         self.rounds.iter().map(|r| r.late).sum()
     }
 
+    pub fn bad_ends(&self) -> u64 {
+        self.rounds.iter().map(|r| r.bad_ends).sum()
+    }
+
     pub fn first(&self) -> Option<Spread> {
         Spread::of(self.lives.iter().map(|l| l.first))
     }
@@ -159,6 +165,7 @@ impl Result {
             "rounds": self.rounds.len(),
             "failed": self.failed,
             "frames": self.sum(|r| Some(r.frames)),
+            "bad_ends": self.bad_ends(),
             "late": self.late(),
             "lost": self.sum(|r| r.lost),
             "repeated": self.sum(|r| r.repeated),

@@ -64,10 +64,14 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    pub fn wait(&mut self) -> Result<(), Failure> {
+    /// Lets it end; whether it does so well.
+    pub fn end(&mut self) -> Result<bool, Failure> {
         self.input = None;
-        self.child.wait()?;
-        Ok(())
+        let status = self.child.wait()?;
+        if !status.success() {
+            eprintln!("  a process ended badly: {status}");
+        }
+        Ok(status.success())
     }
 
     /// Its memory in MiB, of what it shares with others its part.

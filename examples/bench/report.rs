@@ -42,8 +42,9 @@ const COSTS: [Column; 9] = [
     ("GPU decoders %", |_, r| Spread::text(r.spread(|r| r.decoder), 0)),
     ("lost/repeated/torn", |_, r| {
         let wrong = r.wrong().map(|n| n.map(|n| n.to_string()).join("/"));
-        let late = if r.late() > 0 { format!(", {} late", r.late()) } else { String::new() };
-        wrong.unwrap_or("–".into()) + &late
+        let others = [(r.late(), "late"), (r.bad_ends(), "bad ends")];
+        let others = others.iter().filter(|o| o.0 > 0).map(|(n, what)| format!(", {n} {what}"));
+        wrong.unwrap_or("–".into()) + &others.collect::<String>()
     }),
 ];
 

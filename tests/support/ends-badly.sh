@@ -1,0 +1,4 @@
+#!/bin/sh
+# Runs a program, and ends badly, whatever became of it.
+"$@"
+exit 3
