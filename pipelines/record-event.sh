@@ -5,7 +5,7 @@
 #
 #   record-event.sh KEY FILE.mp4|FILE.mkv BEFORE AFTER
 #
-# Starts at a keyframe, so up to one group of pictures earlier. For example:
+# Starts at a keyframe, so up to one group of pictures and a second earlier. For example:
 #   until is-door-open; do sleep 0.1; done; record-event.sh cam1 door.mp4 5 10
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -21,7 +21,7 @@ esac
 SECONDS=0
 codec=$(codec cuframespacketsrc key="$key" connect-timeout=10000000000) || fail "$key has no packets"
 
-# What finding out the codec took is past by now.
+# What finding out the codec took is past by now, and what the start takes will be.
 exec timeout --foreground --preserve-status --signal=INT "$after" \
-    gst-launch-1.0 -q -e cuframespacketsrc key="$key" preroll-time="$((before + SECONDS))000000000" \
+    gst-launch-1.0 -q -e cuframespacketsrc key="$key" preroll-time="$((before + SECONDS + 1))000000000" \
     ! "${codec}parse" ! "$muxer" ! filesink location="$file"
