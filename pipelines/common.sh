@@ -36,6 +36,14 @@ caps() {
 # codec ELEMENTS...: h264 or h265, whatever it is.
 codec() { [[ $(caps "$@") =~ video/x-(h26[45]) ]] && echo "${BASH_REMATCH[1]}"; }
 
+# record SECONDS PIPELINE...: becomes gst-launch-1.0, which completes its file after SECONDS (0: never) or on Ctrl-C.
+# A second interrupt would end it at once, and timeout above it would hand on a copy of each.
+record() {
+    local seconds=$1
+    ((seconds == 0)) || { timeout "$seconds" tail -f /dev/null --pid=$$ || kill -INT $$; } &
+    exec gst-launch-1.0 -q -e "${@:2}"
+}
+
 # decoder h264|h265: the best one that works here, and its properties. Those of a GPU exist only where there is one.
 # Who joins in the midst of a group of pictures must not publish what libav makes of its rest.
 decoder() {

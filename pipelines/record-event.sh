@@ -22,6 +22,5 @@ SECONDS=0
 codec=$(codec cuframespacketsrc key="$key" connect-timeout=10000000000) || fail "$key has no packets"
 
 # What finding out the codec took is past by now, and what the start takes will be.
-exec timeout --foreground --preserve-status --signal=INT "$after" \
-    gst-launch-1.0 -q -e cuframespacketsrc key="$key" preroll-time="$((before + SECONDS + 1))000000000" \
+record "$after" cuframespacketsrc key="$key" preroll-time="$((before + SECONDS + 1))000000000" \
     ! "${codec}parse" ! "$muxer" ! filesink location="$file"

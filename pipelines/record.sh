@@ -31,7 +31,5 @@ if ((${#sound[@]})); then
     sound+=("!" queue "!" muxer.audio_0)
 fi
 
-# With -e an interrupt ends the stream, so that the muxer completes the file.
-exec timeout --foreground --preserve-status --signal=INT "$seconds" \
-    gst-launch-1.0 -q -e cuframespacketsrc key="$key" \
+record "$seconds" cuframespacketsrc key="$key" \
     ! "${codec}parse" ! queue ! "$muxer" name=muxer ! filesink location="$file" "${sound[@]}"
