@@ -103,6 +103,7 @@ macro_rules! conformance {
                 frames_keep_their_format
                 frames_keep_their_format_for_who_comes_later
                 loans_have_the_size_of_the_format
+                sizes_change_before_the_old_frames_are_taken
                 nobody_within_its_credit_costs_a_frame
                 the_pool_follows_the_credit
                 who_leaves_takes_no_frames_along
@@ -606,6 +607,31 @@ fn hurry(mut viewer: Viewer) -> JoinHandle<u64> {
             }
         }
     })
+}
+
+/// There is room for two pools of slots, not for three.
+fn sizes_change_before_the_old_frames_are_taken<B: Bench>(site: &Site) {
+    for (policy, received) in [(Policy::Drop, 2 + 60), (PATIENT, 3 * 60)] {
+        let publisher = site.publisher(B::backend(), |c| {
+            (c.policy, c.window, c.max_subscribers, c.max_credit) = (policy, 2, 1, 8);
+        });
+        let viewer = site.viewer(|c| (c.mode, c.credit) = (Mode::Strict, 8));
+        let publish = |size| {
+            // As a queue before the sink keeps them.
+            let loans: Vec<_> = (0..60).map(|_| publisher.loan(size).unwrap().unwrap()).collect();
+            for loan in loans {
+                publisher.publish(loan, &info(publisher.stats().pool.published + 1, size));
+            }
+        };
+        publish(SIZE);
+        publisher.set_format(CAPS, SIZE * 3).unwrap();
+        publish(SIZE * 3);
+        publisher.set_format(CAPS, SIZE * 9).unwrap();
+        let viewer = hurry(viewer);
+        publish(SIZE * 9);
+        publisher.end_of_frames();
+        assert_eq!(viewer.join().unwrap(), received);
+    }
 }
 
 fn loans_have_the_size_of_the_format<B: Bench>(site: &Site) {

@@ -122,7 +122,8 @@ impl Frames {
         credits: u32,
         epoch: u64,
     ) -> Result<Self> {
-        // Twice what is in use at most: a change of the frame size has old and new slots for a while.
+        // Twice what is in use at most: a change of the frame size has old and new slots for a while. The
+        // next one within that while takes from who has not read the old ones, or waits for it.
         let capacity = credits.saturating_add(window + MAX_LOANS).saturating_mul(2);
         let slots = capacity.min(MAX_SLOTS);
         let index_len = slots.next_power_of_two();
@@ -180,7 +181,9 @@ impl Frames {
         pool.generation += 1;
         self.board.format(pool.generation, caps, pool.head_generation);
         if moved || slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
-            self.resize(&mut pool, slot_size)?;
+            pool.retire_all(slot_size);
+            // Whoever asks for a slot can wait for those who are in the way.
+            self.ensure_some(&mut pool)?;
         }
         Ok(())
     }
@@ -224,13 +227,15 @@ impl Frames {
             let mut pool = lock(&self.pool);
             pool.look_at_peers(&self.board);
             if backend.is_some_and(|b| pool.move_to(b)) || size > pool.slot_size {
-                self.resize(&mut pool, size)?;
+                pool.retire_all(size);
             }
             // Whoever joined before there was a format has no slots for its credit yet.
-            match self.ensure(&mut pool, 0) {
-                Err(e) if pool.capacity() == 0 => return Err(e),
-                Err(e) => tracing::warn!(%e, "the frame pool is too small for its subscribers"),
-                Ok(()) => {}
+            if let Some(peer) = self.ensure_some(&mut pool)? {
+                drop(pool);
+                if !patience.wait_for(peer, "a frame") {
+                    return Ok(None);
+                }
+                continue;
             }
             self.trim(&mut pool);
             // What is lent beyond the reserve takes nothing from subscribers, if there is memory for it.
@@ -451,14 +456,28 @@ impl Frames {
         self.publish(number, &info(offset), ready)
     }
 
-    /// Replaces all chunks by ones with bigger or smaller slots. Frames that are in use stay until
-    /// they are released.
-    fn resize(&self, pool: &mut Pool, size: usize) -> Result<()> {
-        for chunk in &mut pool.chunks {
-            chunk.retiring = true;
+    /// Makes slots, as many as there is room for. Where there is none for a single one, returns who has to
+    /// take frames first, if the policy is to wait for that.
+    fn ensure_some(&self, pool: &mut Pool) -> Result<Option<Arc<Peer>>> {
+        let Err(e) = self.ensure(pool, 0) else { return Ok(None) };
+        if pool.capacity() > 0 {
+            tracing::warn!(%e, "the frame pool is too small for its subscribers");
+            return Ok(None);
         }
-        pool.slot_size = size;
-        self.ensure(pool, 0)
+        let peer = self.in_the_way(pool);
+        if peer.is_none() {
+            // Who was may just have moved on.
+            self.ensure(pool, 0)?;
+        }
+        Ok(peer)
+    }
+
+    /// Who has still to take one of the frames that are not kept for others.
+    fn in_the_way(&self, pool: &Pool) -> Option<Arc<Peer>> {
+        let seqs = pool.order.iter().map(|n| self.control.slot(*n).load(Ordering::Relaxed));
+        let mut old = seqs.filter(|seq| *seq != claim::EMPTY && !self.is_newest(*seq, pool.head));
+        let waits = self.policy != Policy::Drop;
+        old.find_map(|seq| pool.peers.iter().find(|p| waits && is_behind(p, seq)).cloned())
     }
 
     /// Makes slots until there are enough for the window, everybody's credit, and upstream.
@@ -471,6 +490,15 @@ impl Frames {
         if missing == 0 {
             return Ok(());
         }
+        let made = self.make(pool, missing);
+        if made.is_err() && pool.chunks.iter().any(|c| c.retiring) {
+            self.free_retiring(pool);
+            return self.make(pool, missing);
+        }
+        made
+    }
+
+    fn make(&self, pool: &mut Pool, missing: u32) -> Result<()> {
         let free: Vec<u32> = (0..self.control.slots())
             .filter(|n| pool.slots[*n as usize].is_none())
             .take(missing as usize)
@@ -519,9 +547,12 @@ impl Frames {
                 chunk.retiring = true;
             }
         }
-        if !pool.chunks.iter().any(|c| c.retiring) {
-            return;
+        if pool.chunks.iter().any(|c| c.retiring) {
+            self.free_retiring(pool);
         }
+    }
+
+    fn free_retiring(&self, pool: &mut Pool) {
         let depth = u64::from(pool.capacity());
         let Pool { order, spare, slots, chunks, peers, peers_version, head, .. } = pool;
         spare.retain(|number| {
@@ -543,7 +574,8 @@ impl Frames {
             }
             let slot_seq = self.control.slot(*number);
             let seq = slot_seq.load(Ordering::Relaxed);
-            // Nobody loses by the smaller pool what it would not lose in it.
+            // Nobody loses by the smaller pool what it would not lose in it. Where there is no other,
+            // for want of room, that is all.
             let is_kept = self.policy != Policy::Drop || seq + depth > *head;
             let needed = self.is_newest(seq, *head)
                 || slot.loaned
@@ -610,6 +642,14 @@ impl Pool {
         if board.version() != self.peers_version {
             (self.peers_version, self.peers) = board.peers();
         }
+    }
+
+    /// From now on slots have this size. Frames that are in use stay until they are released.
+    fn retire_all(&mut self, size: usize) {
+        for chunk in &mut self.chunks {
+            chunk.retiring = true;
+        }
+        self.slot_size = size;
     }
 
     /// Slots that are in use at most.
