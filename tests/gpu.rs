@@ -585,24 +585,33 @@ fn frames_come_on_the_stream_of_downstream() {
     assert_eq!(before[..5], behind[..5]);
 }
 
-/// Downstream wants host memory, and device memory again, while frames flow.
+/// Downstream wants host memory, and device memory again, while a frame is awaited: that one is so already.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn downstream_changes_its_mind() {
     use gstcuframes::gpu::gstcuda;
     let site = Site::new("mind");
-    let watched =
-        site.play("cuframessrc key=cam1 ! capsfilter name=wish ! fakesink name=out sync=false");
-    let seen = watched.probe("out", |_, buffer| gstcuda::is_cuda(buffer.peek_memory(0)));
+    let watched = site.play(
+        "cuframessrc key=cam1 mode=strict ! capsfilter name=wish ! fakesink name=out sync=false",
+    );
+    let look = |_: &gst::Pad, b: &gst::Buffer| (gstcuda::is_cuda(b.peek_memory(0)), b.offset());
+    let seen = watched.probe("out", look);
     let _publisher = site.play(
         "videotestsrc is-live=true ! video/x-raw,format=NV12 ! cudaupload ! cuframessink key=cam1",
     );
     until(|| !seen.lock().unwrap().is_empty());
     for (wish, cuda) in [("video/x-raw", false), ("video/x-raw(memory:CUDAMemory)", true)] {
         let caps = wish.parse::<gst::Caps>().unwrap();
+        // The next is far away when one has just come.
+        let before = seen.lock().unwrap().len();
+        until(|| seen.lock().unwrap().len() > before);
         watched.0.by_name("wish").unwrap().set_property("caps", caps);
-        until(|| seen.lock().unwrap().last() == Some(&cuda));
+        until(|| seen.lock().unwrap().len() > before + 1);
+        let first = seen.lock().unwrap()[before + 1].0;
+        assert_eq!(first, cuda, "{wish}");
     }
+    let seen = seen.lock().unwrap();
+    assert!(seen.windows(2).all(|pair| pair[1].1 == pair[0].1 + 1), "{seen:?}");
 }
 
 /// GStreamer's memory stays with its slot, and what the CPU reads there is the frame that is in it.

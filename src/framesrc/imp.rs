@@ -193,7 +193,10 @@ impl CuframesSrc {
     }
 
     fn set_format(&self, state: &mut State, frame: &Frame) -> Result<(), gst::FlowError> {
-        if state.format.as_ref().is_some_and(|f| f.generation == frame.generation) {
+        // What changed downstream while this frame was awaited counts for it already.
+        let pending = self.obj().src_pad().needs_reconfigure();
+        let known = state.format.as_ref().is_some_and(|f| f.generation == frame.generation);
+        if known && !pending {
             return Ok(());
         }
         let format = parse_caps(&frame.caps)
