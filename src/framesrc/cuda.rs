@@ -116,7 +116,9 @@ impl DeviceSource {
             self.behind = Arc::new(Stream::default_of(&self.driver));
             return Ok(());
         };
-        if stream != self.stream {
+        // What was offered before, but not the last time: others may have read copies meanwhile.
+        let back = self.behind.handle() != self.driver_stream.handle();
+        if back || stream != self.stream {
             // What was copied comes before what is copied next.
             self.driver_stream.synchronize()?;
             self.driver_stream = Arc::new(stream.driver_stream(&self.driver));
