@@ -83,10 +83,23 @@ impl Full {
     }
 }
 
-/// Bytes of address space in use.
-fn address_space() -> u64 {
+/// Leaves room for `more` bytes of address space.
+fn leave_memory(more: u64) {
+    // A thread that has just started takes a lot, and gives a part of it back.
+    until(threads_sleep);
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
+    let used = statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096;
+    limit(libc::RLIMIT_AS, used + more);
+}
+
+/// Whether all do but this one.
+fn threads_sleep() -> bool {
+    let own = nix::unistd::gettid().to_string();
+    std::fs::read_dir("/proc/self/task").unwrap().all(|task| {
+        let task = task.unwrap();
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        task.file_name() == *own || stat.rsplit(')').next().unwrap().starts_with(" S")
+    })
 }
 
 fn own_fds() -> usize {
@@ -274,7 +287,7 @@ mod tests {
         let publisher = open(site).unwrap();
         let mut viewer = site.viewer(|_| {});
         assert_eq!(viewer.frame().seq, 1);
-        limit(libc::RLIMIT_AS, address_space() + (32 << 20));
+        leave_memory(32 << 20);
         let error = publisher.set_format("big", BIG).unwrap_err().to_string();
         assert!(error.contains("get memory for frames"), "{error}");
         assert!(publisher.loan(BIG).is_err());
@@ -297,7 +310,7 @@ mod tests {
         send(&publisher, 1, size);
         assert_eq!(viewer.frame().seq, 1);
         let mut late = Child::start("join", &site.dir);
-        limit(libc::RLIMIT_AS, address_space() + (40 << 20));
+        leave_memory(40 << 20);
         late.go_on();
         let text = late.hear();
         assert!(text.contains("get memory for frames"), "{text}");
@@ -322,7 +335,7 @@ mod tests {
         send(&publisher, 1, size);
         send(&publisher, 2, size);
         let _kept = publisher.loan(size).unwrap().expect("a free slot");
-        limit(libc::RLIMIT_AS, address_space() + (4 << 20));
+        leave_memory(4 << 20);
         send(&publisher, 3, size);
         until(|| matches!(viewer.look(), Next::Lost { code: Code::Stalled, .. }));
     }
@@ -331,7 +344,7 @@ mod tests {
         let mut source = Child::start("publish", &site.dir);
         assert_eq!(source.hear(), "ready");
         let mut viewer = site.viewer(|_| {});
-        limit(libc::RLIMIT_AS, address_space() + (32 << 20));
+        leave_memory(32 << 20);
         source.tell(&BIG.to_string());
         assert_eq!(source.hear(), "published");
         let interrupt = viewer.interrupt.clone();
