@@ -9,6 +9,7 @@ packages=(
     libgstrtspserver-1.0-dev                        # the camera in examples/
     gstreamer1.0-tools                              # gst-launch-1.0, gst-inspect-1.0
     gstreamer1.0-plugins-base                       # videotestsrc, videoconvert
+    gstreamer1.0-plugins-base-apps                  # gst-device-monitor-1.0
     gstreamer1.0-plugins-good                       # rtspsrc, mp4mux, matroskamux, jpegenc
     gstreamer1.0-plugins-bad                        # h264parse, h265parse, x265enc, watchdog
     gstreamer1.0-plugins-ugly                       # x264enc
