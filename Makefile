@@ -1,6 +1,7 @@
 # make demo                    the whole chain, with a camera that is simulated
 # make demo RTSP=rtsp://…      the same with a real one
 # make test                    everything that needs no GPU
+# make loom                    the models of the lock-free parts alone
 # make build                   the plugin and the command: target/release/{libgstcuframes.so,cuframes}
 # make install                 for this user; system-wide: sudo make install PREFIX=/usr
 # make fuzz CASES=1000000      whatever a peer may say, a million times
@@ -28,7 +29,7 @@ SUITE ?= bookworm
 
 BENCH ?= --subscribers 1,2,4,8
 
-.PHONY: help demo test fuzz soak memcheck gpu-test bench bench-core build install deb try-deb lint docs packages
+.PHONY: help demo test loom fuzz soak memcheck gpu-test bench bench-core build install deb try-deb lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -36,7 +37,13 @@ demo: packages
 	@pipelines/demo.sh $(if $(RTSP),'$(RTSP)')
 
 test: packages
-	G_DEBUG=fatal_warnings cargo test --locked --no-fail-fast
+	cargo build --locked --workspace --bins
+	G_DEBUG=fatal_warnings cargo test --locked --workspace --no-fail-fast
+	@$(MAKE) --no-print-directory loom
+
+# The lock-free parts under every interleaving. The flag applies to all of the build, so it has a directory of its own.
+loom: packages
+	RUSTFLAGS='--cfg loom' cargo test --locked -p cuframes --test loom --target-dir $(TARGET)/loom
 
 # What fails is written to tests/corpus, and tried first from then on.
 fuzz: packages
@@ -66,7 +73,7 @@ bench-core: packages
 	cargo bench --locked --bench core
 
 build: packages
-	cargo build --release --locked --lib --bin cuframes
+	cargo build --release --locked -p gst-plugin-cuframes -p cuframes-cli
 
 # Not built here when it is there: sudo has no cargo as a rule.
 install: $(if $(and $(wildcard $(TARGET)/release/libgstcuframes.so),$(wildcard $(TARGET)/release/cuframes)),,build)
@@ -82,7 +89,7 @@ try-deb:
 
 lint: packages
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --features static,capi,doc -- -D warnings
 	tests/check-scripts.sh
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check bans licenses sources; \

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{
+use cuframes::memory::host::HostBackend;
+use cuframes::{
     FrameInfo, Interrupt, Next, PacketInfo, Plane, Publisher, PublisherConfig, Start, Subscriber,
     SubscriberConfig, TrackConfig, Wait,
 };

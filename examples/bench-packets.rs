@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gstcuframes::core::wake::now_ns;
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{
+use cuframes::memory::host::HostBackend;
+use cuframes::sync::clock::now_ns;
+use cuframes::{
     Interrupt, Next, PacketInfo, Publisher, PublisherConfig, Start, Subscriber, SubscriberConfig,
     TrackConfig, Wait,
 };

@@ -17,19 +17,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gst::prelude::*;
-use gstcuframes::gpu::memories::{Content, Memories, Place};
-use gstcuframes::gpu::pool;
-use gstcuframes::gpu::{
+use cuframes::cuda::{
     Access, Address, Context, Copy2d, Device, DeviceMemory, Event, HostAccess, RegisteredHost,
-    Stream, Uuid, VmmAllocation, VmmMapping, gstcuda,
+    Stream, Uuid, VmmAllocation, VmmMapping,
 };
-use gstcuframes::memory::cuda::CudaBackend;
-use gstcuframes::memory::cuda_ipc::CudaIpcBackend;
-use gstcuframes::memory::{Backend, Geometry, Importer, Kind};
-use gstcuframes::{
+use cuframes::memory::cuda::CudaBackend;
+use cuframes::memory::cuda_ipc::CudaIpcBackend;
+use cuframes::memory::{Backend, Geometry, Importer, Kind};
+use cuframes::{
     FrameInfo, Interrupt, Next, Publisher, PublisherConfig, Subscriber, SubscriberConfig, Wait,
 };
+use gst::prelude::*;
+use gstcuframes::gstcuda::memory_cache::{Content, Memories, Place};
+use gstcuframes::gstcuda::{self, pool};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -145,7 +145,7 @@ impl Page {
         unsafe { AtomicU64::from_ptr(self.at.cast()) }
     }
 
-    fn register(self: &Arc<Self>, context: &Context) -> gstcuframes::gpu::Result<RegisteredHost> {
+    fn register(self: &Arc<Self>, context: &Context) -> cuframes::cuda::Result<RegisteredHost> {
         // SAFETY: mapped for writing, by all callers, until the last clone is dropped.
         unsafe { RegisteredHost::new(context, self.at, PAGE, HostAccess::ReadWrite, self.clone()) }
     }
@@ -319,7 +319,7 @@ fn events(context: &Context) -> Outcome {
 ///
 /// # Safety
 /// The memory has to live until the stream is past it.
-unsafe fn busy(stream: &Stream, ballast: &DeviceMemory) -> gstcuframes::gpu::Result<()> {
+unsafe fn busy(stream: &Stream, ballast: &DeviceMemory) -> cuframes::cuda::Result<()> {
     for i in 0..16 {
         // SAFETY: the caller's promise.
         unsafe { stream.fill(ballast.address(), i, ballast.len()) }?;

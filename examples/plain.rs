@@ -11,8 +11,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{
+use cuframes::memory::host::HostBackend;
+use cuframes::{
     FrameInfo, Interrupt, Next, PacketInfo, Plane, Publisher, PublisherConfig, Start, Subscriber,
     SubscriberConfig, TrackConfig, Wait,
 };

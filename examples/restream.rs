@@ -33,7 +33,7 @@ fn payloader(caps: &str) -> Option<&'static str> {
 
 /// All tracks of a key, as gst-rtsp-server wants them: payloaders with the names pay0, pay1 …
 fn launch(key: &str) -> Result<String, String> {
-    let status = gstcuframes::status(key, None).map_err(|error| error.to_string())?;
+    let status = cuframes::status(key, None).map_err(|error| error.to_string())?;
     let tracks = status.tracks.iter().filter_map(|t| Some((t.track, payloader(&t.caps)?)));
     let streams = tracks.enumerate().map(|(n, (track, payloader))| {
         let number = 96 + n;

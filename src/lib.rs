@@ -1,18 +1,15 @@
 //! cuframes: one process decodes a camera, all others on the host get its frames and packets.
 //!
 //! This is a GStreamer plugin with the elements `cuframessink`, `cuframessrc` and
-//! `cuframespacketsrc`, and beneath them a library that needs no pipeline: [`Publisher`] and
-//! [`Subscriber`].
+//! `cuframespacketsrc`, on top of the library [`cuframes`], which needs no GStreamer.
 
 use gst::glib;
 use gst::prelude::*;
 
-pub mod core;
-pub mod gpu;
-pub mod memory;
-
 mod device;
 mod framesrc;
+#[doc(hidden)]
+pub mod gstcuda;
 mod log;
 mod meta;
 mod packetsrc;
@@ -21,21 +18,6 @@ mod sink;
 mod source;
 mod time;
 mod uri;
-
-pub use core::channel::message::{Code, Mode};
-pub use core::channel::observe::{LiveKey, keys, status};
-pub use core::channel::status::{Status, SubscriberStatus, TrackStatus};
-pub use core::layout::{Crop, FrameInfo, PacketId, Plane, Planes};
-pub use core::packets::{PacketInfo, Reference};
-pub use core::publisher::{
-    Event, Loan, Policy, Publisher, PublisherConfig, PublisherStats, ReaderInfo, Refused,
-    SocketAccess, SubscriberInfo, Track, TrackConfig, TrackStats,
-};
-pub use core::subscriber::{
-    Frame, Next, Packet, PacketReader, Place, Start, Subscriber, SubscriberConfig, Wait,
-};
-pub use core::wake::Interrupt;
-pub use core::{Error, Result};
 
 /// What the manual shows is compiled with the tests of the documentation.
 #[cfg(doctest)]

@@ -3,7 +3,7 @@
 use std::sync::Once;
 
 use crate::properties::parse_caps;
-use crate::{PacketId, Reference};
+use cuframes::{PacketId, Reference};
 
 /// A GstCustomMeta on frames and packets: which packet this is, or was decoded from. Its structure has
 /// `track` (uint) and `seq` (uint64), which counts the packets of a track from 0 in one life of a

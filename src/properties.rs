@@ -7,8 +7,8 @@ use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
-use crate::gpu::gstcuda::GstCuda;
-use crate::{Code, Error};
+use crate::gstcuda::GstCuda;
+use cuframes::{Code, Error};
 
 /// The formats that are most used, in the order in which they are preferred; all others follow.
 const PREFERRED: [gst_video::VideoFormat; 4] = [

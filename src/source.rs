@@ -9,14 +9,13 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 
-use crate::core::channel::directory;
-use crate::core::error::is_exhausted;
-use crate::core::wake::now;
 use crate::log::CAT;
-use crate::memory::Importer;
 use crate::properties::{OnEos, OnLost, post_error, runtime_dir};
-use crate::sink::lock;
-use crate::{Code, Error, Interrupt, Mode, Next, Subscriber, SubscriberConfig, Wait};
+use cuframes::error::is_exhausted;
+use cuframes::memory::Importer;
+use cuframes::sync::clock::now;
+use cuframes::sync::lock;
+use cuframes::{Code, Error, Interrupt, Mode, Next, Subscriber, SubscriberConfig, Wait};
 
 pub const DEFAULT_CONNECT_TIMEOUT: gst::ClockTime = gst::ClockTime::ZERO;
 /// A publisher that had no place, or sent us away, is asked again after this long.
@@ -264,7 +263,9 @@ impl Latency {
 }
 
 /// What a wait came to: the item, what ended the connection, or what to return to the base class.
-pub fn taken<I>(next: crate::Result<Next<I>>) -> Result<Result<I, (Code, String)>, gst::FlowError> {
+pub fn taken<I>(
+    next: cuframes::Result<Next<I>>,
+) -> Result<Result<I, (Code, String)>, gst::FlowError> {
     match next {
         Ok(Next::Item(item)) => Ok(Ok(item)),
         Ok(Next::Eos) => Err(gst::FlowError::Eos),
@@ -390,7 +391,7 @@ where
     if transition != gst::StateChange::NullToReady {
         return Ok(());
     }
-    directory::check_key(key.unwrap_or_default()).map_err(|e| {
+    cuframes::check_key(key.unwrap_or_default()).map_err(|e| {
         post_error(element, &e);
         gst::StateChangeError
     })

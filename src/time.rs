@@ -2,7 +2,7 @@
 
 use gst::prelude::*;
 
-use crate::core::wake::now_ns;
+use cuframes::sync::clock::now_ns;
 
 /// A clock that runs apart from the monotonic one by more than this is measured anew.
 const DRIFT_NS: i64 = 2_000_000;

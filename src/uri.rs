@@ -4,8 +4,6 @@ use gst::glib;
 use gst::glib::translate::*;
 use gst::prelude::*;
 
-use crate::core::channel::directory;
-
 fn bad(text: String) -> glib::Error {
     glib::Error::new(gst::URIError::BadUri, &text)
 }
@@ -39,7 +37,7 @@ pub fn set(element: &gst::Element, scheme: &str, uri: &str) -> Result<(), glib::
         .ok_or_else(|| bad(format!("'{uri}' is no such URI: {}", example())))?;
     // Some take a host without a path for one that lacks it.
     let key = unescape(key.strip_suffix('/').unwrap_or(key))?;
-    directory::check_key(&key).map_err(|e| bad(e.to_string()))?;
+    cuframes::check_key(&key).map_err(|e| bad(e.to_string()))?;
     let mut values = vec![("key".to_owned(), key.to_value())];
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (name, text) = part

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use children::{Child, listen, say};
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{
+use cuframes::memory::host::HostBackend;
+use cuframes::{
     Code, Error, Interrupt, Publisher, PublisherConfig, SocketAccess, Subscriber, SubscriberConfig,
 };
 use nix::unistd::{Gid, Uid, getuid, setgid, setgroups, setuid};
@@ -33,11 +33,11 @@ fn root() -> bool {
     root
 }
 
-fn open(config: PublisherConfig) -> gstcuframes::Result<Publisher> {
+fn open(config: PublisherConfig) -> cuframes::Result<Publisher> {
     Publisher::open(config, Arc::new(HostBackend), |_| {})
 }
 
-fn join(dir: Option<&Path>) -> gstcuframes::Result<Subscriber> {
+fn join(dir: Option<&Path>) -> cuframes::Result<Subscriber> {
     let config =
         SubscriberConfig { runtime_dir: dir.map(Path::to_owned), ..SubscriberConfig::new("cam") };
     Subscriber::connect(config, Some(Duration::ZERO), &Interrupt::new().unwrap())

@@ -5,16 +5,21 @@ use std::net::TcpStream;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{PacketInfo, Publisher, PublisherConfig, TrackConfig};
+use cuframes::memory::host::HostBackend;
+use cuframes::{PacketInfo, Publisher, PublisherConfig, TrackConfig};
 use support::{SIZE, Site, Viewer, fill, publish};
 
 mod support;
 
 const CAPS: &str = "video/x-raw, format=(string)NV12, width=(int)320, height=(int)240";
 
+/// The command, which make test builds first.
+fn built() -> std::path::PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("cuframes")
+}
+
 fn cuframes(site: &Site, args: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cuframes"));
+    let mut command = Command::new(built());
     command.arg("--runtime-dir").arg(&site.dir).args(args.split_whitespace());
     command.stdin(Stdio::null());
     command
@@ -39,7 +44,7 @@ fn run(site: &Site, args: &str) -> Said {
 struct Camera {
     publisher: Publisher,
     viewer: Viewer,
-    _held: gstcuframes::Frame,
+    _held: cuframes::Frame,
 }
 
 fn camera(site: &Site) -> Camera {

@@ -7,11 +7,11 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use gstcuframes::gpu::{Context, Device, Stream};
-use gstcuframes::memory::cuda::CudaBackend;
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::memory::{Backend, Importer};
-use gstcuframes::{
+use cuframes::cuda::{Context, Device, Stream};
+use cuframes::memory::cuda::CudaBackend;
+use cuframes::memory::host::HostBackend;
+use cuframes::memory::{Backend, Importer};
+use cuframes::{
     Code, Error, Event, Frame, Interrupt, Loan, Mode, Next, Policy, Publisher, Start, Subscriber,
     SubscriberConfig, Wait,
 };

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use cuframes::memory::host::HostBackend;
+use cuframes::{Publisher, PublisherConfig, TrackConfig};
 use gst::prelude::*;
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{Publisher, PublisherConfig, TrackConfig};
 use nix::sys::signal::Signal;
 use support::{SIZE, Site};
 

@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-const HEAD: &str =
-    "Written by `make docs` from the texts in src that say what is wrong. Do not edit.\n";
+const HEAD: &str = "Written by `make docs` from the texts in src and crates that say what is wrong. Do not edit.\n";
 
 /// What else there is text for: documentation, logs for developers, and what can't happen.
 const OTHERS: [&str; 18] = [
@@ -147,7 +146,11 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 fn every_text_is_in_the_list() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut list, mut silent) = (HEAD.to_owned(), Vec::new());
-    for file in files(&root.join("src")) {
+    let mut dirs = vec![root.join("src")];
+    dirs.extend(
+        ["cuframes", "cuframes-cli"].map(|name| root.join("crates").join(name).join("src")),
+    );
+    for file in dirs.iter().flat_map(|dir| files(dir)) {
         let source = std::fs::read_to_string(&file).unwrap();
         let texts: BTreeSet<_> = texts(&source).into_iter().collect();
         if !texts.is_empty() {

@@ -47,7 +47,7 @@ fn published(site: &Site) -> ([Running; 3], String) {
     let scaled = format!("{}x{}", SMALL.0, SMALL.1);
     let options = ["--codec", "h264", "--scaled", &scaled, &url, "cam1"];
     let publisher = start(command(&site.dir, script).args(options));
-    let live = |key| gstcuframes::status(key, Some(&site.dir)).is_ok_and(|s| s.published > 0);
+    let live = |key| cuframes::status(key, Some(&site.dir)).is_ok_and(|s| s.published > 0);
     until(|| live("cam1") && live("cam1.sub"));
     let options = ["--listen", "127.0.0.1:0", "cam1"];
     let (restream, url) = server(command(&site.dir, example("restream")).args(options));
@@ -143,7 +143,7 @@ fn any_rate_is_served() {
         );
         let publisher = &mut command(&site.dir, "gst-launch-1.0");
         let _publisher = start(publisher.args(launch.split_whitespace()));
-        until(|| gstcuframes::status("slow", Some(&site.dir)).is_ok_and(|s| s.published > 0));
+        until(|| cuframes::status("slow", Some(&site.dir)).is_ok_and(|s| s.published > 0));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let script = root().join("pipelines/serve-frames.sh");
         let arguments = ["slow", &port.to_string(), "160x120", "5"];

@@ -453,7 +453,7 @@ fn caps_change_while_frames_flow() {
             frame.plane_data(0).unwrap().len() / frame.plane_stride()[0] as usize,
             info.height() as usize
         );
-        (info.width(), gstcuframes::gpu::gstcuda::is_cuda(buffer.peek_memory(0)))
+        (info.width(), gstcuframes::gstcuda::is_cuda(buffer.peek_memory(0)))
     });
     let last = |width, cuda| {
         let seen = seen.clone();
@@ -483,7 +483,8 @@ fn caps_change_while_frames_flow() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn a_subscriber_that_writes_is_refused_and_nobody_notices() {
-    use gstcuframes::gpu::{Stream, gstcuda};
+    use cuframes::cuda::Stream;
+    use gstcuframes::gstcuda;
     let site = Site::new("write");
     let other = site.subscriber("other.raw", "");
     let vandal = site.play("cuframessrc name=src key=cam1 ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false");
@@ -514,7 +515,8 @@ fn a_subscriber_that_writes_is_refused_and_nobody_notices() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn a_frame_stays_until_the_gpu_has_read_it() {
-    use gstcuframes::gpu::{DeviceMemory, Stream, gstcuda};
+    use cuframes::cuda::{DeviceMemory, Stream};
+    use gstcuframes::gstcuda;
     let site = Site::new("pending");
     for mode in ["import", "copy"] {
         let watched = site.play(&format!("cuframessrc name=src key=cam1 io-mode={mode} ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false enable-last-sample=false"));
@@ -570,7 +572,7 @@ fn a_frame_stays_until_the_gpu_has_read_it() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn frames_come_on_the_stream_of_downstream() {
-    use gstcuframes::gpu::gstcuda;
+    use gstcuframes::gstcuda;
     let site = Site::new("stream");
     let watched = site.play(
         "cuframessrc name=src key=cam1 ! cudaconvertscale name=scale \
@@ -589,7 +591,7 @@ fn frames_come_on_the_stream_of_downstream() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn downstream_changes_its_mind() {
-    use gstcuframes::gpu::gstcuda;
+    use gstcuframes::gstcuda;
     let site = Site::new("mind");
     let watched = site.play(
         "cuframessrc key=cam1 mode=strict ! capsfilter name=wish ! fakesink name=out sync=false",
@@ -657,9 +659,9 @@ const ROLE: &str = "CUFRAMES_GPU_ROLE";
 #[test]
 #[ignore = "a process of another test"]
 fn role() {
-    use gstcuframes::gpu::{Context, Device, DeviceMemory, HostAccess, RegisteredHost, Stream};
-    use gstcuframes::memory::cuda::CudaBackend;
-    use gstcuframes::{FrameInfo, Publisher, PublisherConfig};
+    use cuframes::cuda::{Context, Device, DeviceMemory, HostAccess, RegisteredHost, Stream};
+    use cuframes::memory::cuda::CudaBackend;
+    use cuframes::{FrameInfo, Publisher, PublisherConfig};
     let Some(dir) = std::env::var_os(ROLE) else { return };
     let context = Context::primary(&Device::by_ordinal(0).unwrap()).unwrap();
     let mut config = PublisherConfig::new("cam1");
@@ -677,7 +679,7 @@ fn role() {
     // SAFETY: mapped for writing while `keep` lives, and read as what others write.
     let ready =
         unsafe { RegisteredHost::new(&context, at, len, HostAccess::ReadWrite, keep) }.unwrap();
-    let planes = gstcuframes::Planes::new(&[0, 640 * 360], &[640, 640]);
+    let planes = cuframes::Planes::new(&[0, 640 * 360], &[640, 640]);
     let info = FrameInfo { size, planes, ..Default::default() };
     let loan = publisher.loan(size).unwrap().unwrap();
     let address = loan.address();
@@ -739,7 +741,7 @@ fn other_namespaces_get_the_frames() {
 
 /// The GPUs of this machine; a test that needs more says so and ends.
 fn has_two_gpus() -> bool {
-    let two = gstcuframes::gpu::Device::all().unwrap().len() > 1;
+    let two = cuframes::cuda::Device::all().unwrap().len() > 1;
     if !two {
         eprintln!("skipped: this machine has one GPU");
     }
@@ -755,7 +757,7 @@ fn sums(site: &Site, source: &str, device: u32) -> Vec<(u64, u64)> {
         .play(&format!("{source} ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false"));
     let seen = watched.probe("out", move |_, buffer| {
         let memory = buffer.peek_memory(0);
-        let context = gstcuframes::gpu::gstcuda::memory_context(memory).unwrap();
+        let context = gstcuframes::gstcuda::memory_context(memory).unwrap();
         assert_eq!(context.device_id(), device);
         let map = buffer.map_readable().unwrap();
         (buffer.offset(), map.iter().map(|b| u64::from(*b)).sum())

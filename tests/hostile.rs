@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use children::Child;
-use gstcuframes::core::channel::message::{Hello, Message};
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{
+use cuframes::memory::host::HostBackend;
+use cuframes::protocol::message::{Hello, Message};
+use cuframes::{
     Code, Error, Event, Interrupt, Mode, Next, Publisher, PublisherConfig, Start, Subscriber, Wait,
 };
 use nix::fcntl::{FallocateFlags, SealFlag, fallocate};
@@ -36,7 +36,7 @@ struct Got {
 }
 
 impl Got {
-    fn take<T>(&mut self, next: gstcuframes::Result<Next<T>>) -> Option<T> {
+    fn take<T>(&mut self, next: cuframes::Result<Next<T>>) -> Option<T> {
         match next {
             Ok(Next::Item(item)) => return Some(item),
             Ok(Next::Lost { text, .. }) => self.errors.push(text),
@@ -51,7 +51,7 @@ impl Got {
 fn visit(site: &Site, mode: Mode) -> Got {
     let mut got = Got::default();
     let interrupt = Interrupt::new().unwrap();
-    let config = gstcuframes::SubscriberConfig { mode, ..site.subscriber_config() };
+    let config = cuframes::SubscriberConfig { mode, ..site.subscriber_config() };
     let mut subscriber = match Subscriber::connect(config, Some(Duration::ZERO), &interrupt) {
         Ok(subscriber) => subscriber,
         Err(e) => {
@@ -277,8 +277,7 @@ fn a_frame_that_never_comes_ends_the_wait() {
         world.control.set(offset, &[word]);
         liar.tell(world);
         let interrupt = Interrupt::new().unwrap();
-        let config =
-            gstcuframes::SubscriberConfig { mode: Mode::Strict, ..site.subscriber_config() };
+        let config = cuframes::SubscriberConfig { mode: Mode::Strict, ..site.subscriber_config() };
         let mut subscriber = Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap();
         let error = subscriber.next_frame(&Wait::forever(&interrupt)).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -290,7 +289,7 @@ fn join(site: &Site, liar: &Liar, mut world: World, mode: Mode) -> Subscriber {
     world.stays = true;
     liar.tell(world);
     let interrupt = Interrupt::new().unwrap();
-    let config = gstcuframes::SubscriberConfig { mode, ..site.subscriber_config() };
+    let config = cuframes::SubscriberConfig { mode, ..site.subscriber_config() };
     Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap()
 }
 
@@ -331,7 +330,7 @@ fn an_observer_stops_listening() {
     let site = Site::new("hostile-answer");
     let publisher = site.publisher(Arc::new(HostBackend), |_| {});
     let _track = publisher.add_track(0, "", Default::default()).unwrap();
-    let truth = gstcuframes::status("cam", Some(&site.dir)).unwrap();
+    let truth = cuframes::status("cam", Some(&site.dir)).unwrap();
     drop(publisher);
     let liar = Liar::new(&site.dir);
     let mut world = World::new();
@@ -341,7 +340,7 @@ fn an_observer_stops_listening() {
     };
     world.script = (0..1000).map(part).collect();
     liar.tell(world);
-    let error = gstcuframes::status("cam", Some(&site.dir)).unwrap_err().to_string();
+    let error = cuframes::status("cam", Some(&site.dir)).unwrap_err().to_string();
     assert!(error.contains("its answer has no end"), "{error}");
 }
 

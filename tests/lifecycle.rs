@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use children::{Child, listen, say};
+use cuframes::memory::host::HostBackend;
+use cuframes::{Error, Interrupt, Mode, Next, Publisher, Subscriber, Wait};
 use gst::prelude::*;
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{Error, Interrupt, Mode, Next, Publisher, Subscriber, Wait};
 use nix::libc;
 use support::{CAPS, SIZE, Site, fill, info, number, until};
 

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use children::{Child, listen, say};
-use gst::prelude::*;
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{
+use cuframes::memory::host::HostBackend;
+use cuframes::{
     Code, Error, FrameInfo, Interrupt, Mode, Next, Policy, Publisher, PublisherConfig, Subscriber,
     Wait,
 };
+use gst::prelude::*;
 use nix::libc;
 use support::{CAPS, SIZE, Site, fill, info, until};
 
@@ -115,7 +115,7 @@ mod tests {
         publisher.publish(loan, &info(n, size));
     }
 
-    fn open(site: &Site) -> gstcuframes::Result<Publisher> {
+    fn open(site: &Site) -> cuframes::Result<Publisher> {
         let publisher = Publisher::open(site.config(), Arc::new(HostBackend), |_| {})?;
         publisher.set_format(CAPS, SIZE)?;
         send(&publisher, 1, SIZE);
@@ -140,7 +140,7 @@ mod tests {
         listen();
         let interrupt = Interrupt::new().unwrap();
         loop {
-            let config = gstcuframes::SubscriberConfig { credit: 8, ..site.subscriber_config() };
+            let config = cuframes::SubscriberConfig { credit: 8, ..site.subscriber_config() };
             match Subscriber::connect(config, None, &interrupt) {
                 Ok(_) => break say("in"),
                 Err(Error::Refused { code: Code::NoMemory, text, .. }) => {
@@ -273,7 +273,7 @@ mod tests {
         let src = subscriber.clone().downcast::<gst::Bin>().unwrap().by_name("src").unwrap();
         until(|| {
             let loan = publisher.loan(SIZE).unwrap().expect("a free slot");
-            let planes = gstcuframes::Planes::new(&[0], &[100]);
+            let planes = cuframes::Planes::new(&[0], &[100]);
             publisher.publish(loan, &FrameInfo { planes, ..info(0, SIZE) });
             src.property::<gst::Structure>("stats").get::<u64>("received").unwrap() > 0
         });

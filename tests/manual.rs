@@ -213,7 +213,11 @@ impl<'a> Clone<'a> {
             std::os::unix::fs::symlink(root().join(name), dir.join(name)).unwrap();
         }
         let cuframes = dir.join("target/release/cuframes");
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_cuframes"), cuframes).unwrap();
+        std::os::unix::fs::symlink(
+            std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("cuframes"),
+            cuframes,
+        )
+        .unwrap();
         let clone = Self { site, dir, url: url.to_owned() };
         let video = "gst-launch-1.0 -q videotestsrc num-buffers=30 ! video/x-raw,width=160,height=120 \
                      ! x264enc ! h264parse ! mp4mux ! filesink location=video.mp4";
@@ -249,7 +253,7 @@ impl<'a> Clone<'a> {
                 let dir = self.site.dir.join(format!("{page}-{number}"));
                 std::fs::create_dir(&dir).unwrap();
                 let _publisher = start(self.bash(line, &dir).stdout(Stdio::null()));
-                until(|| gstcuframes::status(key, Some(&dir)).is_ok_and(|s| s.published > 0));
+                until(|| cuframes::status(key, Some(&dir)).is_ok_and(|s| s.published > 0));
             }
             Some(Prints(text)) => {
                 let mut running = start(self.bash(line, &self.site.dir).stdout(Stdio::piped()));
@@ -279,7 +283,7 @@ fn published(site: &Site) -> ([Running; 2], String) {
     let script = root().join("pipelines/publish-rtsp.sh");
     let options = ["--sound", "--scaled", "160x120", &url, "cam1"];
     let publisher = start(command(&site.dir, script).args(options));
-    let live = |key| gstcuframes::status(key, Some(&site.dir)).is_ok_and(|s| s.published > 0);
+    let live = |key| cuframes::status(key, Some(&site.dir)).is_ok_and(|s| s.published > 0);
     until(|| live("cam1") && live("cam1.sub"));
     ([camera, publisher], url)
 }

@@ -6,9 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gstcuframes::core::channel::message::{MAX_MESSAGE, Message, VERSIONS};
-use gstcuframes::memory::{Kind, host::HostBackend};
-use gstcuframes::{
+use cuframes::memory::{Kind, host::HostBackend};
+use cuframes::protocol::{
+    message::{Message, VERSIONS},
+    wire::MAX_MESSAGE,
+};
+use cuframes::{
     Code, Error, LiveKey, Loan, Mode, PacketInfo, Publisher, PublisherConfig, TrackConfig, keys,
     status,
 };

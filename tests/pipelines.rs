@@ -480,7 +480,7 @@ fn a_file_is_published_and_recorded() {
 
 /// Whether somebody takes packets of `cam1`, and no frames.
 fn records(site: &Site) -> bool {
-    let status = gstcuframes::status("cam1", Some(&site.dir));
+    let status = cuframes::status("cam1", Some(&site.dir));
     status.is_ok_and(|s| s.subscribers.iter().any(|s| s.credit == 0))
 }
 
@@ -762,7 +762,7 @@ fn a_list_of_cameras_makes_a_mosaic() {
     assert_eq!(tiles, [true, true, false, true]);
 
     drop(publishers);
-    let live = || gstcuframes::keys(Some(&site.dir)).into_iter().any(|k| k.key != "mosaic");
+    let live = || cuframes::keys(Some(&site.dir)).into_iter().any(|k| k.key != "mosaic");
     until(|| !live());
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use children::{Child, listen, say};
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{
+use cuframes::memory::host::HostBackend;
+use cuframes::{
     Code, Error, Frame, Loan, Mode, Next, PacketInfo, Policy, Publisher, PublisherConfig, Start,
     TrackConfig, Wait,
 };

@@ -26,11 +26,11 @@ fn words(count: usize) -> Vec<AtomicU64> {
 
 mod messages {
     use super::*;
-    use gstcuframes::core::channel::message::{
-        Code, Hello, MAX_NAME, Malformed, Message, Mode, VERSIONS,
-    };
-    use gstcuframes::memory::Kind;
-    use gstcuframes::{Status, SubscriberStatus, TrackStatus};
+    use cuframes::memory::Kind;
+    use cuframes::protocol::message::{Hello, Message, VERSIONS};
+    use cuframes::protocol::wire::{MAX_NAME, Malformed};
+    use cuframes::{Code, Mode};
+    use cuframes::{Status, SubscriberStatus, TrackStatus};
 
     fn code() -> impl Strategy<Value = Code> {
         // Those that are known, and some that are not.
@@ -196,7 +196,7 @@ mod messages {
             rest in vec(any::<u8>(), 0..80),
         ) {
             prop_assume!(first > *VERSIONS.end() || last < *VERSIONS.start());
-            let magic = gstcuframes::core::layout::MAGIC.to_le_bytes();
+            let magic = cuframes::shm::layout::MAGIC.to_le_bytes();
             let bytes = [&[1, 0, 0, 0][..], &magic, &first.to_le_bytes(), &last.to_le_bytes(), &rest];
             let decoded = Message::decode(&bytes.concat(), 0);
             prop_assert_eq!(decoded, Err(Malformed::Versions(first, last)));
@@ -235,8 +235,8 @@ mod packets {
     use std::collections::VecDeque;
 
     use super::*;
-    use gstcuframes::core::layout::PACKET_META_WORDS as META_WORDS;
-    use gstcuframes::core::packets::ring::{Entry, Overwritten, Ring, TooBig, Writer};
+    use cuframes::shm::layout::PACKET_META_WORDS as META_WORDS;
+    use cuframes::shm::ring::{Entry, Overwritten, Ring, TooBig, Writer};
 
     /// Bytes of a packet's header.
     const HEADER: usize = (2 + META_WORDS) * 8;
@@ -429,11 +429,10 @@ mod packets {
 
 mod records {
     use super::*;
-    use gstcuframes::Reference;
-    use gstcuframes::core::layout::{
-        Crop, FrameInfo, MAX_PLANES, MAX_SLOTS, PacketId, Plane, RECORD_WORDS, Record, pack_index,
-        unpack_index,
-    };
+    use cuframes::Reference;
+    use cuframes::shm::layout::{MAX_SLOTS, pack_index, unpack_index};
+    use cuframes::shm::record::{RECORD_WORDS, Record};
+    use cuframes::{Crop, FrameInfo, PacketId, Plane, Planes};
 
     fn info() -> impl Strategy<Value = FrameInfo> {
         // The smallest time and the longest duration mean that there is none.
@@ -454,7 +453,7 @@ mod records {
         (
             (time(), time(), proptest::option::of(0..u64::MAX)),
             any::<(i64, u32, usize)>(),
-            vec(plane, 0..=MAX_PLANES),
+            vec(plane, 0..=Planes::MAX),
             proptest::option::of(crop),
             proptest::option::of(packet),
             // As many as always fit.
@@ -517,7 +516,7 @@ mod records {
         #[test]
         fn any_words_are_a_record_or_none(
             mut all in vec(any::<u64>(), RECORD_WORDS),
-            planes in 0..=2 * MAX_PLANES as u64,
+            planes in 0..=2 * Planes::MAX as u64,
             references in any::<bool>(),
         ) {
             // The number of planes is what can be wrong; most numbers of 32 bits are.
@@ -527,8 +526,8 @@ mod records {
             all[21] %= 500;
             let strange: Vec<_> = all.into_iter().map(AtomicU64::new).collect();
             let loaded = Record::load(&strange);
-            prop_assert!(loaded.is_none() || planes <= MAX_PLANES as u64);
-            prop_assert!(loaded.is_some() || references || planes > MAX_PLANES as u64);
+            prop_assert!(loaded.is_none() || planes <= Planes::MAX as u64);
+            prop_assert!(loaded.is_some() || references || planes > Planes::MAX as u64);
             if let Some(record) = loaded {
                 record.store(&strange);
                 prop_assert_eq!(Record::load(&strange), Some(record));
@@ -559,7 +558,7 @@ mod records {
 
 mod keys {
     use super::*;
-    use gstcuframes::core::channel::directory::check_key;
+    use cuframes::protocol::runtime_dir::check_key;
 
     const KEY: &str = "[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}";
     const NOT_IN_A_KEY: &str = "[^A-Za-z0-9_.-]";

@@ -34,13 +34,13 @@ fn publish(site: &Site, url: &str) -> Command {
 fn published(site: &Site, options: &str) -> [Running; 2] {
     let (camera, url) = camera(site, "0", options);
     let publisher = start(&mut publish(site, &url));
-    until(|| gstcuframes::status("cam1", Some(&site.dir)).is_ok_and(|s| s.published > 30));
+    until(|| cuframes::status("cam1", Some(&site.dir)).is_ok_and(|s| s.published > 30));
     [camera, publisher]
 }
 
 /// The caps of the tracks, as far as their first comma.
 fn tracks(site: &Site) -> Vec<String> {
-    let status = gstcuframes::status("cam1", Some(&site.dir)).unwrap();
+    let status = cuframes::status("cam1", Some(&site.dir)).unwrap();
     status.tracks.iter().map(|t| t.caps.split(',').next().unwrap().to_owned()).collect()
 }
 
@@ -94,7 +94,7 @@ fn a_camera_that_comes_late_has_its_sound() {
     std::thread::spawn(move || said.for_each(drop));
     let port = url.rsplit(':').next().unwrap().split('/').next().unwrap().to_owned();
     let _camera = camera(&site, &port, "--audio");
-    until(|| gstcuframes::status("cam1", Some(&site.dir)).is_ok_and(|s| s.published > 0));
+    until(|| cuframes::status("cam1", Some(&site.dir)).is_ok_and(|s| s.published > 0));
     until(|| tracks(&site) == ["video/x-h264", "audio/mpeg"]);
 }
 

@@ -129,7 +129,7 @@ pub fn run(task: &str) -> Result<(), Failure> {
 }
 
 pub fn now() -> i64 {
-    gstcuframes::core::wake::now_ns()
+    cuframes::sync::clock::now_ns()
 }
 
 /// What this process has used so far: CPU time in µs, and how often it was put to sleep or interrupted.

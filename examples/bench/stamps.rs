@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use gst::prelude::*;
 use gst_video::prelude::*;
-use gstcuframes::gpu::gstcuda;
+use gstcuframes::gstcuda;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use crate::Failure;

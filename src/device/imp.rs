@@ -7,7 +7,7 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 
 use crate::properties::parse_caps;
-use crate::{LiveKey, Status};
+use cuframes::{LiveKey, Status};
 
 /// What a device stands for: two that are equal need not be told apart by anybody.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,10 +10,10 @@ use gst::subclass::prelude::*;
 
 use super::CuframesDevice;
 use super::imp::Target;
-use crate::core::channel::directory::{Watch, candidates};
 use crate::log::CAT;
-use crate::sink::lock;
-use crate::{Error, Interrupt, LiveKey};
+use cuframes::protocol::{discovery::Watch, runtime_dir::candidates};
+use cuframes::sync::lock;
+use cuframes::{Error, Interrupt, LiveKey};
 
 /// Nothing tells of new caps, nor of a publisher that was killed before its lock is gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -40,8 +40,8 @@ struct Found {
 
 fn look() -> Found {
     let mut found = Found { targets: Vec::new(), silent: Vec::new(), incomplete: false };
-    for key in crate::keys(None) {
-        match crate::status(&key.key, Some(&key.dir)) {
+    for key in cuframes::keys(None) {
+        match cuframes::status(&key.key, Some(&key.dir)) {
             Ok(status) => {
                 let targets = Target::all_of(&key, &status);
                 found.incomplete |= targets.is_empty();

@@ -4,15 +4,15 @@ use std::sync::{Arc, Mutex};
 
 use gst_video::VideoInfo;
 
-use crate::core::board::lock;
-use crate::gpu::gstcuda::{CudaContext, CudaStream};
-use crate::gpu::memories::{Content, Memories, Place};
-use crate::gpu::{
-    self, Address, Context, Copy2d, DeviceMemory, Event, HostAccess, RegisteredHost, Stream,
-};
-use crate::memory::Attached;
+use crate::gstcuda::memory_cache::{Content, Memories, Place};
+use crate::gstcuda::{self, CudaContext, CudaStream};
 use crate::properties::plane_size;
-use crate::{Frame, Subscriber};
+use cuframes::cuda::{
+    Address, Context, Copy2d, DeviceMemory, Event, HostAccess, RegisteredHost, Stream,
+};
+use cuframes::memory::Attached;
+use cuframes::sync::lock;
+use cuframes::{Frame, Subscriber};
 
 /// What emits the frames of one publisher in one CUDA context.
 pub struct DeviceSource {
@@ -87,7 +87,7 @@ impl DeviceSource {
         context: CudaContext,
         offered: Option<CudaStream>,
         subscriber: &Subscriber,
-    ) -> Result<Self, gpu::Error> {
+    ) -> Result<Self, gstcuda::Error> {
         let driver: Context = context.driver_context()?;
         let stream = offered.clone().map_or_else(|| CudaStream::new(&context), Ok)?;
         let claims = if driver.device().can_write_values() {
@@ -111,7 +111,7 @@ impl DeviceSource {
 
     /// From the next frame on downstream enqueues its work on this stream. If it says none, it may use several;
     /// all that GStreamer makes are before what is enqueued on the default stream.
-    pub fn follow(&mut self, offered: Option<CudaStream>) -> Result<(), gpu::Error> {
+    pub fn follow(&mut self, offered: Option<CudaStream>) -> Result<(), gstcuda::Error> {
         let Some(stream) = offered else {
             self.behind = Arc::new(Stream::default_of(&self.driver));
             return Ok(());
@@ -141,7 +141,7 @@ impl DeviceSource {
 
     /// The frame as memory that downstream takes as its own. The claim goes when the last reference is
     /// dropped and the work that was enqueued on the stream by then is done.
-    pub fn wrap(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gpu::Error> {
+    pub fn wrap(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gstcuda::Error> {
         let layout = layout(&frame, video)?;
         let memories: Memories<Held> =
             frame.memory().attached().map(Attached::get).unwrap_or_default();
@@ -153,7 +153,7 @@ impl DeviceSource {
     }
 
     /// A copy of the frame in memory of this device. The CPU does not wait for it.
-    pub fn copy(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gpu::Error> {
+    pub fn copy(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gstcuda::Error> {
         let layout = layout(&frame, video)?;
         let size = layout.size();
         // What was made for smaller frames is of no use any more.
@@ -192,8 +192,12 @@ impl DeviceSource {
     }
 
     /// A copy of the frame in host memory.
-    pub fn download(&self, frame: &Frame, video: &VideoInfo) -> Result<gst::Buffer, gpu::Error> {
-        let problem = |problem: &str| gpu::Error::Value { problem: problem.to_owned() };
+    pub fn download(
+        &self,
+        frame: &Frame,
+        video: &VideoInfo,
+    ) -> Result<gst::Buffer, gstcuda::Error> {
+        let problem = |problem: &str| gstcuda::Error::Mismatch { problem: problem.to_owned() };
         let mut buffer = gst::Buffer::with_size(video.size()).map_err(|_| {
             problem(
                 "There is no memory left for a frame: free some, or hold fewer frames downstream",
@@ -232,14 +236,14 @@ impl DeviceSource {
 }
 
 /// How the frame lies in its slot.
-fn layout(frame: &Frame, video: &VideoInfo) -> Result<VideoInfo, gpu::Error> {
+fn layout(frame: &Frame, video: &VideoInfo) -> Result<VideoInfo, gstcuda::Error> {
     let (planes, (offsets, strides)) = (frame.info.planes.len(), frame.info.planes.to_arrays());
     VideoInfo::builder(video.format(), video.width(), video.height())
         .offset(&offsets[..planes])
         .stride(&strides[..planes])
         .size(frame.info.size)
         .build()
-        .map_err(|e| gpu::Error::Value {
+        .map_err(|e| gstcuda::Error::Mismatch {
             problem: format!(
                 "An impossible layout ({e}): run the same version of cuframes on both sides"
             ),

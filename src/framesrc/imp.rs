@@ -37,16 +37,18 @@ use gst_video::video_frame::VideoBufferExt;
 
 use super::cuda::DeviceSource;
 use super::{IoMode, Mode};
-use crate::core::wake::now_ns;
-use crate::gpu::gstcuda::{ContextSlot, CudaContext, CudaStream};
-use crate::gpu::{Device, pool};
+use crate::gstcuda::pool;
+use crate::gstcuda::{ContextSlot, CudaContext, CudaStream};
 use crate::log::CAT;
-use crate::memory::Importer;
+use crate::meta;
 use crate::properties::{is_cuda, parse_caps, plane_size, post_error};
-use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
-use crate::{Error, Frame, Subscriber, meta};
+use cuframes::cuda::Device;
+use cuframes::memory::Importer;
+use cuframes::sync::clock::now_ns;
+use cuframes::sync::lock;
+use cuframes::{Error, Frame, Subscriber};
 
 const URI_SCHEME: &str = "cuframes";
 
@@ -146,8 +148,8 @@ impl CuframesSrc {
                 Some(subscriber) => subscriber,
                 none => {
                     let mode = match settings.mode {
-                        Mode::Newest => crate::Mode::Newest,
-                        Mode::Strict => crate::Mode::Strict,
+                        Mode::Newest => cuframes::Mode::Newest,
+                        Mode::Strict => cuframes::Mode::Strict,
                     };
                     // One more than may be held is in hand while it is copied.
                     let asked =
@@ -379,7 +381,7 @@ fn settings_key(src: &CuframesSrc) -> String {
 }
 
 /// Whether every plane of the picture lies within the bytes that came, and what is shown within it.
-fn fits(frame: &crate::FrameInfo, video: &gst_video::VideoInfo) -> bool {
+fn fits(frame: &cuframes::FrameInfo, video: &gst_video::VideoInfo) -> bool {
     let planes = video.n_planes() as usize;
     let shown = frame.crop.is_none_or(|c| {
         let within = |at: u32, of: u32, whole| at.checked_add(of).is_some_and(|end| end <= whole);

@@ -49,14 +49,15 @@ use gst_base::subclass::prelude::*;
 
 use super::session::Session;
 use super::{PacketMode, Start};
-use crate::core::wake::now_ns;
 use crate::log::CAT;
-use crate::memory::Importer;
+use crate::meta;
 use crate::properties::{parse_caps, post_error};
-use crate::sink::lock;
 use crate::source::{self, Latency, Life, Outlet};
 use crate::time::{self, Origin};
-use crate::{Error, Mode, Packet, PacketId, PacketReader, Place, Subscriber, meta};
+use cuframes::memory::Importer;
+use cuframes::sync::clock::now_ns;
+use cuframes::sync::lock;
+use cuframes::{Error, Mode, Packet, PacketId, PacketReader, Place, Subscriber};
 
 const URI_SCHEME: &str = "cuframes-packets";
 
@@ -90,13 +91,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    fn start(&self) -> crate::Start {
+    fn start(&self) -> cuframes::Start {
         match self.start {
             Start::LatestKeyframe => {
-                crate::Start::Preroll { time: self.preroll_time.into(), gops: self.preroll_gops }
+                cuframes::Start::Preroll { time: self.preroll_time.into(), gops: self.preroll_gops }
             }
-            Start::NextKeyframe => crate::Start::NextKeyframe,
-            Start::OldestKeyframe => crate::Start::OldestKeyframe,
+            Start::NextKeyframe => cuframes::Start::NextKeyframe,
+            Start::OldestKeyframe => cuframes::Start::OldestKeyframe,
         }
     }
 }
@@ -163,10 +164,10 @@ impl CuframesPacketSrc {
                     let start = match (state.place, follows) {
                         // The same publisher goes on where it was.
                         (Some(place), _) if place.epoch() == joined.epoch() => {
-                            crate::Start::After(place)
+                            cuframes::Start::After(place)
                         }
-                        (_, Some(begin)) => crate::Start::NotBefore(begin),
-                        (Some(place), None) => crate::Start::After(place),
+                        (_, Some(begin)) => cuframes::Start::NotBefore(begin),
+                        (Some(place), None) => cuframes::Start::After(place),
                         (None, None) => settings.start(),
                     };
                     let reader = joined.packets(settings.track, start);

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use gst::glib;
 use gst::prelude::*;
 
-use crate::core::wake::Doorbell;
-use crate::sink::lock;
+use cuframes::sync::interrupt::Doorbell;
+use cuframes::sync::lock;
 
 /// Lives of a publisher that are remembered: the sources notice one after the other that it has changed.
 const LIVES: usize = 4;

@@ -6,19 +6,20 @@ use std::sync::{Arc, Mutex, Weak};
 
 use gst_video::VideoInfo;
 
-use super::imp::lock;
 use super::pool::Flushing;
 use super::{Memory, SyncMode};
-use crate::core::Publisher;
-use crate::gpu::gstcuda::{self, CudaContext, CudaStream};
-use crate::gpu::memories::{Content, Memories, Place};
-use crate::gpu::{self, Address, Context, Copy2d, HostAccess, RegisteredHost, Stream, pool};
+use crate::gstcuda::memory_cache::{Content, Memories, Place};
+use crate::gstcuda::pool;
+use crate::gstcuda::{self, CudaContext, CudaStream};
 use crate::log::CAT;
-use crate::memory::cuda::CudaBackend;
-use crate::memory::cuda_ipc::CudaIpcBackend;
-use crate::memory::{Attached, Backend};
 use crate::properties::plane_size;
-use crate::{FrameInfo, Loan, Planes};
+use cuframes::Publisher;
+use cuframes::cuda::{Address, Context, Copy2d, HostAccess, RegisteredHost, Stream};
+use cuframes::memory::cuda::CudaBackend;
+use cuframes::memory::cuda_ipc::CudaIpcBackend;
+use cuframes::memory::{Attached, Backend};
+use cuframes::sync::lock;
+use cuframes::{FrameInfo, Loan, Planes};
 
 /// Rows and planes of slots that upstream writes begin on multiples of this, as textures want it (512
 /// bytes).
@@ -52,7 +53,7 @@ impl DeviceSlots {
     pub fn new(
         context: &CudaContext,
         (memory, sync): (Memory, SyncMode),
-    ) -> Result<Arc<Self>, gpu::Error> {
+    ) -> Result<Arc<Self>, gstcuda::Error> {
         let context = context.driver_context()?;
         let device = *context.device();
         let ipc = match memory {
@@ -66,7 +67,7 @@ impl DeviceSlots {
             SyncMode::Auto => SyncMode::Host,
             chosen => chosen,
         };
-        let problem = |problem: &str| Err(gpu::Error::Value { problem: problem.to_owned() });
+        let problem = |problem: &str| Err(gstcuda::Error::Mismatch { problem: problem.to_owned() });
         if sync == SyncMode::Event && !ipc {
             return problem("sync-mode=event needs memory=ipc, which has events: set that too");
         }
@@ -100,12 +101,12 @@ impl DeviceSlots {
         (context, sink): (&CudaContext, Flushing),
         caps: &gst::Caps,
         query: &mut gst::query::Allocation,
-    ) -> Result<(), gpu::Error> {
+    ) -> Result<(), gstcuda::Error> {
         // In the other modes, upstream's work would have to be waited for or marked first.
         if self.sync != SyncMode::Timeline {
             return Ok(());
         }
-        let video = VideoInfo::from_caps(caps).map_err(|_| gpu::Error::Value {
+        let video = VideoInfo::from_caps(caps).map_err(|_| gstcuda::Error::Mismatch {
             problem: format!("Not a raw video format ({caps}): put a decoder or videoconvert in front of cuframessink"),
         })?;
         let layout = aligned(&video)?;
@@ -123,7 +124,7 @@ impl DeviceSlots {
         &self,
         last: &mut Option<Arc<Stream>>,
         stream: Option<&CudaStream>,
-    ) -> Result<Arc<Stream>, gpu::Error> {
+    ) -> Result<Arc<Stream>, gstcuda::Error> {
         if let Some(before) = last {
             if before.handle() == stream.map_or(std::ptr::null_mut(), CudaStream::handle) {
                 return Ok(before.clone());
@@ -139,7 +140,11 @@ impl DeviceSlots {
 
     /// To be called before a slot is written on the stream: waits for what was enqueued to write it on another.
     /// Where a frame was not published, or nobody has waited for it, such work may still be to do.
-    fn settle(&self, loan: &Loan, stream: Option<&CudaStream>) -> Result<Attachment, gpu::Error> {
+    fn settle(
+        &self,
+        loan: &Loan,
+        stream: Option<&CudaStream>,
+    ) -> Result<Attachment, gstcuda::Error> {
         let attachment: Attachment =
             loan.memory().attached().map(Attached::get).unwrap_or_default();
         self.switch(lock(&attachment.streams).entry(loan.address()).or_default(), stream)?;
@@ -156,7 +161,7 @@ impl DeviceSlots {
     ) -> Result<gst::Buffer, gst::FlowError> {
         let publisher = publisher.upgrade().ok_or(gst::FlowError::Flushing)?;
         let stream = wanted.stream.as_deref();
-        let memory = || -> Result<_, crate::Error> {
+        let memory = || -> Result<_, cuframes::Error> {
             let layout = aligned(&wanted.video)?;
             let Some(loan) = publisher.loan_in(&self.backend, layout.size(), cancelled)? else {
                 // Upstream can't be made to skip a frame.
@@ -198,8 +203,8 @@ impl DeviceSlots {
 
 /// The picture, laid out for the device: with rows of one length in all planes, since GStreamer moves such
 /// memory to and from the host as one plane.
-fn aligned(video: &VideoInfo) -> Result<VideoInfo, gpu::Error> {
-    let cant = |_| gpu::Error::Value {
+fn aligned(video: &VideoInfo) -> Result<VideoInfo, gstcuda::Error> {
+    let cant = |_| gstcuda::Error::Mismatch {
         problem: format!(
             "{} frames can't be laid out in device memory: put cudaconvert or cudadownload in front of cuframessink",
             video.format()
@@ -240,7 +245,7 @@ impl DeviceSink {
         slots: Arc<DeviceSlots>,
         caps: &gst::Caps,
         memory: &gst::MemoryRef,
-    ) -> Result<Self, crate::Error> {
+    ) -> Result<Self, cuframes::Error> {
         let ready = if slots.sync == SyncMode::Timeline {
             let (start, len, offset, keep) = publisher.ready_word();
             let access = HostAccess::ReadWrite;
@@ -264,7 +269,7 @@ impl DeviceSink {
         buffer: &gst::BufferRef,
         frame: &FrameInfo,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<bool>, crate::Error> {
+    ) -> Result<Option<bool>, cuframes::Error> {
         let memory = buffer.peek_memory(0);
         let map = gstcuda::map_device(memory)?;
         let source = info(memory)?;
@@ -321,7 +326,7 @@ impl DeviceSink {
         publisher: &Publisher,
         stream: Option<&CudaStream>,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<Loan>, crate::Error> {
+    ) -> Result<Option<Loan>, cuframes::Error> {
         let loan = publisher.loan_in(&self.slots.backend, self.layout.size(), cancelled)?;
         if let Some(loan) = &loan {
             self.slots.settle(loan, stream)?;
@@ -335,7 +340,7 @@ impl DeviceSink {
         stream: &Stream,
         (source, map): (&VideoInfo, &gstcuda::DeviceMap<'_>),
         slot: u64,
-    ) -> Result<(), gpu::Error> {
+    ) -> Result<(), gstcuda::Error> {
         // SAFETY, for both: the planes lie within the frame as its own GstVideoInfo says, and within the
         // slot by the layout that the slot was made for. The frame may be let go of when this function
         // returns: whatever writes to it next does so on the same stream, behind this copy. What writes
@@ -344,7 +349,7 @@ impl DeviceSink {
             && source.stride() == self.layout.stride()
             && map.len() >= self.layout.size()
         {
-            return unsafe { stream.copy(map.address(), slot, self.layout.size()) };
+            return Ok(unsafe { stream.copy(map.address(), slot, self.layout.size()) }?);
         }
         for plane in 0..self.layout.n_planes() as usize {
             let (height, width) = plane_size(&self.layout, plane);
@@ -363,8 +368,8 @@ impl DeviceSink {
 }
 
 /// How a frame lies in its memory.
-fn info(memory: &gst::MemoryRef) -> Result<VideoInfo, gpu::Error> {
-    gstcuda::memory_info(memory).ok_or_else(|| gpu::Error::Value {
+fn info(memory: &gst::MemoryRef) -> Result<VideoInfo, gstcuda::Error> {
+    gstcuda::memory_info(memory).ok_or_else(|| gstcuda::Error::Mismatch {
         problem:
             "Frames with CUDA caps came in other memory: put cudadownload in front of cuframessink"
                 .into(),

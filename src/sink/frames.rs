@@ -9,17 +9,18 @@ use gst_base::subclass::prelude::*;
 use gst_video::video_frame::VideoBufferExt;
 
 use super::cuda::{DeviceSink, DeviceSlots};
-use super::imp::{Published, lock};
+use super::imp::Published;
 use super::pool::{Flushing, slot_buffer};
 use super::{Memory, SyncMode};
-use crate::core::Publisher;
-use crate::core::wake::now_ns;
-use crate::gpu;
-use crate::gpu::gstcuda::{self, ContextSlot, CudaContext};
+use crate::gstcuda::{self, ContextSlot, CudaContext};
 use crate::log::CAT;
+use crate::meta;
 use crate::properties::{CUDA_MEMORY, is_cuda, post_error};
 use crate::time::{self, Origin};
-use crate::{FrameInfo, Planes, meta};
+use cuframes::Publisher;
+use cuframes::sync::clock::now_ns;
+use cuframes::sync::lock;
+use cuframes::{FrameInfo, Planes};
 
 const FRAMES_BETWEEN_QUERIES: u64 = 100;
 
@@ -77,7 +78,7 @@ impl FrameSink {
         state: &mut State,
         publisher: &Publisher,
         first: &gst::BufferRef,
-    ) -> Result<(), crate::Error> {
+    ) -> Result<(), cuframes::Error> {
         let Some((caps, info)) = state.format.as_ref().filter(|_| !state.announced) else {
             return Ok(());
         };
@@ -105,7 +106,7 @@ impl FrameSink {
         Ok(())
     }
 
-    fn fail(&self, error: &crate::Error) -> gst::FlowError {
+    fn fail(&self, error: &cuframes::Error) -> gst::FlowError {
         post_error(self, error);
         gst::FlowError::Error
     }
@@ -158,7 +159,7 @@ impl FrameSink {
         publisher: &Arc<Publisher>,
         caps: &gst::Caps,
         query: &mut gst::query::Allocation,
-    ) -> Result<(), gpu::Error> {
+    ) -> Result<(), gstcuda::Error> {
         self.context.clear();
         let context = self.context.ensure(&*self.obj(), -1)?;
         let known = lock(&self.state).slots.clone().filter(|slots| slots.are_in(&context));
@@ -230,8 +231,8 @@ impl FrameSink {
     }
 }
 
-fn context_of(memory: &gst::MemoryRef) -> Result<CudaContext, gpu::Error> {
-    gstcuda::memory_context(memory).ok_or_else(|| gpu::Error::Value {
+fn context_of(memory: &gst::MemoryRef) -> Result<CudaContext, gstcuda::Error> {
+    gstcuda::memory_context(memory).ok_or_else(|| gstcuda::Error::Mismatch {
         problem:
             "Frames with CUDA caps came in other memory: put cudadownload in front of cuframessink"
                 .into(),
@@ -403,7 +404,7 @@ impl BaseSinkImpl for FrameSink {
             planes: planes(buffer, &video),
             crop: buffer.meta::<gst_video::VideoCropMeta>().map(|crop| {
                 let (x, y, width, height) = crop.rect();
-                crate::Crop { x, y, width, height }
+                cuframes::Crop { x, y, width, height }
             }),
             packet: packet.unwrap_or_default(),
             references: meta::references(buffer),

@@ -31,7 +31,7 @@
  */
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use gst::glib;
@@ -40,15 +40,15 @@ use gst::subclass::prelude::*;
 use gst_base::prelude::BaseSinkExt;
 
 use super::{FrameSink, Memory, PacketSink, Policy, SyncMode};
-use crate::core::channel::directory;
-use crate::core::publisher as core;
-use crate::core::{Publisher, PublisherConfig};
-use crate::gpu::gstcuda::GstCuda;
+use crate::gstcuda::GstCuda;
 use crate::log::CAT;
-use crate::memory::Backend;
-use crate::memory::host::HostBackend;
 use crate::properties::{post_error, runtime_dir};
-use crate::{Event, Mode, PacketId, SocketAccess, SubscriberInfo, TrackConfig};
+use cuframes as core;
+use cuframes::memory::Backend;
+use cuframes::memory::host::HostBackend;
+use cuframes::sync::lock;
+use cuframes::{Event, Mode, PacketId, SocketAccess, SubscriberInfo, TrackConfig};
+use cuframes::{Publisher, PublisherConfig};
 
 const DEFAULT_POLICY: Policy = Policy::Drop;
 const DEFAULT_MEMORY: Memory = Memory::Auto;
@@ -194,10 +194,6 @@ fn end(sink: &impl IsA<gst::Element>) {
     let _ = sink.set_state(gst::State::Null);
 }
 
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Lock order: none is held while another is taken, nor while anything is posted or pushed.
 #[derive(Default)]
 pub struct CuframesSink {
@@ -206,7 +202,7 @@ pub struct CuframesSink {
 }
 
 impl CuframesSink {
-    fn open(&self) -> Result<(), crate::Error> {
+    fn open(&self) -> Result<(), cuframes::Error> {
         let settings = lock(&self.settings).clone();
         let obj = self.obj();
         let config = PublisherConfig {
@@ -650,7 +646,7 @@ impl ElementImpl for CuframesSink {
                 let key = lock(&self.settings).key.clone().unwrap_or_default();
                 let on_gpu = matches!(self.published.memory().0, Memory::Vmm | Memory::Ipc);
                 let gpu = if on_gpu { GstCuda::get().err() } else { None };
-                directory::check_key(&key).and(gpu.map_or(Ok(()), |e| Err(e.into())))
+                cuframes::check_key(&key).and(gpu.map_or(Ok(()), |e| Err(e.into())))
             }
             gst::StateChange::ReadyToPaused => self.open(),
             _ => Ok(()),

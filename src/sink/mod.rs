@@ -10,8 +10,6 @@ mod imp;
 mod packets;
 mod pool;
 
-pub use imp::lock;
-
 /// What happens to a new frame when subscribers are not done with the old ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstCuframesPolicy")]

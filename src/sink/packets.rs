@@ -7,11 +7,13 @@ use gst::glib;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
-use super::imp::{Published, lock};
+use super::imp::Published;
 use crate::log::CAT;
+use crate::meta;
 use crate::properties::post_error;
 use crate::time::{self, Origin};
-use crate::{PacketId, PacketInfo, Refused, Track, meta};
+use cuframes::sync::lock;
+use cuframes::{PacketId, PacketInfo, Refused, Track};
 
 #[derive(Default)]
 struct State {

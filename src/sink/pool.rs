@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, Weak};
 use gst::glib;
 use gst::subclass::prelude::*;
 
-use super::imp::lock;
-use crate::core::Publisher;
 use crate::log::CAT;
-use crate::memory::Backend;
-use crate::{Error, Loan};
+use cuframes::Publisher;
+use cuframes::memory::Backend;
+use cuframes::sync::lock;
+use cuframes::{Error, Loan};
 
 /// Says whether the sink is flushing.
 pub type Flushing = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -149,9 +149,9 @@ impl BufferPoolImpl for SlotPool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PublisherConfig;
-    use crate::memory::host::HostBackend;
-    use crate::memory::{Chunk, Kind};
+    use cuframes::PublisherConfig;
+    use cuframes::memory::host::HostBackend;
+    use cuframes::memory::{Chunk, Kind};
 
     /// What it makes is only said to be of a device.
     struct Device;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use gstcuframes::memory::host::HostBackend;
-use gstcuframes::{
+use cuframes::memory::host::HostBackend;
+use cuframes::{
     Code, Interrupt, Mode, Next, Packet, PacketInfo, PacketReader, Policy, Publisher,
     PublisherConfig, Reference, Refused, Start, Subscriber, SubscriberConfig, Track, TrackConfig,
     Wait,

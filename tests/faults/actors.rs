@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use cuframes::sync::clock::now_ns;
 use gst::glib;
 use gst::prelude::*;
-use gstcuframes::core::wake::now_ns;
 
 use super::children::say;
 use super::stamp;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use gstcuframes::core::channel::message::Message;
+use cuframes::protocol::message::Message;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -144,7 +144,7 @@ impl World {
         let page = Segment::new(at::CLAIMS + 8 * SLOTS as usize);
         let chunk = Segment::new(SLOTS as usize * STRIDE as usize);
         let track = Segment::new(at::PACKETS + RING as usize);
-        let now = gstcuframes::core::wake::now_ns() as u64;
+        let now = cuframes::sync::clock::now_ns() as u64;
 
         control.set(0, &[MAGIC, pair(LAYOUT, SLOTS), pair(INDEX, 0), 7]);
         control.set(at::HEAD, &[1]);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use gstcuframes::memory::{Backend, Importer};
-use gstcuframes::{
+use cuframes::memory::{Backend, Importer};
+use cuframes::{
     Frame, FrameInfo, Interrupt, Loan, Next, Publisher, PublisherConfig, Subscriber,
     SubscriberConfig, Wait,
 };

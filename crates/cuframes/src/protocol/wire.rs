@@ -1,0 +1,121 @@
+//! How values become bytes of a message.
+
+use std::fmt;
+
+use crate::types::code::Mode;
+
+/// Bytes of a message at most.
+pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// Bytes of a name at most; a longer one is cut by the sender and refused by the receiver.
+pub const MAX_NAME: usize = 255;
+
+/// Why bytes are no message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Malformed {
+    Short,
+    Long,
+    Type(u32),
+    Text,
+    Magic,
+    /// HELLO of a peer that speaks these versions, none of which is known here.
+    Versions(u16, u16),
+    Mode(u32),
+    Kind(u32),
+    Fds {
+        expected: usize,
+        got: usize,
+    },
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short => f.write_str("the message ends too early"),
+            Self::Long => f.write_str("the message has bytes behind its end"),
+            Self::Type(t) => write!(f, "unknown message type {t}"),
+            Self::Text => f.write_str("a text is too long, no UTF-8, or has control characters"),
+            Self::Magic => f.write_str("the peer does not speak the cuframes protocol"),
+            Self::Versions(first, last) => {
+                write!(f, "the peer speaks versions {first} to {last} of the protocol")
+            }
+            Self::Mode(m) => write!(f, "unknown mode {m}"),
+            Self::Kind(k) => write!(f, "unknown memory kind {k}"),
+            Self::Fds { expected, got } => {
+                write!(f, "{got} fds came with it instead of {expected}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// First field of HELLO and ASK.
+pub const HELLO_MAGIC: u64 = crate::shm::layout::MAGIC;
+
+pub(super) struct Writer(pub(super) Vec<u8>);
+
+impl Writer {
+    pub(super) fn u16(mut self, v: u16) -> Self {
+        self.0.extend(v.to_le_bytes());
+        self
+    }
+    pub(super) fn u32(mut self, v: u32) -> Self {
+        self.0.extend(v.to_le_bytes());
+        self
+    }
+    pub(super) fn u64(mut self, v: u64) -> Self {
+        self.0.extend(v.to_le_bytes());
+        self
+    }
+    pub(super) fn text(self, s: &str) -> Self {
+        let mut this = self.u32(s.len() as u32);
+        this.0.extend(s.as_bytes());
+        this
+    }
+}
+
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(super) fn bytes(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        let (head, rest) = self.0.split_at_checked(n).ok_or(Malformed::Short)?;
+        self.0 = rest;
+        Ok(head)
+    }
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        Ok(self.bytes(N)?.try_into().expect("as many as asked for"))
+    }
+    pub(super) fn u16(&mut self) -> Result<u16, Malformed> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+    pub(super) fn u32(&mut self) -> Result<u32, Malformed> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+    pub(super) fn u64(&mut self) -> Result<u64, Malformed> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+    pub(super) fn text(&mut self, max: usize) -> Result<String, Malformed> {
+        let len = self.u32()? as usize;
+        if len > max {
+            return Err(Malformed::Text);
+        }
+        let text = String::from_utf8(self.bytes(len)?.to_vec()).map_err(|_| Malformed::Text)?;
+        // Texts end up in logs, and in C strings.
+        if text.contains(char::is_control) { Err(Malformed::Text) } else { Ok(text) }
+    }
+    pub(super) fn mode(&mut self) -> Result<Mode, Malformed> {
+        match self.u32()? {
+            0 => Ok(Mode::Newest),
+            1 => Ok(Mode::Strict),
+            other => Err(Malformed::Mode(other)),
+        }
+    }
+    /// The magic comes first, so that a stranger is told as such whatever version it has.
+    pub(super) fn versions(&mut self) -> Result<(u16, u16), Malformed> {
+        if self.u64()? != HELLO_MAGIC {
+            return Err(Malformed::Magic);
+        }
+        Ok((self.u16()?, self.u16()?))
+    }
+}
