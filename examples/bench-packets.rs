@@ -190,7 +190,7 @@ fn read(cameras: usize, dir: &str) -> Result<(), Failure> {
         let interrupt = Interrupt::new()?;
         let config = SubscriberConfig {
             runtime_dir: Some(dir.into()),
-            credit: 0,
+            max_frames: 0,
             ..SubscriberConfig::new(format!("cam{camera}"))
         };
         let subscriber = Subscriber::connect(config, None, &interrupt)?;

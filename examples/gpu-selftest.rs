@@ -28,7 +28,7 @@ use cuframes::{
     FrameInfo, Interrupt, Next, Publisher, PublisherConfig, Subscriber, SubscriberConfig, Wait,
 };
 use gst::prelude::*;
-use gstcuframes::gstcuda::memory_cache::{Content, Memories, Place};
+use gstcuframes::gstcuda::memory_cache::{BufferAccess, DeviceRegion, MemoryCache};
 use gstcuframes::gstcuda::{self, pool};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -709,14 +709,14 @@ fn gstreamer(driver_context: &Context) -> Outcome {
         .offset(&offsets)
         .size(FRAME)
         .build()?;
-    let memories = Memories::default();
+    let memories = MemoryCache::default();
     let map = Arc::new(map);
     // SAFETY: the mapping is held by the memory, and nothing is enqueued when that is let go of.
     let wrap = |content| unsafe {
         let (layout, context, stream) = (&info, &context, Some(&stream));
-        memories.wrap(Place { address, layout, context, stream }, content, map.clone())
+        memories.wrap(DeviceRegion { address, layout, context, stream }, content, map.clone())
     };
-    let memory = wrap(Content::Complete)?;
+    let memory = wrap(BufferAccess::Read)?;
     expect(gstcuda::is_cuda(&memory), "it is no CUDA memory")?;
     expect(gstcuda::memory_stream(&memory).as_ref() == Some(&stream), "another stream")?;
     let its = gstcuda::memory_context(&memory).ok_or("no context")?;
@@ -734,13 +734,13 @@ fn gstreamer(driver_context: &Context) -> Outcome {
         Err(memory) => memory,
     };
     let holders = || Arc::strong_count(&map) - 1;
-    let (first, other) = (memory.as_ptr(), wrap(Content::Complete)?);
+    let (first, other) = (memory.as_ptr(), wrap(BufferAccess::Read)?);
     expect(other.as_ptr() != first && holders() == 2, "memory that is in use was used again")?;
     drop((memory, other));
     expect(holders() == 0, "the memory is held by nobody, and holds its place")?;
     // SAFETY: as above.
     unsafe { work.write(address, &pattern(4)) }?;
-    let again = wrap(Content::Complete)?;
+    let again = wrap(BufferAccess::Read)?;
     expect(again.as_ptr() == first, "other memory for the same place")?;
     expect(again.map_readable()?.as_slice() == pattern(4), "what was downloaded before")?;
     drop(memories);

@@ -3,7 +3,7 @@
 use std::sync::Once;
 
 use crate::properties::parse_caps;
-use cuframes::{PacketId, Reference};
+use cuframes::{PacketId, ReferenceTimestamp};
 
 /// A GstCustomMeta on frames and packets: which packet this is, or was decoded from. Its structure has
 /// `track` (uint) and `seq` (uint64), which counts the packets of a track from 0 in one life of a
@@ -31,8 +31,8 @@ pub fn add_packet(buffer: &mut gst::BufferRef, packet: PacketId) {
 }
 
 /// The times of a buffer on other clocks.
-pub fn references(buffer: &gst::BufferRef) -> Vec<Reference> {
-    let reference = |meta: gst::MetaRef<'_, gst::ReferenceTimestampMeta>| Reference {
+pub fn references(buffer: &gst::BufferRef) -> Vec<ReferenceTimestamp> {
+    let reference = |meta: gst::MetaRef<'_, gst::ReferenceTimestampMeta>| ReferenceTimestamp {
         clock: meta.reference().to_string().into(),
         timestamp: meta.timestamp().nseconds(),
         duration: meta.duration().map(|d| d.nseconds()),
@@ -40,7 +40,7 @@ pub fn references(buffer: &gst::BufferRef) -> Vec<Reference> {
     buffer.iter_meta().map(reference).collect()
 }
 
-pub fn add_references(buffer: &mut gst::BufferRef, references: &[Reference]) {
+pub fn add_references(buffer: &mut gst::BufferRef, references: &[ReferenceTimestamp]) {
     for reference in references {
         // What is no caps here is of no use to anybody here.
         let Some(clock) = parse_caps(&reference.clock) else { continue };

@@ -8,7 +8,7 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 
 use crate::gstcuda::GstCuda;
-use cuframes::{Code, Error};
+use cuframes::{Error, RefusalReason};
 
 /// The formats that are most used, in the order in which they are preferred; all others follow.
 const PREFERRED: [gst_video::VideoFormat; 4] = [
@@ -135,8 +135,8 @@ where
     use gst::ResourceError as R;
     let kind = match error {
         Error::Key { .. } | Error::Value { .. } => R::Settings,
-        Error::Busy { .. } | Error::Refused { code: Code::Full, .. } => R::Busy,
-        Error::Refused { code: Code::Denied, .. } => R::NotAuthorized,
+        Error::Busy { .. } | Error::Refused { code: RefusalReason::Full, .. } => R::Busy,
+        Error::Refused { code: RefusalReason::Denied, .. } => R::NotAuthorized,
         Error::RuntimeDir { .. } => R::OpenReadWrite,
         Error::NoPublisher { .. } => R::NotFound,
         _ => R::Failed,

@@ -15,7 +15,7 @@ use cuframes::error::is_exhausted;
 use cuframes::memory::Importer;
 use cuframes::sync::clock::now;
 use cuframes::sync::lock;
-use cuframes::{Code, Error, Interrupt, Mode, Next, Subscriber, SubscriberConfig, Wait};
+use cuframes::{Error, Interrupt, Mode, Next, RefusalReason, Subscriber, SubscriberConfig, Wait};
 
 pub const DEFAULT_CONNECT_TIMEOUT: gst::ClockTime = gst::ClockTime::ZERO;
 /// A publisher that had no place, or sent us away, is asked again after this long.
@@ -128,7 +128,7 @@ impl Life {
                 runtime_dir: runtime_dir(settings.runtime_dir.as_deref()),
                 name: element.obj().name().to_string(),
                 mode,
-                credit,
+                max_frames: credit,
                 importer: importer.clone(),
                 ..SubscriberConfig::new(key.clone())
             };
@@ -144,7 +144,11 @@ impl Life {
             let passing = matches!(
                 &error,
                 Error::Refused {
-                    code: Code::Full | Code::Closing | Code::NoMemory | Code::Slow | Code::Stalled,
+                    code: RefusalReason::Full
+                        | RefusalReason::Closing
+                        | RefusalReason::NoMemory
+                        | RefusalReason::Slow
+                        | RefusalReason::Stalled,
                     ..
                 }
             );
@@ -178,7 +182,7 @@ impl Life {
         &mut self,
         element: &T,
         settings: &Settings,
-        code: Code,
+        code: RefusalReason,
         text: &str,
         interrupt: &Interrupt,
     ) -> Result<(), gst::FlowError>
@@ -188,7 +192,7 @@ impl Life {
     {
         let key = settings.key.as_deref().unwrap_or_default();
         gst::info!(CAT, imp = element, "Lost the publisher of '{key}': {text}");
-        if code == Code::Malformed {
+        if code == RefusalReason::Malformed {
             // It was this side that ended it, and would again.
             gst::element_imp_error!(
                 element,
@@ -200,7 +204,7 @@ impl Life {
         match settings.on_lost {
             OnLost::Reconnect => {
                 tell(element, "cuframes-lost", key, text);
-                if code != Code::Closing {
+                if code != RefusalReason::Closing {
                     pause(interrupt);
                 }
                 Ok(())
@@ -265,7 +269,7 @@ impl Latency {
 /// What a wait came to: the item, what ended the connection, or what to return to the base class.
 pub fn taken<I>(
     next: cuframes::Result<Next<I>>,
-) -> Result<Result<I, (Code, String)>, gst::FlowError> {
+) -> Result<Result<I, (RefusalReason, String)>, gst::FlowError> {
     match next {
         Ok(Next::Item(item)) => Ok(Ok(item)),
         Ok(Next::Eos) => Err(gst::FlowError::Eos),
@@ -275,7 +279,7 @@ pub fn taken<I>(
         Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
             Ok(Err((code, text)))
         }
-        Err(e) => Ok(Err((Code::Malformed, e.to_string()))),
+        Err(e) => Ok(Err((RefusalReason::Malformed, e.to_string()))),
     }
 }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use children::{Child, listen, say};
 use cuframes::memory::host::HostBackend;
 use cuframes::{
-    Code, Error, Interrupt, Publisher, PublisherConfig, SocketAccess, Subscriber, SubscriberConfig,
+    Error, Interrupt, Publisher, PublisherConfig, RefusalReason, SocketAccess, Subscriber,
+    SubscriberConfig,
 };
 use nix::unistd::{Gid, Uid, getuid, setgid, setgroups, setuid};
 use support::{Site, until};
@@ -140,7 +141,7 @@ fn only_allowed_users_may_subscribe() {
     config.allowed_uids = vec![user];
     let publisher = open(config.clone()).unwrap();
     match join(Some(&site.dir)) {
-        Err(Error::Refused { code: Code::Denied, text, .. }) => {
+        Err(Error::Refused { code: RefusalReason::Denied, text, .. }) => {
             assert!(text.contains(&format!("add {own} to allowed-uids")), "{text}");
         }
         other => panic!("{:?}", other.err()),

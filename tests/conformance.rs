@@ -12,8 +12,8 @@ use cuframes::memory::cuda::CudaBackend;
 use cuframes::memory::host::HostBackend;
 use cuframes::memory::{Backend, Importer};
 use cuframes::{
-    Code, Error, Event, Frame, Interrupt, Loan, Mode, Next, Policy, Publisher, Start, Subscriber,
-    SubscriberConfig, Wait,
+    Error, Frame, Interrupt, Loan, Mode, Next, Policy, Publisher, PublisherEvent, RefusalReason,
+    Start, Subscriber, SubscriberConfig, Wait,
 };
 use support::{CAPS, SIZE, Site, Viewer, info, item, until, watch};
 
@@ -164,7 +164,7 @@ fn strict_wait<B: Bench>(site: &Site) {
 fn slots_are_used_when_they_are_needed<B: Bench>(site: &Site) {
     for policy in [Policy::Drop, PATIENT] {
         let publisher = site.publisher(B::backend(), |c| (c.policy, c.window) = (policy, 2));
-        let mut viewer = site.viewer(|c| (c.mode, c.credit) = (Mode::Strict, 5));
+        let mut viewer = site.viewer(|c| (c.mode, c.max_frames) = (Mode::Strict, 5));
         let mut places = std::collections::HashSet::new();
         for n in 1..=50 {
             publish::<B>(&publisher, n);
@@ -268,7 +268,7 @@ fn the_last_frame_is_not_lost<B: Bench>(site: &Site) {
         let thread = asleep(move || {
             intact::<B>(&viewer.frame());
             let end = viewer.next();
-            assert!(matches!(end, Next::Lost { code: Code::Closing, .. }), "{end:?}");
+            assert!(matches!(end, Next::Lost { code: RefusalReason::Closing, .. }), "{end:?}");
         });
         publish::<B>(&publisher, 1);
         drop(publisher);
@@ -281,7 +281,7 @@ fn a_slow_subscriber_disturbs_nobody<B: Bench>(site: &Site) {
     let mut slow = site.viewer(|c| c.mode = Mode::Strict);
     let mut quick = site.viewer(|c| {
         c.mode = Mode::Strict;
-        c.credit = 1;
+        c.max_frames = 1;
     });
     let mut held = Vec::new();
     let mut skipped = 0;
@@ -309,10 +309,10 @@ fn a_slow_subscriber_disturbs_nobody<B: Bench>(site: &Site) {
 
 fn a_held_credit_starves_nobody<B: Bench>(site: &Site) {
     let publisher = site.publisher(B::backend(), |_| {});
-    let mut hog = site.viewer(|c| c.credit = 4);
+    let mut hog = site.viewer(|c| c.max_frames = 4);
     let mut quick = site.viewer(|c| {
         c.mode = Mode::Strict;
-        c.credit = 1;
+        c.max_frames = 1;
     });
     let mut held = Vec::new();
     for n in 1..=100 {
@@ -348,9 +348,9 @@ fn a_stalled_subscriber_is_sent_away<B: Bench>(site: &Site) {
     publisher.set_format(CAPS, SIZE).unwrap();
     let mut hog = site.viewer(|c| {
         c.name = "hog".into();
-        c.credit = 1;
+        c.max_frames = 1;
     });
-    let mut quick = site.viewer(|c| c.credit = 1);
+    let mut quick = site.viewer(|c| c.max_frames = 1);
     let mut n = 1;
     publish::<B>(&publisher, n);
     let held = hog.frame();
@@ -359,13 +359,13 @@ fn a_stalled_subscriber_is_sent_away<B: Bench>(site: &Site) {
         n += 1;
         publish::<B>(&publisher, n);
         quick.frame();
-        matches!(hog.look(), Next::Lost { code: Code::Stalled, .. })
+        matches!(hog.look(), Next::Lost { code: RefusalReason::Stalled, .. })
     });
     intact::<B>(&held);
     drop((held, hog));
     let (who, reason) = std::iter::from_fn(|| told.recv().ok())
         .find_map(|event| match event {
-            Event::SubscriberRemoved(who, reason) => Some((who, reason)),
+            PublisherEvent::SubscriberRemoved(who, reason) => Some((who, reason)),
             _ => None,
         })
         .unwrap();
@@ -394,7 +394,7 @@ fn a_publisher_that_waits_goes_on_in_the_end<B: Bench>(site: &Site) {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(code, Code::Stalled);
+    assert_eq!(code, RefusalReason::Stalled);
 }
 
 fn a_publisher_that_waits_goes_on_when_a_subscriber_leaves<B: Bench>(site: &Site) {
@@ -424,7 +424,7 @@ fn frames_outlive_the_publisher<B: Bench>(site: &Site) {
     drop(publisher);
     // What was published before the end is there to be taken.
     let second = viewer.frame();
-    assert!(matches!(viewer.next(), Next::Lost { code: Code::Closing, .. }));
+    assert!(matches!(viewer.next(), Next::Lost { code: RefusalReason::Closing, .. }));
     // The next life of the key has nothing to do with them.
     let publisher = site.publisher(B::backend(), |_| {});
     for n in 1..=20 {
@@ -438,7 +438,7 @@ fn frames_outlive_the_publisher<B: Bench>(site: &Site) {
 /// A device gives a frame back some time after the last reference to it is gone.
 fn a_frame_given_back_by_a_device_is_held_until_then<B: Bench>(site: &Site) {
     let publisher = site.publisher(B::backend(), |_| {});
-    let mut viewer = site.viewer(|c| c.credit = 1);
+    let mut viewer = site.viewer(|c| c.max_frames = 1);
     publish::<B>(&publisher, 1);
     let frame = viewer.frame();
     let (page, len, _mapped) = viewer.subscriber.page();
@@ -462,7 +462,7 @@ fn a_frame_given_back_by_a_device_is_held_until_then<B: Bench>(site: &Site) {
 /// With its whole credit held a reader sleeps, until the last reference is gone and the device is done.
 fn a_reader_that_waits_learns_what_a_device_gives_back<B: Bench>(site: &Site) {
     let publisher = site.publisher(B::backend(), |_| {});
-    let mut viewer = site.viewer(|c| c.credit = 1);
+    let mut viewer = site.viewer(|c| c.max_frames = 1);
     let (page, _, _mapped) = viewer.subscriber.page();
     publish::<B>(&publisher, 1);
     let frame = viewer.frame();
@@ -512,8 +512,8 @@ fn publish_sized<B: Bench>(publisher: &Publisher, n: u64, size: usize) {
 fn who_leaves_takes_no_frames_along<B: Bench>(site: &Site) {
     for policy in [Policy::Drop, PATIENT] {
         let publisher = site.publisher(B::backend(), |c| (c.policy, c.window) = (policy, 1));
-        let mut viewer = site.viewer(|c| (c.mode, c.credit) = (Mode::Strict, 5));
-        let other = site.viewer(|c| c.credit = 8);
+        let mut viewer = site.viewer(|c| (c.mode, c.max_frames) = (Mode::Strict, 5));
+        let other = site.viewer(|c| c.max_frames = 8);
         (1..=6).for_each(|n| publish::<B>(&publisher, n));
         drop(other);
         until(|| publisher.stats().subscribers.len() == 1);
@@ -540,7 +540,7 @@ fn frames_keep_their_format<B: Bench>(site: &Site) {
     let publisher = site.publisher(B::backend(), |c| c.window = 10);
     let mut at_once = site.viewer(|c| {
         c.mode = Mode::Strict;
-        c.credit = 8;
+        c.max_frames = 8;
     });
     let mut later = site.viewer(|c| c.mode = Mode::Strict);
     let mut held = Vec::new();
@@ -613,9 +613,10 @@ fn hurry(mut viewer: Viewer) -> JoinHandle<u64> {
 fn sizes_change_before_the_old_frames_are_taken<B: Bench>(site: &Site) {
     for (policy, received) in [(Policy::Drop, 2 + 60), (PATIENT, 3 * 60)] {
         let publisher = site.publisher(B::backend(), |c| {
-            (c.policy, c.window, c.max_subscribers, c.max_credit) = (policy, 2, 1, 8);
+            (c.policy, c.window, c.max_subscribers, c.max_frames_per_subscriber) =
+                (policy, 2, 1, 8);
         });
-        let viewer = site.viewer(|c| (c.mode, c.credit) = (Mode::Strict, 8));
+        let viewer = site.viewer(|c| (c.mode, c.max_frames) = (Mode::Strict, 8));
         let publish = |size| {
             // As a queue before the sink keeps them.
             let loans: Vec<_> = (0..60).map(|_| publisher.loan(size).unwrap().unwrap()).collect();
@@ -659,7 +660,7 @@ fn nobody_within_its_credit_costs_a_frame<B: Bench>(site: &Site) {
             .map(|mode| {
                 hurry(site.viewer(|c| {
                     c.mode = mode;
-                    c.credit = 1;
+                    c.max_frames = 1;
                 }))
             })
             .collect();
@@ -685,7 +686,7 @@ fn the_pool_follows_the_credit<B: Bench>(site: &Site) {
         });
     };
     settle(0);
-    let join = |credit| site.viewer(|c| c.credit = credit);
+    let join = |max_frames| site.viewer(|c| c.max_frames = max_frames);
     let mut a = join(2);
     settle(2);
     let b = join(5);
@@ -799,7 +800,7 @@ fn all_places_taken<B: Bench>(site: &Site) {
     let mut stays = site.viewer(|_| {});
     let leaves = site.viewer(|_| {});
     match connect(site, site.subscriber_config()) {
-        Err(Error::Refused { code: Code::Full, key, .. }) => assert_eq!(key, "cam"),
+        Err(Error::Refused { code: RefusalReason::Full, key, .. }) => assert_eq!(key, "cam"),
         other => panic!("{:?}", other.err()),
     }
     // That disturbs nobody who is there, and a place that is left is free again.
@@ -811,14 +812,14 @@ fn all_places_taken<B: Bench>(site: &Site) {
 }
 
 fn too_much_credit<B: Bench>(site: &Site) {
-    let publisher = site.publisher(B::backend(), |c| c.max_credit = 3);
+    let publisher = site.publisher(B::backend(), |c| c.max_frames_per_subscriber = 3);
     let slots = publisher.stats().pool.slots;
-    for credit in [4, u32::MAX] {
-        let refused = connect(site, SubscriberConfig { credit, ..site.subscriber_config() });
-        assert!(matches!(refused, Err(Error::Refused { code: Code::OverCredit, .. })));
+    for max_frames in [4, u32::MAX] {
+        let refused = connect(site, SubscriberConfig { max_frames, ..site.subscriber_config() });
+        assert!(matches!(refused, Err(Error::Refused { code: RefusalReason::OverCredit, .. })));
     }
     assert_eq!(publisher.stats().pool.slots, slots);
-    connect(site, SubscriberConfig { credit: 3, ..site.subscriber_config() }).unwrap();
+    connect(site, SubscriberConfig { max_frames: 3, ..site.subscriber_config() }).unwrap();
 }
 
 fn a_key_has_one_publisher<B: Bench>(site: &Site) {
@@ -852,7 +853,9 @@ fn a_publisher_comes_again<B: Bench>(site: &Site) {
     let lost = asleep(move || viewer.next());
     drop(publisher);
     match lost.join().unwrap() {
-        Next::Lost { code: Code::Closing, text } => assert!(text.contains("cam"), "{text}"),
+        Next::Lost { code: RefusalReason::Closing, text } => {
+            assert!(text.contains("cam"), "{text}")
+        }
         other => panic!("{other:?}"),
     }
     let again = {
@@ -914,7 +917,7 @@ fn an_interrupt_ends_every_wait<B: Bench>(site: &Site) {
 
     let publisher = site.publisher(B::backend(), |_| {});
     publisher.add_track(0, "video/x-h264", Default::default()).unwrap();
-    let config = SubscriberConfig { credit: 1, ..site.subscriber_config() };
+    let config = SubscriberConfig { max_frames: 1, ..site.subscriber_config() };
     let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
     // Track 1 does not exist.
     for track in [0, 1] {

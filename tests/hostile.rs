@@ -11,7 +11,8 @@ use children::Child;
 use cuframes::memory::host::HostBackend;
 use cuframes::protocol::message::{Hello, Message};
 use cuframes::{
-    Code, Error, Event, Interrupt, Mode, Next, Publisher, PublisherConfig, Start, Subscriber, Wait,
+    Error, Interrupt, Mode, Next, Publisher, PublisherConfig, PublisherEvent, RefusalReason, Start,
+    Subscriber, Wait,
 };
 use nix::fcntl::{FallocateFlags, SealFlag, fallocate};
 use nix::sys::memfd::MFdFlags;
@@ -242,7 +243,9 @@ fn lies_of_a_publisher_are_found_out() {
     );
 
     // Order.
-    for wrong in [welcome(2, 4, 4), Message::Refused { code: Code::Full, text: "a".into() }] {
+    for wrong in
+        [welcome(2, 4, 4), Message::Refused { code: RefusalReason::Full, text: "a".into() }]
+    {
         let fds = if wrong.fds() > 0 { 2 } else { 0 };
         lie("out of order", &|w| {
             let fds = [&w.control.fd, &w.page.fd];
@@ -314,7 +317,9 @@ fn who_is_sent_away_is_told_at_once() {
     let site = Site::new("hostile-away");
     let liar = Liar::new(&site.dir);
     let mut world = World::new();
-    world.script.push(Said::new(Message::Bye { code: Code::Stalled, text: "go".into() }, &[]));
+    world
+        .script
+        .push(Said::new(Message::Bye { code: RefusalReason::Stalled, text: "go".into() }, &[]));
     let mut subscriber = join(&site, &liar, world, Mode::Newest);
     let interrupt = Interrupt::new().unwrap();
     let wait = Wait::forever(&interrupt);
@@ -390,7 +395,7 @@ impl<'a> Stage<'a> {
         adjust(&mut config);
         let (tell, gone) = channel();
         let publisher = Publisher::open(config, Arc::new(HostBackend), move |event| {
-            if let Event::SubscriberRemoved(_, reason) = event {
+            if let PublisherEvent::SubscriberRemoved(_, reason) = event {
                 let _ = tell.send(reason);
             }
         });
@@ -441,17 +446,18 @@ fn strangers_are_told_why_they_are_refused() {
     let site = Site::new("hostile-strangers");
     let mut stage = Stage::new(&site, |_| {});
     let fd = std::fs::File::open("/dev/null").unwrap();
-    let refused = |stage: &Stage<'_>, bytes: &[u8], fds: usize, code: Code, expected: &str| {
-        let peer = stage.connect();
-        peer.send(bytes, &vec![fd.as_fd(); fds]);
-        let Some((Message::Refused { code: said, text }, _)) = peer.hear() else {
-            panic!("not refused: {bytes:x?}")
+    let refused =
+        |stage: &Stage<'_>, bytes: &[u8], fds: usize, code: RefusalReason, expected: &str| {
+            let peer = stage.connect();
+            peer.send(bytes, &vec![fd.as_fd(); fds]);
+            let Some((Message::Refused { code: said, text }, _)) = peer.hear() else {
+                panic!("not refused: {bytes:x?}")
+            };
+            assert_eq!(said, code, "{text}");
+            assert!(text.contains(expected), "{text}");
+            assert!(peer.hear().is_none());
         };
-        assert_eq!(said, code, "{text}");
-        assert!(text.contains(expected), "{text}");
-        assert!(peer.hear().is_none());
-    };
-    use Code::*;
+    use RefusalReason::*;
     let joins = hello(2, "x");
     for (bytes, code, expected) in [
         (hello_of(3, 9, b"anything"), Version, "speaks versions 3 to 9"),
@@ -496,7 +502,7 @@ fn who_breaks_the_rules_is_sent_away() {
             Message::Bye { code, .. } => Some(code),
             _ => None,
         });
-        assert_eq!(code, Some(Code::Malformed));
+        assert_eq!(code, Some(RefusalReason::Malformed));
         stage.check();
         // Its place comes back with its end.
         drop(peer);
@@ -566,7 +572,7 @@ fn a_page_of_rubbish_disturbs_nobody() {
         Message::Bye { code, .. } => Some(code),
         _ => None,
     });
-    assert_eq!(code, Some(Code::OverCredit));
+    assert_eq!(code, Some(RefusalReason::OverCredit));
 }
 
 /// What all subscribers read can be written to by none of them.
@@ -765,11 +771,12 @@ fn a_refusal_is_not_a_broken_protocol() {
     let site = Site::new("hostile-refusal");
     let liar = Liar::new(&site.dir);
     let mut world = World::new();
-    world.script = vec![Said::new(Message::Refused { code: Code::Other, text: "no".into() }, &[])];
+    world.script =
+        vec![Said::new(Message::Refused { code: RefusalReason::Other, text: "no".into() }, &[])];
     liar.tell(world);
     let interrupt = Interrupt::new().unwrap();
     let joined = Subscriber::connect(site.subscriber_config(), None, &interrupt);
-    assert!(matches!(joined, Err(Error::Refused { code: Code::Other, .. })));
+    assert!(matches!(joined, Err(Error::Refused { code: RefusalReason::Other, .. })));
 }
 
 mod elements {

@@ -285,7 +285,7 @@ fn a_thousand_connects(site: &Site) {
                 .map(|_| {
                     scope.spawn(|| {
                         for _ in 0..250 {
-                            drop(site.viewer(|c| c.credit = 8));
+                            drop(site.viewer(|c| c.max_frames = 8));
                         }
                     })
                 })

@@ -10,8 +10,8 @@ use std::time::Duration;
 use children::{Child, listen, say};
 use cuframes::memory::host::HostBackend;
 use cuframes::{
-    Code, Error, FrameInfo, Interrupt, Mode, Next, Policy, Publisher, PublisherConfig, Subscriber,
-    Wait,
+    Error, FrameInfo, Interrupt, Mode, Next, Policy, Publisher, PublisherConfig, RefusalReason,
+    Subscriber, Wait,
 };
 use gst::prelude::*;
 use nix::libc;
@@ -140,10 +140,10 @@ mod tests {
         listen();
         let interrupt = Interrupt::new().unwrap();
         loop {
-            let config = cuframes::SubscriberConfig { credit: 8, ..site.subscriber_config() };
+            let config = cuframes::SubscriberConfig { max_frames: 8, ..site.subscriber_config() };
             match Subscriber::connect(config, None, &interrupt) {
                 Ok(_) => break say("in"),
-                Err(Error::Refused { code: Code::NoMemory, text, .. }) => {
+                Err(Error::Refused { code: RefusalReason::NoMemory, text, .. }) => {
                     say(text);
                     listen();
                 }
@@ -187,8 +187,8 @@ mod tests {
             let joined = joined.map(|mut subscriber| {
                 match subscriber.next_frame(&Wait::forever(&interrupt)) {
                     Ok(Next::Item(_)) => None,
-                    Ok(Next::Lost { code: Code::NoMemory, text }) => Some(text),
-                    Err(Error::Refused { code: Code::NoMemory, text, .. }) => Some(text),
+                    Ok(Next::Lost { code: RefusalReason::NoMemory, text }) => Some(text),
+                    Err(Error::Refused { code: RefusalReason::NoMemory, text, .. }) => Some(text),
                     other => panic!("{other:?}"),
                 }
             });
@@ -304,7 +304,7 @@ mod tests {
     pub fn no_memory_for_another_subscriber(site: &Site) {
         let config = PublisherConfig { window: 1, ..site.config() };
         let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
-        let mut viewer = site.viewer(|c| c.credit = 1);
+        let mut viewer = site.viewer(|c| c.max_frames = 1);
         let size = 8 << 20;
         publisher.set_format("large", size).unwrap();
         send(&publisher, 1, size);
@@ -329,7 +329,7 @@ mod tests {
         let policy = Policy::Wait(Duration::from_millis(10));
         let config = PublisherConfig { window: 1, policy, ..site.config() };
         let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
-        let mut viewer = site.viewer(|c| (c.mode, c.credit) = (Mode::Strict, 1));
+        let mut viewer = site.viewer(|c| (c.mode, c.max_frames) = (Mode::Strict, 1));
         let size = 8 << 20;
         publisher.set_format("large", size).unwrap();
         send(&publisher, 1, size);
@@ -337,7 +337,7 @@ mod tests {
         let _kept = publisher.loan(size).unwrap().expect("a free slot");
         leave_memory(4 << 20);
         send(&publisher, 3, size);
-        until(|| matches!(viewer.look(), Next::Lost { code: Code::Stalled, .. }));
+        until(|| matches!(viewer.look(), Next::Lost { code: RefusalReason::Stalled, .. }));
     }
 
     pub fn no_memory_to_map_frames(site: &Site) {

@@ -12,8 +12,8 @@ use cuframes::protocol::{
     wire::MAX_MESSAGE,
 };
 use cuframes::{
-    Code, Error, LiveKey, Loan, Mode, PacketInfo, Publisher, PublisherConfig, TrackConfig, keys,
-    status,
+    Error, LiveKey, Loan, Mode, PacketInfo, Publisher, PublisherConfig, RefusalReason, TrackConfig,
+    keys, status,
 };
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
 use support::{CAPS, SIZE, Site, fill, publish, until};
@@ -60,13 +60,13 @@ fn an_observer_is_told_everything() {
     assert_eq!((asked.published, asked.dropped), (2, 0));
     assert_eq!((asked.slots, asked.chunks), (stats.pool.slots, stats.pool.chunks));
     assert_eq!(asked.bytes, stats.pool.bytes);
-    assert_eq!((asked.max_subscribers, asked.max_credit), (32, 8));
+    assert_eq!((asked.max_subscribers, asked.max_frames_per_subscriber), (32, 8));
     assert!(asked.last_frame_ns.unwrap() >= frame.published && asked.time_ns >= frame.published);
     let [seen] = &asked.tracks[..] else { panic!("{:?}", asked.tracks) };
     assert_eq!((seen.track, seen.caps.as_str(), seen.published), (3, "video/x-h264", 1));
     let [seen] = &asked.subscribers[..] else { panic!("{:?}", asked.subscribers) };
     assert_eq!((seen.name.as_str(), seen.pid), ("detector", std::process::id() as i32));
-    assert_eq!((seen.mode, seen.credit, seen.held), (Mode::Strict, 2, 1));
+    assert_eq!((seen.mode, seen.max_frames, seen.held), (Mode::Strict, 2, 1));
     assert_eq!((seen.lag, seen.received, seen.skipped), (1, 1, 0));
     assert!(seen.latency_ns.is_some(), "the frame is still there");
 }
@@ -183,14 +183,14 @@ fn say(fd: &OwnedFd, bytes: &[u8]) -> Option<Message> {
 fn an_observer_of_another_version_is_told_so() {
     let site = Site::new("version");
     let _publisher = publisher(&site, |_| {});
-    let later = Message::Ask { versions: (70, 99), from: 0 };
+    let later = Message::StatusRequest { versions: (70, 99), from: 0 };
     match say(&connect(&site.dir), &later.encode()) {
-        Some(Message::Refused { code: Code::Version, text }) => {
+        Some(Message::Refused { code: RefusalReason::Version, text }) => {
             assert!(text.contains("the observer speaks versions 70 to 99"), "{text}");
         }
         other => panic!("{other:?}"),
     }
-    let both = Message::Ask { versions: (1, 99), from: 0 };
+    let both = Message::StatusRequest { versions: (1, 99), from: 0 };
     let answer = say(&connect(&site.dir), &both.encode());
     assert!(
         matches!(answer, Some(Message::Status { version, next: 0, .. }) if version == OWN.1),
@@ -203,7 +203,7 @@ fn an_observer_is_done_with_the_last_piece() {
     let site = Site::new("done");
     let publisher = publisher(&site, |_| {});
     let fd = connect(&site.dir);
-    let ask = |from| Message::Ask { versions: OWN, from }.encode();
+    let ask = |from| Message::StatusRequest { versions: OWN, from }.encode();
     // There is nothing at or behind this entry, which is an answer, too.
     let answer = say(&fd, &ask(u64::MAX));
     assert!(matches!(answer, Some(Message::Status { next: 0, .. })), "{answer:?}");
@@ -223,7 +223,7 @@ fn an_observer_that_never_ends_is_cut_off() {
         publisher.add_track(track, &"x".repeat(10_000), config).unwrap();
     }
     let fd = connect(&site.dir);
-    let first = Message::Ask { versions: OWN, from: 0 }.encode();
+    let first = Message::StatusRequest { versions: OWN, from: 0 }.encode();
     // It never asks for the last piece.
     until(|| match say(&fd, &first) {
         Some(Message::Status { next, .. }) => {

@@ -481,7 +481,7 @@ fn a_file_is_published_and_recorded() {
 /// Whether somebody takes packets of `cam1`, and no frames.
 fn records(site: &Site) -> bool {
     let status = cuframes::status("cam1", Some(&site.dir));
-    status.is_ok_and(|s| s.subscribers.iter().any(|s| s.credit == 0))
+    status.is_ok_and(|s| s.subscribers.iter().any(|s| s.max_frames == 0))
 }
 
 /// The camera's numbers in a recording: every frame decodes, and they go up one by one but for `gaps`.

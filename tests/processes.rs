@@ -6,8 +6,8 @@ use std::time::Duration;
 use children::{Child, listen, say};
 use cuframes::memory::host::HostBackend;
 use cuframes::{
-    Code, Error, Frame, Loan, Mode, Next, PacketInfo, Policy, Publisher, PublisherConfig, Start,
-    TrackConfig, Wait,
+    Error, Frame, Loan, Mode, Next, PacketInfo, Policy, Publisher, PublisherConfig, RefusalReason,
+    Start, TrackConfig, Wait,
 };
 use nix::libc;
 use support::{Site, Viewer, fill, item, number, until, watch};
@@ -219,7 +219,7 @@ fn follows(site: &Site) {
                 other => panic!("{other:?}"),
             }
         };
-        assert_eq!(code, Code::Closing);
+        assert_eq!(code, RefusalReason::Closing);
         intact(&held);
         say("lost");
     }
@@ -276,7 +276,7 @@ fn a_publisher_dies_in_mid_stream() {
 
 /// Takes packets to the end of the track, and says how it went.
 fn records(site: &Site) {
-    let viewer = site.viewer(|c| c.credit = 0);
+    let viewer = site.viewer(|c| c.max_frames = 0);
     let mut packets = viewer.subscriber.packets(0, Start::default());
     say("ready");
     let mut next = 0;

@@ -29,12 +29,12 @@ mod messages {
     use cuframes::memory::Kind;
     use cuframes::protocol::message::{Hello, Message, VERSIONS};
     use cuframes::protocol::wire::{MAX_NAME, Malformed};
-    use cuframes::{Code, Mode};
-    use cuframes::{Status, SubscriberStatus, TrackStatus};
+    use cuframes::{Mode, RefusalReason};
+    use cuframes::{PublisherStatus, SubscriberStatus, TrackStatus};
 
-    fn code() -> impl Strategy<Value = Code> {
+    fn code() -> impl Strategy<Value = RefusalReason> {
         // Those that are known, and some that are not.
-        (0..12u32).prop_map(Code::from)
+        (0..12u32).prop_map(RefusalReason::from)
     }
 
     fn text() -> impl Strategy<Value = String> {
@@ -76,14 +76,15 @@ mod messages {
             }),
             (code(), text()).prop_map(|(code, text)| Message::Bye { code, text }),
             Just(Message::Leave),
-            any::<((u16, u16), u64)>().prop_map(|(versions, from)| Message::Ask { versions, from }),
+            any::<((u16, u16), u64)>()
+                .prop_map(|(versions, from)| Message::StatusRequest { versions, from }),
             (any::<(u16, u64)>(), status()).prop_map(|((version, next), status)| {
                 Message::Status { version, next, status: Box::new(status) }
             }),
         ]
     }
 
-    fn status() -> impl Strategy<Value = Status> {
+    fn status() -> impl Strategy<Value = PublisherStatus> {
         let track =
             (any::<(u32, u64, u64)>(), text()).prop_map(|((track, published, bytes), caps)| {
                 TrackStatus { track, caps, published, in_ring: bytes / 2, too_big: 1, bytes }
@@ -96,7 +97,7 @@ mod messages {
                 uid: id / 2,
                 gid: id / 3,
                 mode: if pid < 0 { Mode::Strict } else { Mode::Newest },
-                credit: 4,
+                max_frames: 4,
                 held: id % 4,
                 lag: received / 2,
                 received,
@@ -115,7 +116,7 @@ mod messages {
                 (pid, uid, epoch, time_ns, n, last),
                 kind,
             )| {
-                Status {
+                PublisherStatus {
                     key,
                     name,
                     pid,
@@ -132,7 +133,7 @@ mod messages {
                     last_frame_ns: last.map(i64::from),
                     latency_ns: n / 4,
                     max_subscribers: uid / 4,
-                    max_credit: uid / 5,
+                    max_frames_per_subscriber: uid / 5,
                     tracks,
                     subscribers,
                 }
@@ -148,8 +149,8 @@ mod messages {
             let again = message.encode();
             match message {
                 // Codes of later versions are all the same to this one.
-                Message::Refused { code: Code::Other, .. }
-                | Message::Bye { code: Code::Other, .. } => {
+                Message::Refused { code: RefusalReason::Other, .. }
+                | Message::Bye { code: RefusalReason::Other, .. } => {
                     assert_eq!(again[..4], bytes[..4]);
                     assert_eq!(again[8..], bytes[8..]);
                 }
@@ -429,7 +430,7 @@ mod packets {
 
 mod records {
     use super::*;
-    use cuframes::Reference;
+    use cuframes::ReferenceTimestamp;
     use cuframes::shm::layout::{MAX_SLOTS, pack_index, unpack_index};
     use cuframes::shm::record::{RECORD_WORDS, Record};
     use cuframes::{Crop, FrameInfo, PacketId, Plane, Planes};
@@ -448,7 +449,7 @@ mod records {
         let duration = proptest::option::of(0..u64::MAX);
         let reference =
             (any::<u64>(), duration, "[a-z/-]{0,40}").prop_map(|(timestamp, duration, clock)| {
-                Reference { clock: clock.into(), timestamp, duration }
+                ReferenceTimestamp { clock: clock.into(), timestamp, duration }
             });
         (
             (time(), time(), proptest::option::of(0..u64::MAX)),
@@ -480,8 +481,11 @@ mod records {
 
     #[test]
     fn references_that_do_not_fit_are_left_out() {
-        let reference =
-            |timestamp, len| Reference { clock: "x".repeat(len).into(), timestamp, duration: None };
+        let reference = |timestamp, len| ReferenceTimestamp {
+            clock: "x".repeat(len).into(),
+            timestamp,
+            duration: None,
+        };
         let all = [reference(1, 20), reference(2, 400), reference(3, 20)];
         let info = FrameInfo { references: all.to_vec(), ..Default::default() };
         let record =

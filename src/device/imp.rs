@@ -7,7 +7,7 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 
 use crate::properties::parse_caps;
-use cuframes::{LiveKey, Status};
+use cuframes::{LiveKey, PublisherStatus};
 
 /// What a device stands for: two that are equal need not be told apart by anybody.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Target {
 
 impl Target {
     /// The frames and the tracks of a publisher, as far as their caps are known.
-    pub fn all_of(key: &LiveKey, status: &Status) -> Vec<Self> {
+    pub fn all_of(key: &LiveKey, status: &PublisherStatus) -> Vec<Self> {
         let frames = std::iter::once((None, &status.caps));
         let tracks = status.tracks.iter().map(|t| (Some(t.track), &t.caps));
         let target = |(track, caps): (Option<u32>, &String)| Self {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use gst_video::VideoInfo;
 
-use crate::gstcuda::memory_cache::{Content, Memories, Place};
+use crate::gstcuda::memory_cache::{BufferAccess, DeviceRegion, MemoryCache};
 use crate::gstcuda::{self, CudaContext, CudaStream};
 use crate::properties::plane_size;
 use cuframes::cuda::{
@@ -37,7 +37,7 @@ type Spare = Arc<Mutex<Vec<CopyMemory>>>;
 /// Memory for a copy, with what is kept of it.
 #[derive(Debug)]
 struct CopyMemory {
-    memories: Memories<Copied>,
+    memories: MemoryCache<Copied>,
     memory: DeviceMemory,
 }
 
@@ -143,13 +143,13 @@ impl DeviceSource {
     /// dropped and the work that was enqueued on the stream by then is done.
     pub fn wrap(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gstcuda::Error> {
         let layout = layout(&frame, video)?;
-        let memories: Memories<Held> =
+        let memories: MemoryCache<Held> =
             frame.memory().attached().map(Attached::get).unwrap_or_default();
         let place = self.place(frame.address(), &layout);
         // SAFETY: the frame's planes lie within its slot, which the caller has checked. The slot is
         // mapped while the frame is held, and not written by the publisher before the claim is cleared,
         // behind the work on the stream.
-        unsafe { memories.wrap(place, Content::Complete, self.held(frame, &self.behind)) }
+        unsafe { memories.wrap(place, BufferAccess::Read, self.held(frame, &self.behind)) }
     }
 
     /// A copy of the frame in memory of this device. The CPU does not wait for it.
@@ -162,7 +162,7 @@ impl DeviceSource {
             Some(memory) => memory,
             None => {
                 let memory = DeviceMemory::new(&self.driver, size)?;
-                CopyMemory { memories: Memories::default(), memory }
+                CopyMemory { memories: MemoryCache::default(), memory }
             }
         };
         // What downstream has enqueued on other streams may still read the memory.
@@ -183,12 +183,12 @@ impl DeviceSource {
         let (place, memories) = (self.place(to, &layout), memory.memories.clone());
         let copied = Copied { memory: Some(memory), spare: self.spare.clone() };
         // SAFETY: the memory is as long as the layout, and goes back to be used on the same stream.
-        unsafe { memories.wrap(place, Content::Pending, copied) }
+        unsafe { memories.wrap(place, BufferAccess::AfterStream, copied) }
     }
 
-    fn place<'a>(&'a self, address: u64, layout: &'a VideoInfo) -> Place<'a> {
+    fn place<'a>(&'a self, address: u64, layout: &'a VideoInfo) -> DeviceRegion<'a> {
         let (context, stream) = (&self.context, Some(&self.stream));
-        Place { address, layout, context, stream }
+        DeviceRegion { address, layout, context, stream }
     }
 
     /// A copy of the frame in host memory.

@@ -3,7 +3,7 @@
 //! Elements keep with a memory what they need to use it: textures, an encoder's registration. When GStreamer frees
 //! a memory, it waits for the work that writes it, and destroys its textures even if work is enqueued that
 //! still reads by them. So memory is made once for a place and kept when its last reference is dropped, as
-//! buffer pools do; and it goes before the place does, which is why each allocation has its own [`Memories`].
+//! buffer pools do; and it goes before the place does, which is why each allocation has its own [`MemoryCache`].
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,17 +22,17 @@ use cuframes::sync::lock;
 
 /// What wrapped memory may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
+pub enum BufferAccess {
     /// It is complete, and not to be written: who asks for that is refused, or gets a copy.
-    Complete,
+    Read,
     /// What writes it is enqueued on its stream, for others to wait for.
-    Pending,
+    AfterStream,
     /// It is there to be written.
-    Blank,
+    Write,
 }
 
 /// Device memory to be wrapped.
-pub struct Place<'a> {
+pub struct DeviceRegion<'a> {
     pub address: u64,
     /// Where the planes lie in it: offsets, strides and size have to be the memory's.
     pub layout: &'a VideoInfo,
@@ -44,23 +44,23 @@ pub struct Place<'a> {
 /// Makes GstCudaMemory of places in one allocation, which holds a `T` while anybody uses it.
 ///
 /// The last of its clones frees what is not in use.
-pub struct Memories<T>(Arc<Mutex<Vec<Kept<T>>>>);
+pub struct MemoryCache<T>(Arc<Mutex<Vec<Kept<T>>>>);
 
-impl<T> Clone for Memories<T> {
+impl<T> Clone for MemoryCache<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<T> Default for Memories<T> {
+impl<T> Default for MemoryCache<T> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-impl<T> fmt::Debug for Memories<T> {
+impl<T> fmt::Debug for MemoryCache<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memories").field("kept", &lock(&self.0).len()).finish()
+        f.debug_struct("MemoryCache").field("kept", &lock(&self.0).len()).finish()
     }
 }
 
@@ -102,7 +102,7 @@ unsafe fn wait_when_freed(memory: *mut RawMemory) {
     unsafe { (*memory).memory.mini_object.flags |= NEED_SYNC };
 }
 
-impl<T: Send + 'static> Memories<T> {
+impl<T: Send + 'static> MemoryCache<T> {
     /// The place as memory. `held` is dropped with the last reference to the memory, on any thread. Work
     /// that downstream has enqueued may not be done by then: what that drop enqueues on the stream comes after it.
     ///
@@ -111,7 +111,12 @@ impl<T: Send + 'static> Memories<T> {
     /// # Safety
     /// `layout.size()` bytes from the address on have to be device memory that is accessible in the
     /// context, until `held` is dropped and the stream is past what was enqueued by then.
-    pub unsafe fn wrap(&self, place: Place<'_>, content: Content, held: T) -> Result<gst::Memory> {
+    pub unsafe fn wrap(
+        &self,
+        place: DeviceRegion<'_>,
+        content: BufferAccess,
+        held: T,
+    ) -> Result<gst::Memory> {
         let strides = place.layout.stride();
         // GStreamer divides by it.
         if place.address == 0 || strides.first().is_none_or(|stride| *stride <= 0) {
@@ -137,16 +142,16 @@ impl<T: Send + 'static> Memories<T> {
             *flags &= !(NEED_DOWNLOAD | NEED_UPLOAD | NEED_SYNC | GST_MEMORY_FLAG_READONLY);
             // What was downloaded of the last content is of no use.
             *flags |= match content {
-                Content::Complete => NEED_DOWNLOAD | GST_MEMORY_FLAG_READONLY,
-                Content::Pending => NEED_DOWNLOAD | NEED_SYNC,
-                Content::Blank => NEED_DOWNLOAD,
+                BufferAccess::Read => NEED_DOWNLOAD | GST_MEMORY_FLAG_READONLY,
+                BufferAccess::AfterStream => NEED_DOWNLOAD | NEED_SYNC,
+                BufferAccess::Write => NEED_DOWNLOAD,
             };
             Ok(from_glib_full(raw.cast::<GstMemory>()))
         }
     }
 
     /// The memory that was made for this place, if there is one.
-    fn take(&self, place: &Place<'_>) -> Option<Kept<T>> {
+    fn take(&self, place: &DeviceRegion<'_>) -> Option<Kept<T>> {
         let mut all = lock(&self.0);
         // SAFETY: valid while it is kept.
         let at = all.iter().position(|kept| unsafe { (*kept.own).address } == place.address)?;
@@ -155,7 +160,7 @@ impl<T: Send + 'static> Memories<T> {
         kept.fits(place).then_some(kept)
     }
 
-    fn make(&self, place: &Place<'_>) -> Result<Kept<T>> {
+    fn make(&self, place: &DeviceRegion<'_>) -> Result<Kept<T>> {
         let lib = place.context.lib;
         let own = Box::into_raw(Box::new(Own {
             home: Arc::downgrade(&self.0),
@@ -187,7 +192,7 @@ impl<T: Send + 'static> Memories<T> {
 }
 
 impl<T> Kept<T> {
-    fn fits(&self, place: &Place<'_>) -> bool {
+    fn fits(&self, place: &DeviceRegion<'_>) -> bool {
         let lib = place.context.lib;
         let stream = place.stream.map_or(std::ptr::null_mut(), CudaStream::raw);
         // SAFETY: the memory is valid, and its public fields do not change.

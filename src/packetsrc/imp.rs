@@ -57,7 +57,7 @@ use crate::time::{self, Origin};
 use cuframes::memory::Importer;
 use cuframes::sync::clock::now_ns;
 use cuframes::sync::lock;
-use cuframes::{Error, Mode, Packet, PacketId, PacketReader, Place, Subscriber};
+use cuframes::{Error, Mode, Packet, PacketId, PacketReader, ResumePoint, Subscriber};
 
 const URI_SCHEME: &str = "cuframes-packets";
 
@@ -117,7 +117,7 @@ struct State {
     reader: Option<(Subscriber, PacketReader)>,
     life: Life,
     /// Where the last reader was.
-    place: Option<Place>,
+    place: Option<ResumePoint>,
     generation: Option<u32>,
     origin: Origin,
     discont: bool,

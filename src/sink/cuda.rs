@@ -8,7 +8,7 @@ use gst_video::VideoInfo;
 
 use super::pool::Flushing;
 use super::{Memory, SyncMode};
-use crate::gstcuda::memory_cache::{Content, Memories, Place};
+use crate::gstcuda::memory_cache::{BufferAccess, DeviceRegion, MemoryCache};
 use crate::gstcuda::pool;
 use crate::gstcuda::{self, CudaContext, CudaStream};
 use crate::log::CAT;
@@ -41,7 +41,7 @@ pub struct DeviceSlots {
 /// What goes with the slots of one allocation.
 #[derive(Clone, Default)]
 struct Attachment {
-    memories: Memories<Loan>,
+    memories: MemoryCache<Loan>,
     /// The streams that the slots were written on last, by address.
     streams: Arc<Mutex<HashMap<u64, Option<Arc<Stream>>>>>,
 }
@@ -168,11 +168,11 @@ impl DeviceSlots {
                 return Ok(gstcuda::allocate(context, stream, &wanted.video)?);
             };
             let Attachment { memories, .. } = self.settle(&loan, stream)?;
-            let place = Place { address: loan.address(), layout: &layout, context, stream };
+            let place = DeviceRegion { address: loan.address(), layout: &layout, context, stream };
             // SAFETY: the loan is as many bytes of device memory, and keeps them until it is dropped.
             // What upstream has enqueued by then comes before what is written to the next loan of that
             // slot, by the order of its stream or by `settle`.
-            Ok(unsafe { memories.wrap(place, Content::Blank, loan) }?)
+            Ok(unsafe { memories.wrap(place, BufferAccess::Write, loan) }?)
         };
         let memory = memory().map_err(|e| {
             gst::error!(CAT, "{e}");

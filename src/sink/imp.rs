@@ -47,7 +47,7 @@ use cuframes as core;
 use cuframes::memory::Backend;
 use cuframes::memory::host::HostBackend;
 use cuframes::sync::lock;
-use cuframes::{Event, Mode, PacketId, SocketAccess, SubscriberInfo, TrackConfig};
+use cuframes::{Mode, PacketId, PublisherEvent, SocketAccess, SubscriberInfo, TrackConfig};
 use cuframes::{Publisher, PublisherConfig};
 
 const DEFAULT_POLICY: Policy = Policy::Drop;
@@ -72,7 +72,7 @@ struct Settings {
     wait_timeout: gst::ClockTime,
     window: u32,
     max_subscribers: u32,
-    max_credit: u32,
+    max_frames_per_subscriber: u32,
     stall_timeout: gst::ClockTime,
     packet_buffer_time: gst::ClockTime,
     packet_buffer_bytes: u64,
@@ -90,7 +90,7 @@ impl Default for Settings {
             wait_timeout: DEFAULT_WAIT_TIMEOUT,
             window: DEFAULT_WINDOW,
             max_subscribers: DEFAULT_MAX_SUBSCRIBERS,
-            max_credit: DEFAULT_MAX_CREDIT,
+            max_frames_per_subscriber: DEFAULT_MAX_CREDIT,
             stall_timeout: DEFAULT_STALL_TIMEOUT,
             packet_buffer_time: DEFAULT_PACKET_BUFFER_TIME,
             packet_buffer_bytes: DEFAULT_PACKET_BUFFER_BYTES,
@@ -214,7 +214,7 @@ impl CuframesSink {
                 Policy::Wait => core::Policy::Wait(settings.wait_timeout.into()),
             },
             max_subscribers: settings.max_subscribers,
-            max_credit: settings.max_credit,
+            max_frames_per_subscriber: settings.max_frames_per_subscriber,
             socket: settings.socket,
             allowed_uids: settings.allowed_uids,
             stall_timeout: Some(settings.stall_timeout.into()).filter(|t| *t > Duration::ZERO),
@@ -240,11 +240,13 @@ impl CuframesSink {
     }
 
     /// Called from the publisher's thread.
-    fn announce(&self, event: Event) {
+    fn announce(&self, event: PublisherEvent) {
         let (name, info, reason) = match event {
-            Event::SubscriberAdded(info) => ("cuframes-subscriber-added", info, None),
-            Event::SubscriberRemoved(info, why) => ("cuframes-subscriber-removed", info, why),
-            Event::SubscriberStalled(info) => ("cuframes-subscriber-stalled", info, None),
+            PublisherEvent::SubscriberAdded(info) => ("cuframes-subscriber-added", info, None),
+            PublisherEvent::SubscriberRemoved(info, why) => {
+                ("cuframes-subscriber-removed", info, why)
+            }
+            PublisherEvent::SubscriberStalled(info) => ("cuframes-subscriber-stalled", info, None),
         };
         gst::info!(CAT, imp = self, "{name}: {} (pid {})", info.name, info.pid);
         let mut structure = subscriber_structure(name, &info, None);
@@ -312,7 +314,7 @@ fn subscriber_structure(name: &str, s: &SubscriberInfo, head: Option<u64>) -> gs
         .field("uid", s.uid)
         .field("gid", s.gid)
         .field("mode", mode)
-        .field("credit", s.credit)
+        .field("credit", s.max_frames)
         .field("held", s.held)
         .field("received", s.received)
         .field("skipped", s.skipped)
@@ -479,7 +481,7 @@ impl ObjectImpl for CuframesSink {
             "wait-timeout" => settings.wait_timeout = time(),
             "window" => settings.window = value.get().unwrap(),
             "max-subscribers" => settings.max_subscribers = value.get().unwrap(),
-            "max-credit" => settings.max_credit = value.get().unwrap(),
+            "max-credit" => settings.max_frames_per_subscriber = value.get().unwrap(),
             "stall-timeout" => settings.stall_timeout = time(),
             "packet-buffer-time" => settings.packet_buffer_time = time(),
             "packet-buffer-bytes" => settings.packet_buffer_bytes = value.get().unwrap(),
@@ -521,7 +523,7 @@ impl ObjectImpl for CuframesSink {
             "wait-timeout" => settings.wait_timeout.nseconds().to_value(),
             "window" => settings.window.to_value(),
             "max-subscribers" => settings.max_subscribers.to_value(),
-            "max-credit" => settings.max_credit.to_value(),
+            "max-credit" => settings.max_frames_per_subscriber.to_value(),
             "stall-timeout" => settings.stall_timeout.nseconds().to_value(),
             "packet-buffer-time" => settings.packet_buffer_time.nseconds().to_value(),
             "packet-buffer-bytes" => settings.packet_buffer_bytes.to_value(),

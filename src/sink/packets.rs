@@ -13,7 +13,7 @@ use crate::meta;
 use crate::properties::post_error;
 use crate::time::{self, Origin};
 use cuframes::sync::lock;
-use cuframes::{PacketId, PacketInfo, Refused, Track};
+use cuframes::{PacketId, PacketInfo, PushError, Track};
 
 #[derive(Default)]
 struct State {
@@ -144,8 +144,8 @@ impl BaseSinkImpl for PacketSink {
         let pushed = loop {
             match track.push_unless(info.clone(), &data, &unlocked) {
                 // The wait for a reader was broken off for a pause, or for a flush, which is the error here.
-                Err(Refused::Untaken) if unlocked() => obj.wait_preroll()?,
-                Err(Refused::Untaken) => return Err(gst::FlowError::Flushing),
+                Err(PushError::WouldBlock) if unlocked() => obj.wait_preroll()?,
+                Err(PushError::WouldBlock) => return Err(gst::FlowError::Flushing),
                 other => break other,
             };
         };
@@ -158,7 +158,7 @@ impl BaseSinkImpl for PacketSink {
         let said = std::mem::replace(&mut state.gap, pushed.is_err());
         let cut = track.stats().cut_gops > 0 && !std::mem::replace(&mut state.said_cut, true);
         drop(state);
-        if pushed == Err(Refused::TooBig) && !said {
+        if pushed == Err(PushError::TooBig) && !said {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::NoSpaceLeft,

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use cuframes::memory::host::HostBackend;
 use cuframes::{
-    Code, Interrupt, Mode, Next, Packet, PacketInfo, PacketReader, Policy, Publisher,
-    PublisherConfig, Reference, Refused, Start, Subscriber, SubscriberConfig, Track, TrackConfig,
-    Wait,
+    Interrupt, Mode, Next, Packet, PacketInfo, PacketReader, Policy, Publisher, PublisherConfig,
+    PushError, ReferenceTimestamp, RefusalReason, Start, Subscriber, SubscriberConfig, Track,
+    TrackConfig, Wait,
 };
 
 use super::asleep;
@@ -65,7 +65,7 @@ struct Reader {
 impl Reader {
     fn of(site: &Site, track: u32, start: Start) -> Self {
         let interrupt = Arc::new(Interrupt::new().unwrap());
-        let config = SubscriberConfig { credit: 0, ..site.subscriber_config() };
+        let config = SubscriberConfig { max_frames: 0, ..site.subscriber_config() };
         let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
         Self { packets: subscriber.packets(track, start), interrupt, _subscriber: subscriber }
     }
@@ -243,10 +243,10 @@ fn a_packet_that_is_too_big_is_refused_with_all_that_depends_on_it() {
     let push = |keyframe, len| source.track.push(info(keyframe), &vec![len as u8; len]);
     assert_eq!(push(true, 100), Ok(0));
     assert_eq!(reader.packet().data.len(), 100);
-    assert_eq!(push(false, 1001), Err(Refused::TooBig));
-    assert_eq!(push(false, 100), Err(Refused::Undecodable));
-    assert_eq!(push(true, 5000), Err(Refused::TooBig));
-    assert_eq!(push(false, 100), Err(Refused::Undecodable));
+    assert_eq!(push(false, 1001), Err(PushError::TooBig));
+    assert_eq!(push(false, 100), Err(PushError::BrokenGop));
+    assert_eq!(push(true, 5000), Err(PushError::TooBig));
+    assert_eq!(push(false, 100), Err(PushError::BrokenGop));
     assert_eq!(push(true, 200), Ok(5));
     assert_eq!(push(false, 101), Ok(6));
     let stats = source.publisher.stats().tracks[0];
@@ -445,8 +445,11 @@ fn another_reader_goes_on_where_one_was() {
 fn times_of_other_clocks_cross() {
     let source = Source::new("packets-references", bounds(1 << 20, LONG));
     let mut reader = source.reader(Start::default());
-    let reference =
-        |clock: &str, timestamp, duration| Reference { clock: clock.into(), timestamp, duration };
+    let reference = |clock: &str, timestamp, duration| ReferenceTimestamp {
+        clock: clock.into(),
+        timestamp,
+        duration,
+    };
     let ntp = reference("timestamp/x-ntp", 3_941_000_000_123_456_789, None);
     let unix = reference("timestamp/x-unix", 1_732_000_000_987_654_321, Some(40_000_000));
     let all = [vec![], vec![ntp.clone()], vec![ntp, unix, reference("", 0, Some(0))]];
@@ -470,7 +473,7 @@ fn patient(test: &str, timeout: Duration, packets: u64) -> Source {
 
 fn lossless(site: &Site, start: Start) -> Reader {
     let interrupt = Arc::new(Interrupt::new().unwrap());
-    let config = SubscriberConfig { credit: 0, mode: Mode::Strict, ..site.subscriber_config() };
+    let config = SubscriberConfig { max_frames: 0, mode: Mode::Strict, ..site.subscriber_config() };
     let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
     Reader { packets: subscriber.packets(0, start), interrupt, _subscriber: subscriber }
 }
@@ -532,7 +535,7 @@ fn a_publisher_waits_for_a_lossless_reader() {
     assert_eq!((its_own.track, its_own.received, its_own.lost), (0, 1, 0));
 
     // It may give up the wait, and then the reader.
-    assert_eq!(source.track.push_unless(info(false), b"-", &|| true), Err(Refused::Untaken));
+    assert_eq!(source.track.push_unless(info(false), b"-", &|| true), Err(PushError::WouldBlock));
     let track = source.track.clone();
     let waits = asleep(move || track.push(info(false), b"-").unwrap());
     drop(reader);
@@ -542,7 +545,7 @@ fn a_publisher_waits_for_a_lossless_reader() {
     let waits = asleep(move || (0..8).try_for_each(|_| track.push(info(false), b"-").map(drop)));
     assert!(!waits.is_finished(), "it waits for one that has not begun");
     source.publisher.stop_waiting();
-    assert_eq!(waits.join().unwrap(), Err(Refused::Untaken));
+    assert_eq!(waits.join().unwrap(), Err(PushError::WouldBlock));
     // None of them is a keyframe.
     assert!(matches!(other.look(), Next::TimedOut));
 }
@@ -558,7 +561,7 @@ fn a_lossless_reader_that_takes_nothing_is_sent_away() {
             end => break end,
         }
     };
-    assert!(matches!(end, Next::Lost { code: Code::Stalled, .. }), "{end:?}");
+    assert!(matches!(end, Next::Lost { code: RefusalReason::Stalled, .. }), "{end:?}");
 }
 
 #[test]
@@ -692,7 +695,7 @@ fn the_last_packet_is_not_lost() {
         let waits = asleep(move || {
             assert_eq!(reader.packet().seq, 0);
             let end = reader.next();
-            assert!(matches!(end, Next::Lost { code: Code::Closing, .. }), "{end:?}");
+            assert!(matches!(end, Next::Lost { code: RefusalReason::Closing, .. }), "{end:?}");
         });
         source.push("K");
         drop(source);

@@ -266,7 +266,9 @@ impl Liar {
             // SAFETY: the kernel made this fd for this call, and nobody else knows it.
             let peer = Peer(unsafe { OwnedFd::from_raw_fd(fd) });
             let asked = peer.hear();
-            let Some((Message::Hello(_) | Message::Ask { .. }, _)) = asked else { continue };
+            let Some((Message::Hello(_) | Message::StatusRequest { .. }, _)) = asked else {
+                continue;
+            };
             let told = world.script.iter().all(|said| peer.say(said));
             if told && world.stays {
                 while peer.hear().is_some() {}

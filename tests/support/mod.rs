@@ -115,7 +115,7 @@ impl Site {
     pub fn subscriber_config(&self) -> SubscriberConfig {
         SubscriberConfig {
             runtime_dir: Some(self.dir.clone()),
-            credit: 2,
+            max_frames: 2,
             importer: self.importer.clone(),
             ..SubscriberConfig::new("cam")
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use cuframes::{Mode, Status};
+use cuframes::{Mode, PublisherStatus};
 
 use crate::table::{Align, Table};
 use crate::{Options, complain, look, print};
@@ -19,7 +19,7 @@ pub fn run(options: &Options, key: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-fn describe(s: &Status) -> String {
+fn describe(s: &PublisherStatus) -> String {
     let mut facts = Table::new(&[("KEY", Align::Left), ("", Align::Left)]);
     let mut fact = |name: &str, value: String| facts.row([name.to_owned(), value]);
     fact("key", s.key.clone());
@@ -57,7 +57,7 @@ fn describe(s: &Status) -> String {
             "{} of {}, each may hold {} frames",
             s.subscribers.len(),
             s.max_subscribers,
-            s.max_credit
+            s.max_frames_per_subscriber
         ),
     );
     let facts = facts.to_string();
@@ -80,7 +80,7 @@ fn describe(s: &Status) -> String {
     ]);
     for s in &s.subscribers {
         let takes = match s.mode {
-            _ if s.credit == 0 => "packets",
+            _ if s.max_frames == 0 => "packets",
             Mode::Newest => "newest",
             Mode::Strict => "strict",
         };
@@ -89,7 +89,7 @@ fn describe(s: &Status) -> String {
             look::pid(s.pid),
             s.uid.to_string(),
             takes.into(),
-            format!("{} of {}", s.held, s.credit),
+            format!("{} of {}", s.held, s.max_frames),
             s.lag.to_string(),
             s.received.to_string(),
             s.skipped.to_string(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use cuframes::Status;
+use cuframes::PublisherStatus;
 
 use crate::table::{Align, Table};
 use crate::{Options, complain, look, print};
@@ -41,7 +41,7 @@ pub fn run(options: &Options) -> io::Result<bool> {
     Ok(all_well)
 }
 
-fn row(status: &Status, before: Option<&Status>) -> [String; 7] {
+fn row(status: &PublisherStatus, before: Option<&PublisherStatus>) -> [String; 7] {
     let packets: Vec<_> = status.tracks.iter().map(|t| look::packets(&t.caps)).collect();
     let frames = !status.caps.is_empty();
     let fps = before.and_then(|b| status.fps_since(b)).filter(|_| frames);

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use cuframes::runtime_dirs;
-use cuframes::{Error, LiveKey, Status};
+use cuframes::{Error, LiveKey, PublisherStatus};
 
 use crate::Options;
 
 /// A live key, and what its publisher says.
 pub struct Look {
     pub key: LiveKey,
-    pub status: Result<Status, Error>,
+    pub status: Result<PublisherStatus, Error>,
 }
 
 /// Asks all publishers; one that hangs holds up none of the others.
@@ -31,7 +31,7 @@ fn is_live(look: &Look) -> bool {
 }
 
 /// What the publisher of the same key and life said before.
-pub fn before<'a>(earlier: &'a [Look], look: &Look) -> Option<&'a Status> {
+pub fn before<'a>(earlier: &'a [Look], look: &Look) -> Option<&'a PublisherStatus> {
     earlier.iter().find(|e| e.key == look.key).and_then(|e| e.status.as_ref().ok())
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cuframes::{Mode, Status, SubscriberStatus};
+use cuframes::{Mode, PublisherStatus, SubscriberStatus};
 
 use crate::look::{self, Look};
 use crate::{Options, print};
@@ -119,7 +119,7 @@ fn seconds(ns: u64) -> f64 {
 }
 
 /// When the newest frame was published, in seconds since 1970: what monotonic times can't be compared with.
-fn wall_time(s: &Status) -> Option<f64> {
+fn wall_time(s: &PublisherStatus) -> Option<f64> {
     let age = u64::try_from(s.time_ns - s.last_frame_ns?).ok()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     Some(now.as_secs_f64() - seconds(age))
@@ -135,7 +135,7 @@ fn text(looks: &[Look]) -> String {
             f.value(&[("key", &look.key.key)], u8::from(look.status.is_ok()));
         }
     });
-    let all: Vec<&Status> = looks.iter().filter_map(|l| l.status.as_ref().ok()).collect();
+    let all: Vec<&PublisherStatus> = looks.iter().filter_map(|l| l.status.as_ref().ok()).collect();
     family(("cuframes_publisher_info", "gauge", "Who publishes a key, and what."), &|f| {
         for s in &all {
             let (pid, memory) = (s.pid.to_string(), s.memory.to_string());
@@ -150,7 +150,7 @@ fn text(looks: &[Look]) -> String {
         }
     });
     type Of<T> = fn(&T) -> f64;
-    let of_publisher: [(Metric, Of<Status>); 8] = [
+    let of_publisher: [(Metric, Of<PublisherStatus>); 8] = [
         (("cuframes_frames_published_total", "counter", "Frames published."), |s| {
             s.published as f64
         }),
@@ -174,7 +174,7 @@ fn text(looks: &[Look]) -> String {
         }),
         (
             ("cuframes_max_credit_frames", "gauge", "Frames that one subscriber may hold at most."),
-            |s| s.max_credit.into(),
+            |s| s.max_frames_per_subscriber.into(),
         ),
     ];
     for (metric, of) in of_publisher {
@@ -246,7 +246,7 @@ fn text(looks: &[Look]) -> String {
                 "gauge",
                 "Frames that a subscriber may hold; 0 for one of packets only.",
             ),
-            |s| s.credit.into(),
+            |s| s.max_frames.into(),
         ),
         (
             (
@@ -258,7 +258,7 @@ fn text(looks: &[Look]) -> String {
         ),
     ];
     let subscribers = || all.iter().flat_map(|s| s.subscribers.iter().map(move |p| (s, p)));
-    let labelled = |f: &mut Family<'_>, s: &Status, p: &SubscriberStatus, value: f64| {
+    let labelled = |f: &mut Family<'_>, s: &PublisherStatus, p: &SubscriberStatus, value: f64| {
         let (id, pid) = (p.id.to_string(), p.pid.to_string());
         let mode = match p.mode {
             Mode::Newest => "newest",

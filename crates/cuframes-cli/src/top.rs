@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use cuframes::{Mode, Status};
+use cuframes::{Mode, PublisherStatus};
 use nix::libc;
 
 use crate::look::{self, Look};
@@ -73,7 +73,7 @@ fn table(now: &[Look], earlier: &[Look]) -> Table {
     table
 }
 
-fn rows(table: &mut Table, s: &Status, before: Option<&Status>) {
+fn rows(table: &mut Table, s: &PublisherStatus, before: Option<&PublisherStatus>) {
     let none = String::new;
     let fps = before.and_then(|b| s.fps_since(b)).filter(|_| !s.caps.is_empty());
     let held: u32 = s.subscribers.iter().map(|s| s.held).sum();
@@ -102,7 +102,7 @@ fn rows(table: &mut Table, s: &Status, before: Option<&Status>) {
         ]);
     }
     for p in &s.subscribers {
-        let frames = p.credit > 0;
+        let frames = p.max_frames > 0;
         let takes = match p.mode {
             _ if !frames => "packets",
             Mode::Newest => "newest",
@@ -116,10 +116,10 @@ fn rows(table: &mut Table, s: &Status, before: Option<&Status>) {
             only(look::rate(before.and_then(|b| s.taken_since(b, p.id)))),
             only(look::latency(p.latency_ns)),
             only(p.lag.to_string()),
-            only(format!("{}/{}", p.held, p.credit)),
+            only(format!("{}/{}", p.held, p.max_frames)),
             only(p.skipped.to_string()),
             // The publisher has that many slots for it.
-            only(look::bytes(s.bytes / u64::from(s.slots.max(1)) * u64::from(p.credit))),
+            only(look::bytes(s.bytes / u64::from(s.slots.max(1)) * u64::from(p.max_frames))),
         ]);
     }
 }

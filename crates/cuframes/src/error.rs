@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::types::code::Code;
+use crate::types::code::RefusalReason;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
@@ -17,7 +17,7 @@ pub enum Error {
     /// The runtime directory can't be used.
     RuntimeDir { path: PathBuf, problem: String },
     /// The publisher sent the subscriber away, or this side refused what it sent.
-    Refused { key: String, code: Code, text: String },
+    Refused { key: String, code: RefusalReason, text: String },
     /// The peer broke the protocol.
     Protocol { key: String, problem: String },
     /// No publisher came within the time given.

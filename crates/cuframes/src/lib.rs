@@ -15,15 +15,15 @@ mod types;
 pub use error::{Error, Result};
 pub use observe::{LiveKey, keys, status};
 pub use protocol::runtime_dir::{candidates as runtime_dirs, check_key};
-pub use protocol::status::{Status, SubscriberStatus, TrackStatus};
+pub use protocol::status::{PublisherStatus, SubscriberStatus, TrackStatus};
 pub use publisher::{
-    Event, Loan, Policy, PoolStats, Publisher, PublisherConfig, PublisherStats, ReaderInfo,
-    Refused, SocketAccess, SubscriberInfo, Track, TrackConfig, TrackStats,
+    Loan, Policy, PoolStats, Publisher, PublisherConfig, PublisherEvent, PublisherStats, PushError,
+    ReaderInfo, SocketAccess, SubscriberInfo, Track, TrackConfig, TrackStats,
 };
 pub use subscriber::{
-    Frame, Next, Packet, PacketReader, Place, Start, Subscriber, SubscriberConfig, Wait,
+    Frame, Next, Packet, PacketReader, ResumePoint, Start, Subscriber, SubscriberConfig, Wait,
 };
 pub use sync::interrupt::Interrupt;
-pub use types::code::{Code, Mode};
+pub use types::code::{Mode, RefusalReason};
 pub use types::frame::{Crop, FrameInfo, PacketId, Plane, Planes};
-pub use types::packet::{PacketInfo, Reference};
+pub use types::packet::{PacketInfo, ReferenceTimestamp};

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::protocol::connection::{Connection, Received};
 use crate::protocol::discovery::{Attempt, try_connect};
 use crate::protocol::message::{Message, VERSIONS};
 use crate::protocol::runtime_dir::{candidates, check_key, fit};
-use crate::protocol::status::{MAX_TRACKS, Status};
+use crate::protocol::socket::{Received, Socket};
+use crate::protocol::status::{MAX_TRACKS, PublisherStatus};
 use crate::sync::clock;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -81,7 +81,7 @@ fn is_live(lock: &Path) -> bool {
 ///
 /// Errors: [`Error::NoPublisher`] if there is none now or it does not answer within 2 s,
 /// [`Error::Refused`], [`Error::Protocol`], a bad key, a socket that this user may not write to.
-pub fn status(key: &str, runtime_dir: Option<&Path>) -> Result<Status> {
+pub fn status(key: &str, runtime_dir: Option<&Path>) -> Result<PublisherStatus> {
     check_key(key)?;
     let dirs = candidates(runtime_dir);
     let Attempt::Connected(connection) = try_connect(runtime_dir, key)? else {
@@ -89,7 +89,7 @@ pub fn status(key: &str, runtime_dir: Option<&Path>) -> Result<Status> {
     };
     let gone = || Error::NoPublisher { key: key.to_owned(), searched: dirs.clone() };
     let deadline = clock::now() + ANSWER_TIMEOUT;
-    let mut whole: Option<Status> = None;
+    let mut whole: Option<PublisherStatus> = None;
     let mut from = 0;
     loop {
         let (part, next) = ask(key, &connection, from, deadline)?.ok_or_else(gone)?;
@@ -126,11 +126,11 @@ fn protocol(key: &str, problem: String) -> Error {
 /// One question, one answer; `None` if none came.
 fn ask(
     key: &str,
-    connection: &Connection,
+    connection: &Socket,
     from: u64,
     deadline: Duration,
-) -> Result<Option<(Status, u64)>> {
-    let question = Message::Ask { versions: (*VERSIONS.start(), *VERSIONS.end()), from };
+) -> Result<Option<(PublisherStatus, u64)>> {
+    let question = Message::StatusRequest { versions: (*VERSIONS.start(), *VERSIONS.end()), from };
     if connection.send(&question, &[]).is_err() {
         return Ok(None);
     }

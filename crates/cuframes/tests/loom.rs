@@ -269,7 +269,7 @@ mod frames {
 
 mod packets {
     use super::*;
-    use cuframes::shm::retention::{is_before, is_held, may_give_up, pass};
+    use cuframes::shm::retention::{is_held, needs_before, pass, try_reclaim};
     use cuframes::shm::ring::{self, Overwritten, Writer};
     use loom::sync::atomic::Ordering;
 
@@ -469,8 +469,8 @@ mod packets {
                     break;
                 }
                 let tail = writer.tail_after(track.ring(), 8).unwrap();
-                let behind = || is_before(&next, tail);
-                if may_give_up(&track.reclaim, writer.tail(), tail, behind) {
+                let behind = || needs_before(&next, tail);
+                if try_reclaim(&track.reclaim, writer.tail(), tail, behind) {
                     track.write(&mut writer, seq);
                     outcomes.add("wrote");
                 } else {

@@ -1,7 +1,7 @@
 //! How a subscriber finds a publisher.
 
-use super::connection::{Connection, new_socket};
 use super::runtime_dir::*;
+use super::socket::{Socket, new_socket};
 use crate::error::{Context, Error, Result, is_exhausted};
 use nix::errno::Errno;
 use nix::sys::inotify::AddWatchFlags;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// What came of looking for a publisher.
 pub enum Attempt {
-    Connected(Connection),
+    Connected(Socket),
     /// There is one, but its queue is full for the moment.
     Crowded,
     Nobody,
@@ -48,7 +48,7 @@ pub fn try_connect(explicit: Option<&Path>, key: &str) -> Result<Attempt> {
         let fd = new_socket().context("make a socket")?;
         match connect(fd.as_raw_fd(), &address(&socket_path(dir, key))?) {
             Ok(()) => {
-                let connection = Connection::new(fd);
+                let connection = Socket::new(fd);
                 let uid = connection.peer().context("ask who publishes")?.uid();
                 // Where anybody can put a socket, only those are believed that could take ours away anyway.
                 if place.public && ![0, getuid().as_raw(), place.owner].contains(&uid) {

@@ -3,9 +3,9 @@
 //! One message a packet: a type (u32), then the fields in order, little-endian; a text is its length
 //! (u32) and UTF-8. Nothing may follow. How many fds travel along is fixed by the type.
 
-use super::status::Status;
+use super::status::PublisherStatus;
 use super::wire::{HELLO_MAGIC, MAX_MESSAGE, MAX_NAME, Malformed, Reader, Writer};
-use crate::types::code::{Code, Mode};
+use crate::types::code::{Mode, RefusalReason};
 
 /// Versions of the protocol that this code speaks.
 pub const VERSIONS: std::ops::RangeInclusive<u16> = 2..=2;
@@ -33,7 +33,7 @@ pub enum Message {
         index: u32,
     },
     Refused {
-        code: Code,
+        code: RefusalReason,
         text: String,
     },
     /// The frames of this generation have these caps.
@@ -67,13 +67,13 @@ pub enum Message {
     },
     /// The publisher sends the subscriber away.
     Bye {
-        code: Code,
+        code: RefusalReason,
         text: String,
     },
     /// The subscriber takes no more frames; it closes the connection when it has released the last.
     Leave,
     /// An observer's question, instead of HELLO: what the publisher is. `from` is the entry to begin with.
-    Ask {
+    StatusRequest {
         versions: (u16, u16),
         from: u64,
     },
@@ -81,7 +81,7 @@ pub enum Message {
     Status {
         version: u16,
         next: u64,
-        status: Box<Status>,
+        status: Box<PublisherStatus>,
     },
 }
 
@@ -95,7 +95,7 @@ const TRACK: u32 = 7;
 const TRACK_FORMAT: u32 = 8;
 const BYE: u32 = 9;
 const LEAVE: u32 = 10;
-const ASK: u32 = 11;
+const STATUS_REQUEST: u32 = 11;
 const STATUS: u32 = 12;
 
 impl Message {
@@ -125,8 +125,8 @@ impl Message {
             }
             Self::Bye { code, text } => w(BYE).u32(*code as u32).text(text),
             Self::Leave => w(LEAVE),
-            Self::Ask { versions, from } => {
-                w(ASK).u64(HELLO_MAGIC).u16(versions.0).u16(versions.1).u64(*from)
+            Self::StatusRequest { versions, from } => {
+                w(STATUS_REQUEST).u64(HELLO_MAGIC).u16(versions.0).u16(versions.1).u64(*from)
             }
             Self::Status { version, next, status } => {
                 status.encode(w(STATUS).u16(*version).u64(*next))
@@ -179,11 +179,11 @@ impl Message {
             },
             BYE => Self::Bye { code: r.u32()?.into(), text: r.text(MAX_MESSAGE)? },
             LEAVE => Self::Leave,
-            ASK => Self::Ask { versions: r.versions()?, from: r.u64()? },
+            STATUS_REQUEST => Self::StatusRequest { versions: r.versions()?, from: r.u64()? },
             STATUS => Self::Status {
                 version: r.u16()?,
                 next: r.u64()?,
-                status: Box::new(Status::decode(&mut r)?),
+                status: Box::new(PublisherStatus::decode(&mut r)?),
             },
             other => return Err(Malformed::Type(other)),
         };

@@ -56,7 +56,7 @@ pub(crate) fn named(explicit: Option<&Path>) -> Option<PathBuf> {
 }
 
 /// A runtime directory that was looked at.
-pub(crate) struct Place {
+pub(crate) struct DirInfo {
     pub owner: u32,
     /// Anybody can put a socket there.
     pub public: bool,
@@ -67,7 +67,7 @@ pub(crate) struct Place {
 ///
 /// A path that was looked at still leads to the same directory when it is used: only its owner, root,
 /// and whoever may write to its parent can change that. In /tmp the latter can't, which is sticky.
-pub(crate) fn look_at(dir: &Path, named: bool) -> Result<Place, Unfit> {
+pub(crate) fn look_at(dir: &Path, named: bool) -> Result<DirInfo, Unfit> {
     // Not through a symbolic link, which leads where its owner wants. The right to pass is enough.
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let fd = open(dir, flags, Mode::empty()).map_err(|e| Unfit::Absent(e.into()))?;
@@ -84,7 +84,7 @@ pub(crate) fn look_at(dir: &Path, named: bool) -> Result<Place, Unfit> {
     if !named && meta.st_mode & 0o022 != 0 {
         return problem("can be written to by other users");
     }
-    Ok(Place { owner: meta.st_uid, public: meta.st_mode & 0o002 != 0 })
+    Ok(DirInfo { owner: meta.st_uid, public: meta.st_mode & 0o002 != 0 })
 }
 
 pub(crate) enum Unfit {

@@ -14,7 +14,7 @@ const MAX_FIXED: usize = 256;
 
 /// A publisher at a moment, as it sees itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
+pub struct PublisherStatus {
     pub key: String,
     /// What the publisher calls itself.
     pub name: String,
@@ -41,7 +41,7 @@ pub struct Status {
     /// How far behind its timestamps frames are published at most.
     pub latency_ns: u64,
     pub max_subscribers: u32,
-    pub max_credit: u32,
+    pub max_frames_per_subscriber: u32,
     pub tracks: Vec<TrackStatus>,
     pub subscribers: Vec<SubscriberStatus>,
 }
@@ -71,7 +71,7 @@ pub struct SubscriberStatus {
     pub gid: u32,
     pub mode: Mode,
     /// Frames that it may hold, 0 where it takes packets only; and those that it holds.
-    pub credit: u32,
+    pub max_frames: u32,
     pub held: u32,
     /// Frames that are newer than the one that it took last.
     pub lag: u64,
@@ -84,7 +84,7 @@ pub struct SubscriberStatus {
     pub latency_ns: Option<u64>,
 }
 
-impl Status {
+impl PublisherStatus {
     /// Frames a second from an earlier look to this one: by the times of the newest frames, so it is
     /// exact also over a short while. `None` if the two are not of one life of a publisher.
     pub fn fps_since(&self, earlier: &Self) -> Option<f64> {
@@ -152,7 +152,10 @@ impl Status {
         let w = w.u32(self.memory as u32).u32(self.slots).u32(self.chunks).u64(self.bytes);
         let w = w.u64(self.published).u64(self.dropped);
         let w = w.u64(self.last_frame_ns.unwrap_or(NO_TIME) as u64).u64(self.latency_ns);
-        let mut w = w.u32(self.max_subscribers).u32(self.max_credit).u32(self.tracks.len() as u32);
+        let mut w = w
+            .u32(self.max_subscribers)
+            .u32(self.max_frames_per_subscriber)
+            .u32(self.tracks.len() as u32);
         for t in &self.tracks {
             w = w.u32(t.track).text(&t.caps).u64(t.published).u64(t.in_ring);
             w = w.u64(t.too_big).u64(t.bytes);
@@ -160,7 +163,7 @@ impl Status {
         w = w.u32(self.subscribers.len() as u32);
         for s in &self.subscribers {
             w = w.u32(s.id).text(&s.name).u32(s.pid as u32).u32(s.uid).u32(s.gid);
-            w = w.u32(s.mode as u32).u32(s.credit).u32(s.held).u64(s.lag);
+            w = w.u32(s.mode as u32).u32(s.max_frames).u32(s.held).u64(s.lag);
             w = w.u64(s.received).u64(s.skipped).u64(s.copied);
             w = w.u64(s.latency_ns.unwrap_or(NO_LATENCY));
         }
@@ -185,7 +188,7 @@ impl Status {
             last_frame_ns: Some(r.u64()? as i64).filter(|t| *t != NO_TIME),
             latency_ns: r.u64()?,
             max_subscribers: r.u32()?,
-            max_credit: r.u32()?,
+            max_frames_per_subscriber: r.u32()?,
             tracks: Vec::new(),
             subscribers: Vec::new(),
         };
@@ -208,7 +211,7 @@ impl Status {
                 uid: r.u32()?,
                 gid: r.u32()?,
                 mode: r.mode()?,
-                credit: r.u32()?,
+                max_frames: r.u32()?,
                 held: r.u32()?,
                 lag: r.u64()?,
                 received: r.u64()?,

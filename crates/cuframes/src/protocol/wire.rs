@@ -50,7 +50,7 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// First field of HELLO and ASK.
+/// First field of HELLO and STATUS_REQUEST.
 pub const HELLO_MAGIC: u64 = crate::shm::layout::MAGIC;
 
 pub(super) struct Writer(pub(super) Vec<u8>);

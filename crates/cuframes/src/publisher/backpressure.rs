@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::registry::{Board, Peer};
+use super::registry::{Registry, SubscriberHandle};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::sync::{clock, futex};
-use crate::types::code::Code;
+use crate::types::code::RefusalReason;
 
 /// What happens to a new frame when subscribers are not done with the old ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,33 +44,33 @@ impl Backpressure {
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// One wait, for as many subscribers as it takes.
-pub(crate) struct Patience<'a> {
+pub(crate) struct BackpressureWait<'a> {
     backpressure: &'a Backpressure,
     waits: &'a AtomicU32,
-    board: &'a Board,
+    registry: &'a Registry,
     cancelled: &'a dyn Fn() -> bool,
     deadline: Duration,
     /// Whom to sleep for, and its futex as it was before the last look.
-    awaited: Option<(Arc<Peer>, u32)>,
+    awaited: Option<(Arc<SubscriberHandle>, u32)>,
     waiting: Option<Waiting<'a>>,
 }
 
-impl<'a> Patience<'a> {
+impl<'a> BackpressureWait<'a> {
     pub fn new(
         (backpressure, waits): (&'a Backpressure, &'a AtomicU32),
-        board: &'a Board,
+        registry: &'a Registry,
         cancelled: &'a dyn Fn() -> bool,
     ) -> Self {
         let deadline = match backpressure.policy {
             Policy::Drop => Duration::ZERO,
             Policy::Wait(timeout) => clock::now() + timeout,
         };
-        Self { backpressure, waits, board, cancelled, deadline, awaited: None, waiting: None }
+        Self { backpressure, waits, registry, cancelled, deadline, awaited: None, waiting: None }
     }
 
     /// To be called after a look at what `peer` holds up. Sleeps until it may have moved, or sends it away
     /// if it had `what` long enough; then comes the next look. False if nobody is to be waited for.
-    pub fn wait_for(&mut self, peer: Arc<Peer>, what: &str) -> bool {
+    pub fn wait_for(&mut self, peer: Arc<SubscriberHandle>, what: &str) -> bool {
         if self.backpressure.is_closed() || (self.cancelled)() {
             return false;
         }
@@ -79,7 +79,7 @@ impl<'a> Patience<'a> {
             let text = format!(
                 "it did not take {what} for as long as the publisher waits: make it faster, or raise wait-timeout of the publisher"
             );
-            self.board.kick(&peer, Code::Stalled, text);
+            self.registry.kick(&peer, RefusalReason::Stalled, text);
             return true;
         }
         let futex = &peer.page.header().futex;
@@ -91,7 +91,7 @@ impl<'a> Patience<'a> {
         }
         let waits = self.waits;
         self.waiting.get_or_insert_with(|| Waiting::new(waits));
-        // Pairs with the fence in `Shared::moved`: either it sees that we wait and changes the futex, or
+        // Pairs with the fence in `Connection::moved`: either it sees that we wait and changes the futex, or
         // our next look sees that it moved.
         fence(Ordering::SeqCst);
         let seen = futex.load(Ordering::Acquire);

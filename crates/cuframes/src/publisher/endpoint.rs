@@ -1,8 +1,8 @@
 //! The socket and the lock of a key.
 
 use crate::error::{Context, Error, Result};
-use crate::protocol::connection::new_socket;
 use crate::protocol::runtime_dir::*;
+use crate::protocol::socket::new_socket;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, fcntl};
 use nix::libc;

@@ -1,9 +1,9 @@
 //! The publisher's slots: lent to be written, published, and used again when nobody reads them.
 
 pub use super::backpressure::Policy;
-use super::backpressure::{Backpressure, Patience};
+use super::backpressure::{Backpressure, BackpressureWait};
 use super::pool::{MAX_LOANS, Pool, Slots, Taken};
-use super::registry::Board;
+use super::registry::Registry;
 use crate::error::{Context, Result};
 use crate::memory::{Backend, Chunk, Kind};
 use crate::shm::claim;
@@ -29,7 +29,7 @@ pub struct PoolStats {
     pub bytes: u64,
 }
 
-pub(crate) struct Frames {
+pub(crate) struct FramePublisher {
     pub slots: Slots,
     pub control_fd: OwnedFd,
     pub index_len: u32,
@@ -37,10 +37,10 @@ pub(crate) struct Frames {
     pool: Mutex<Pool>,
 }
 
-impl Frames {
+impl FramePublisher {
     pub fn new(
         backend: Arc<dyn Backend>,
-        board: Arc<Board>,
+        registry: Arc<Registry>,
         window: u32,
         policy: Policy,
         credits: u32,
@@ -80,7 +80,7 @@ impl Frames {
             peers_version: 0,
         };
         Ok(Self {
-            slots: Slots { control, board, window, policy },
+            slots: Slots { control, registry, window, policy },
             control_fd,
             index_len,
             backpressure: Backpressure::new(policy),
@@ -88,7 +88,7 @@ impl Frames {
         })
     }
 
-    /// Frames from now on have these caps and need slots of this many bytes; `backend` makes them, if
+    /// FramePublisher from now on have these caps and need slots of this many bytes; `backend` makes them, if
     /// it is another than before.
     pub fn set_format(
         &self,
@@ -98,9 +98,9 @@ impl Frames {
     ) -> Result<()> {
         let mut pool = lock(&self.pool);
         let moved = backend.is_some_and(|backend| pool.move_to(&backend));
-        pool.look_at_peers(&self.slots.board);
+        pool.look_at_peers(&self.slots.registry);
         pool.generation += 1;
-        self.slots.board.format(pool.generation, caps, pool.head_generation);
+        self.slots.registry.format(pool.generation, caps, pool.head_generation);
         if moved || slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
             pool.retire_all(slot_size);
             // Whoever asks for a slot can wait for those who are in the way.
@@ -113,7 +113,7 @@ impl Frames {
     /// slots for `credit` more frames were made.
     pub fn reserve<T>(&self, credit: u32, join: impl FnOnce(u64) -> T) -> Result<T> {
         let mut pool = lock(&self.pool);
-        pool.look_at_peers(&self.slots.board);
+        pool.look_at_peers(&self.slots.registry);
         self.slots.ensure(&mut pool, credit)?;
         Ok(join(pool.head))
     }
@@ -143,10 +143,10 @@ impl Frames {
         backend: Option<&Arc<dyn Backend>>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Loan>> {
-        let mut patience = Patience::new(self.waits(), &self.slots.board, cancelled);
+        let mut patience = BackpressureWait::new(self.waits(), &self.slots.registry, cancelled);
         loop {
             let mut pool = lock(&self.pool);
-            pool.look_at_peers(&self.slots.board);
+            pool.look_at_peers(&self.slots.registry);
             if backend.is_some_and(|b| pool.move_to(b)) || size > pool.slot_size {
                 pool.retire_all(size);
             }
@@ -290,7 +290,7 @@ impl Frames {
 
 /// A slot to write a frame to. Dropped without being published, it is free again at once.
 pub struct Loan {
-    frames: Arc<Frames>,
+    frames: Arc<FramePublisher>,
     slot: u32,
     kind: Kind,
     memory: Arc<dyn Chunk>,
@@ -335,7 +335,7 @@ impl Loan {
         assert_eq!(self.kind, Kind::Host);
         // SAFETY: the slot is `size` bytes of a mapping that the loan keeps alive. While it is on loan
         // and not published no subscriber has a claim on it, and no other loan has it; `&mut self`
-        // says the same for this one. (Only `Frames::publish_at` publishes a loan that lives on, and
+        // says the same for this one. (Only `FramePublisher::publish_at` publishes a loan that lives on, and
         // the sink, its one caller, has no bytes of the loan borrowed then.)
         unsafe { std::slice::from_raw_parts_mut(self.address() as *mut u8, self.len()) }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::registry::Peer;
+use super::registry::SubscriberHandle;
 use super::track::{self, TrackStats};
 use crate::shm::layout::{READER_IN_USE, ReaderWords};
 use crate::sync::{atomic::Ordering, lock};
@@ -18,9 +18,9 @@ pub struct SubscriberInfo {
     pub uid: u32,
     pub gid: u32,
     pub mode: Mode,
-    /// Frames that it may hold.
-    pub credit: u32,
-    /// Frames that it holds.
+    /// FramePublisher that it may hold.
+    pub max_frames: u32,
+    /// FramePublisher that it holds.
     pub held: u32,
     /// Sequence number of the frame that it took last.
     pub cursor: u64,
@@ -41,7 +41,7 @@ pub struct ReaderInfo {
 }
 
 impl SubscriberInfo {
-    pub(crate) fn of(peer: &Peer) -> Self {
+    pub(crate) fn of(peer: &SubscriberHandle) -> Self {
         let h = peer.page.header();
         Self {
             id: peer.id,
@@ -50,7 +50,7 @@ impl SubscriberInfo {
             uid: peer.credentials.uid(),
             gid: peer.credentials.gid(),
             mode: peer.mode,
-            credit: peer.credit,
+            max_frames: peer.credit,
             held: peer.page.count_held(),
             cursor: h.cursor.load(Ordering::Relaxed),
             received: h.received.load(Ordering::Relaxed),
@@ -74,7 +74,7 @@ impl ReaderInfo {
 
 /// What happens at a publisher without its doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum PublisherEvent {
     SubscriberAdded(SubscriberInfo),
     /// With the reason, if it was sent away.
     SubscriberRemoved(SubscriberInfo, Option<String>),

@@ -18,8 +18,8 @@ mod track;
 pub use backpressure::Policy;
 pub use endpoint::SocketAccess;
 pub use frames::{Loan, PoolStats};
-pub use info::{Event, ReaderInfo, SubscriberInfo};
-pub use track::{Refused, TrackConfig, TrackStats};
+pub use info::{PublisherEvent, ReaderInfo, SubscriberInfo};
+pub use track::{PushError, TrackConfig, TrackStats};
 
 use crate::error::{Context, Error, Result};
 use crate::memory::Backend;
@@ -29,9 +29,9 @@ use crate::sync::{clock, lock};
 use crate::types::frame::FrameInfo;
 use crate::types::packet::PacketInfo;
 use endpoint::Endpoint;
-use frames::Frames;
+use frames::FramePublisher;
 use info::{Tracks, track_stats};
-use registry::Board;
+use registry::Registry;
 use server::Server;
 use state::State;
 
@@ -48,8 +48,8 @@ pub struct PublisherConfig {
     pub window: u32,
     pub policy: Policy,
     pub max_subscribers: u32,
-    /// Frames that one subscriber may hold at a time.
-    pub max_credit: u32,
+    /// FramePublisher that one subscriber may hold at a time.
+    pub max_frames_per_subscriber: u32,
     /// A subscriber that holds frames and does not move is sent away after this long.
     pub stall_timeout: Option<Duration>,
     /// Who may connect.
@@ -67,7 +67,7 @@ impl PublisherConfig {
             window: 2,
             policy: Policy::Drop,
             max_subscribers: 32,
-            max_credit: 8,
+            max_frames_per_subscriber: 8,
             stall_timeout: None,
             socket: SocketAccess { mode: 0o660, group: None },
             allowed_uids: Vec::new(),
@@ -84,8 +84,8 @@ pub struct PublisherStats {
 
 /// The owner of a key. Dropping it tells the subscribers and frees the key; loans may live on.
 pub struct Publisher {
-    frames: Arc<Frames>,
-    board: Arc<Board>,
+    frames: Arc<FramePublisher>,
+    registry: Arc<Registry>,
     tracks: Tracks,
     stop: Arc<AtomicBool>,
     server: Option<JoinHandle<()>>,
@@ -99,9 +99,9 @@ impl Publisher {
     pub fn open(
         config: PublisherConfig,
         backend: Arc<dyn Backend>,
-        events: impl Fn(Event) + Send + Sync + 'static,
+        events: impl Fn(PublisherEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
-        let credits = config.max_subscribers.saturating_mul(config.max_credit);
+        let credits = config.max_subscribers.saturating_mul(config.max_frames_per_subscriber);
         if config.window == 0 || credits.saturating_add(config.window) > MAX_SLOTS / 4 {
             return Err(Error::Value {
                 what: "The frame pool",
@@ -114,10 +114,16 @@ impl Publisher {
         }
         let dir = config.runtime_dir.as_deref();
         let endpoint = Endpoint::open(dir, &config.key, &config.name, &config.socket)?;
-        let board = Arc::new(Board::new()?);
+        let registry = Arc::new(Registry::new()?);
         let epoch = new_epoch();
-        let frames =
-            Frames::new(backend, board.clone(), config.window, config.policy, credits, epoch)?;
+        let frames = FramePublisher::new(
+            backend,
+            registry.clone(),
+            config.window,
+            config.policy,
+            credits,
+            epoch,
+        )?;
         let frames = Arc::new(frames);
         let stop = Arc::new(AtomicBool::new(false));
         let tracks = Tracks::default();
@@ -125,11 +131,11 @@ impl Publisher {
             key: config.key,
             name: config.name,
             epoch,
-            board: board.clone(),
+            registry: registry.clone(),
             frames: frames.clone(),
             tracks: tracks.clone(),
             max_subscribers: config.max_subscribers,
-            max_credit: config.max_credit,
+            max_frames_per_subscriber: config.max_frames_per_subscriber,
         };
         let server = Server {
             state,
@@ -143,10 +149,10 @@ impl Publisher {
             .name("cuframes-server".into())
             .spawn(move || server.run())
             .context("start the server thread")?;
-        Ok(Self { frames, board, tracks, stop, server: Some(server) })
+        Ok(Self { frames, registry, tracks, stop, server: Some(server) })
     }
 
-    /// Frames from now on have these caps, and need slots of this many bytes.
+    /// FramePublisher from now on have these caps, and need slots of this many bytes.
     pub fn set_format(&self, caps: &str, frame_size: usize) -> Result<()> {
         self.frames.set_format(caps, frame_size, None)
     }
@@ -240,7 +246,7 @@ impl Publisher {
             return Ok(Track(old.clone()));
         }
         let new =
-            Arc::new(track::Track::new(track, config, self.board.clone(), self.frames.clone())?);
+            Arc::new(track::Track::new(track, config, self.registry.clone(), self.frames.clone())?);
         new.set_caps(caps);
         tracks.push(new.clone());
         Ok(Track(new))
@@ -249,7 +255,7 @@ impl Publisher {
     pub fn stats(&self) -> PublisherStats {
         PublisherStats {
             pool: self.frames.stats(),
-            subscribers: self.board.peers().1.iter().map(|p| SubscriberInfo::of(p)).collect(),
+            subscribers: self.registry.peers().1.iter().map(|p| SubscriberInfo::of(p)).collect(),
             tracks: track_stats(&self.tracks),
         }
     }
@@ -259,7 +265,7 @@ impl Drop for Publisher {
     fn drop(&mut self) {
         self.frames.backpressure.close();
         self.stop.store(true, Ordering::Release);
-        self.board.wake_server();
+        self.registry.wake_server();
         // The last owner may be an event's receiver, on the server thread itself.
         let server = self.server.take();
         if let Some(server) = server.filter(|s| s.thread().id() != std::thread::current().id()) {
@@ -283,7 +289,7 @@ impl Track {
     ///
     /// Errors: the packet has more bytes than the track's ring, or depends on one that had; or the
     /// publisher waits no more ([`Publisher::stop_waiting`]).
-    pub fn push(&self, info: PacketInfo, data: &[u8]) -> Result<u64, Refused> {
+    pub fn push(&self, info: PacketInfo, data: &[u8]) -> Result<u64, PushError> {
         self.0.push(info, data, &|| false)
     }
 
@@ -293,7 +299,7 @@ impl Track {
         info: PacketInfo,
         data: &[u8],
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<u64, Refused> {
+    ) -> Result<u64, PushError> {
         self.0.push(info, data, cancelled)
     }
 

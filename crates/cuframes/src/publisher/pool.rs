@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::backpressure::Policy;
-use super::registry::{Board, Peer};
+use super::registry::{Registry, SubscriberHandle};
 use crate::error::{Context, Error, Result};
 use crate::memory::{Backend, Chunk};
 use crate::protocol::message::Message;
 use crate::shm::claim;
 use crate::shm::segments::Control;
 use crate::sync::atomic::Ordering;
-use crate::types::code::{Code, Mode};
+use crate::types::code::{Mode, RefusalReason};
 
 /// Slots that upstream may have at a time: a decoder's reference pictures and those in its threads.
 pub(super) const MAX_LOANS: u32 = 64;
@@ -69,19 +69,19 @@ pub(super) struct Pool {
     pub dropped: u64,
     pub loans: u32,
     pub loan_reserve: u32,
-    pub peers: Vec<Arc<Peer>>,
+    pub peers: Vec<Arc<SubscriberHandle>>,
     pub peers_version: u64,
 }
 
 pub(super) enum Taken {
     Slot(u32),
     /// This subscriber has to move on first.
-    WaitFor(Arc<Peer>),
+    WaitFor(Arc<SubscriberHandle>),
     Nothing,
 }
 
 /// Whether this subscriber has still to take frame `seq`, and wants to.
-pub(super) fn is_behind(peer: &Peer, seq: u64) -> bool {
+pub(super) fn is_behind(peer: &SubscriberHandle, seq: u64) -> bool {
     peer.credit > 0
         && peer.mode == Mode::Strict
         && !peer.leaving.load(Ordering::Relaxed)
@@ -90,14 +90,14 @@ pub(super) fn is_behind(peer: &Peer, seq: u64) -> bool {
 }
 
 pub(super) fn held_by_any(
-    board: &Board,
-    peers: &mut Vec<Arc<Peer>>,
+    registry: &Registry,
+    peers: &mut Vec<Arc<SubscriberHandle>>,
     version: &mut u64,
     slot: u32,
 ) -> bool {
     // Behind the fence in `claim::retire` this sees everybody who was welcomed before their fence.
-    if board.version() != *version {
-        (*version, *peers) = board.peers();
+    if registry.version() != *version {
+        (*version, *peers) = registry.peers();
     }
     peers.iter().any(|p| !p.forfeited.load(Ordering::Relaxed) && claim::is_held(p.page.held(slot)))
 }
@@ -112,13 +112,13 @@ impl Pool {
         moved
     }
 
-    pub fn look_at_peers(&mut self, board: &Board) {
-        if board.version() != self.peers_version {
-            (self.peers_version, self.peers) = board.peers();
+    pub fn look_at_peers(&mut self, registry: &Registry) {
+        if registry.version() != self.peers_version {
+            (self.peers_version, self.peers) = registry.peers();
         }
     }
 
-    /// From now on slots have this size. Frames that are in use stay until they are released.
+    /// From now on slots have this size. FramePublisher that are in use stay until they are released.
     pub fn retire_all(&mut self, size: usize) {
         for chunk in &mut self.chunks {
             chunk.retiring = true;
@@ -140,7 +140,7 @@ impl Pool {
 /// What decides about slots and does not change.
 pub(crate) struct Slots {
     pub control: Control,
-    pub board: Arc<Board>,
+    pub registry: Arc<Registry>,
     pub window: u32,
     pub policy: Policy,
 }
@@ -193,7 +193,8 @@ impl Slots {
             if slot.loaned || chunks.iter().any(|c| c.retiring && c.id == slot.chunk) {
                 continue;
             }
-            if claim::retire(slot_seq, || held_by_any(&self.board, peers, peers_version, number)) {
+            if claim::retire(slot_seq, || held_by_any(&self.registry, peers, peers_version, number))
+            {
                 order.remove(at);
                 return Taken::Slot(number);
             }
@@ -222,7 +223,7 @@ impl Slots {
                     "it holds {held} frames with a credit of {}: run the same version of cuframes on both sides",
                     peer.credit
                 );
-                self.board.kick(peer, Code::OverCredit, text);
+                self.registry.kick(peer, RefusalReason::OverCredit, text);
                 blamed = true;
             }
         }
@@ -231,7 +232,7 @@ impl Slots {
 
     /// Makes slots, as many as there is room for. Where there is none for a single one, returns who has to
     /// take frames first, if the policy is to wait for that.
-    pub fn ensure_some(&self, pool: &mut Pool) -> Result<Option<Arc<Peer>>> {
+    pub fn ensure_some(&self, pool: &mut Pool) -> Result<Option<Arc<SubscriberHandle>>> {
         let Err(e) = self.ensure(pool, 0) else { return Ok(None) };
         if pool.capacity() > 0 {
             tracing::warn!(%e, "the frame pool is too small for its subscribers");
@@ -246,7 +247,7 @@ impl Slots {
     }
 
     /// Who has still to take one of the frames that are not kept for others.
-    pub fn in_the_way(&self, pool: &Pool) -> Option<Arc<Peer>> {
+    pub fn in_the_way(&self, pool: &Pool) -> Option<Arc<SubscriberHandle>> {
         let seqs = pool.order.iter().map(|n| self.control.slot(*n).load(Ordering::Relaxed));
         let mut old = seqs.filter(|seq| *seq != claim::EMPTY && !self.is_newest(*seq, pool.head));
         let waits = self.policy != Policy::Drop;
@@ -290,7 +291,7 @@ impl Slots {
         let (kind, device) = (pool.backend.kind() as u32, pool.backend.device());
         let (slots, stride, size) = (g.slots, g.stride, g.size);
         let message = Message::Chunk { id, kind, device, slots, stride, size };
-        self.board.chunk(id, message, Arc::new(ChunkFd(memory.clone())));
+        self.registry.chunk(id, message, Arc::new(ChunkFd(memory.clone())));
         for (index, &number) in (0..).zip(&free) {
             let (chunk, memory) = (id, memory.clone());
             pool.slots[number as usize] =
@@ -368,8 +369,9 @@ impl Slots {
             if needed {
                 return true;
             }
-            let free =
-                claim::retire(slot_seq, || held_by_any(&self.board, peers, peers_version, *number));
+            let free = claim::retire(slot_seq, || {
+                held_by_any(&self.registry, peers, peers_version, *number)
+            });
             if free {
                 chunk.slots -= 1;
                 slots[*number as usize] = None;
@@ -378,7 +380,7 @@ impl Slots {
         });
         pool.chunks.retain(|chunk| {
             if chunk.slots == 0 {
-                self.board.retire(chunk.id);
+                self.registry.retire(chunk.id);
                 tracing::debug!(chunk = chunk.id, "pool shrank");
             }
             chunk.slots > 0

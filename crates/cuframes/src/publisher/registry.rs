@@ -1,43 +1,43 @@
 //! What the publisher has told its subscribers, and who they are.
 //!
-//! Everything that a subscriber has to know is announced through the board: it is sent to those who
+//! Everything that a subscriber has to know is announced through the registry: it is sent to those who
 //! are there, and kept for those who come. One lock orders both, so nobody misses or repeats anything.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Context, Result};
-use crate::protocol::connection::Connection;
 use crate::protocol::message::Message;
-use crate::shm::segments::Page;
+use crate::protocol::socket::Socket;
+use crate::shm::segments::SubscriberPage;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock;
-use crate::types::code::{Code, Mode};
+use crate::types::code::{Mode, RefusalReason};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::UnixCredentials;
 
 /// A subscriber, as the publisher sees it.
-pub(crate) struct Peer {
+pub(crate) struct SubscriberHandle {
     pub id: u32,
-    pub connection: Connection,
-    pub page: Page,
+    pub connection: Socket,
+    pub page: SubscriberPage,
     pub credit: u32,
     pub mode: Mode,
     pub name: String,
     pub credentials: UnixCredentials,
     /// Set when it is to be sent away; the server thread does it.
-    kicked: Mutex<Option<(Code, String)>>,
+    kicked: Mutex<Option<(RefusalReason, String)>>,
     /// It takes no more frames, by its own will or by ours.
     pub leaving: AtomicBool,
     /// Its claims count no more: it claimed what it was not entitled to.
     pub forfeited: AtomicBool,
 }
 
-impl Peer {
+impl SubscriberHandle {
     pub fn new(
         id: u32,
-        connection: Connection,
-        page: Page,
+        connection: Socket,
+        page: SubscriberPage,
         (credit, mode, name): (u32, Mode, String),
         credentials: UnixCredentials,
     ) -> Self {
@@ -55,12 +55,12 @@ impl Peer {
         }
     }
 
-    pub fn kicked(&self) -> Option<(Code, String)> {
+    pub fn kicked(&self) -> Option<(RefusalReason, String)> {
         lock(&self.kicked).clone()
     }
 }
 
-/// An fd that a message takes along; the board keeps its owner alive.
+/// An fd that a message takes along; the registry keeps its owner alive.
 pub(crate) type FdOwner = Arc<dyn AsFd + Send + Sync>;
 
 struct TrackNotice {
@@ -72,21 +72,21 @@ struct TrackNotice {
 
 #[derive(Default)]
 struct State {
-    peers: Vec<Arc<Peer>>,
+    peers: Vec<Arc<SubscriberHandle>>,
     /// Generation and caps, that of the newest frame first.
     formats: Vec<(u32, Message)>,
     chunks: Vec<(u32, Message, FdOwner)>,
     tracks: Vec<TrackNotice>,
 }
 
-pub(crate) struct Board {
+pub(crate) struct Registry {
     state: Mutex<State>,
     version: AtomicU64,
     /// Wakes the server thread.
     wake: EventFd,
 }
 
-impl Board {
+impl Registry {
     pub fn new() -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
@@ -96,20 +96,20 @@ impl Board {
         })
     }
 
-    /// Changes whenever a subscriber comes or goes. A subscriber that was welcomed is in [`Board::peers`]
+    /// Changes whenever a subscriber comes or goes. A subscriber that was welcomed is in [`Registry::peers`]
     /// for whoever reads the number after that.
     pub fn version(&self) -> u64 {
         // Pairs with the Release in `add` and `remove`.
         self.version.load(Ordering::Acquire)
     }
 
-    pub fn peers(&self) -> (u64, Vec<Arc<Peer>>) {
+    pub fn peers(&self) -> (u64, Vec<Arc<SubscriberHandle>>) {
         let state = lock(&self.state);
         (self.version(), state.peers.clone())
     }
 
     /// Welcomes a subscriber and tells it all that it has to know.
-    pub fn add(&self, peer: Arc<Peer>, welcome: &Message, fds: &[BorrowedFd<'_>]) {
+    pub fn add(&self, peer: Arc<SubscriberHandle>, welcome: &Message, fds: &[BorrowedFd<'_>]) {
         let mut state = lock(&self.state);
         state.peers.push(peer.clone());
         // Before the first message: a claim that the subscriber makes after it is seen by everybody
@@ -145,7 +145,7 @@ impl Board {
     }
 
     /// Has the server thread send a subscriber away.
-    pub fn kick(&self, peer: &Peer, code: Code, text: String) {
+    pub fn kick(&self, peer: &SubscriberHandle, code: RefusalReason, text: String) {
         lock(&peer.kicked).get_or_insert((code, text));
         peer.leaving.store(true, Ordering::Relaxed);
         self.wake_server();
@@ -164,9 +164,9 @@ impl Board {
         let _ = self.wake.read();
     }
 
-    fn kick_deaf(&self, peer: &Peer, e: &std::io::Error) {
+    fn kick_deaf(&self, peer: &SubscriberHandle, e: &std::io::Error) {
         let text = format!("it does not read its messages ({e}): look what it hangs in");
-        self.kick(peer, Code::Slow, text);
+        self.kick(peer, RefusalReason::Slow, text);
     }
 
     fn tell_all(&self, state: &State, message: &Message, fds: &[BorrowedFd<'_>]) {

@@ -7,19 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
-use super::info::{Event, SubscriberInfo};
-use super::registry::Peer;
+use super::info::{PublisherEvent, SubscriberInfo};
+use super::registry::SubscriberHandle;
 use super::state::State;
 use super::status::Observers;
-use crate::protocol::connection::{Connection, Received};
 use crate::protocol::message::{Hello, Message, VERSIONS};
+use crate::protocol::socket::{Received, Socket};
 use crate::protocol::wire::Malformed;
 use crate::shm::layout::{LAYOUT_VERSION, MAGIC, READER_ANY_TRACK, READER_LOSSLESS};
 use crate::shm::mapping::{Mapping, Sharing};
-use crate::shm::segments::Page;
+use crate::shm::segments::SubscriberPage;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::clock;
-use crate::types::code::{Code, Mode};
+use crate::types::code::{Mode, RefusalReason};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, SockFlag, UnixCredentials, accept4, shutdown};
@@ -40,7 +40,7 @@ pub(crate) struct Server {
     pub allowed_uids: Vec<u32>,
     /// Stuck subscribers are sent away after this long.
     pub stall_timeout: Option<Duration>,
-    pub events: Box<dyn Fn(Event) + Send + Sync>,
+    pub events: Box<dyn Fn(PublisherEvent) + Send + Sync>,
     pub stop: Arc<AtomicBool>,
 }
 
@@ -56,17 +56,17 @@ struct Progress {
 
 impl Server {
     pub fn run(self) {
-        let mut strangers: Vec<(Connection, Duration)> = Vec::new();
+        let mut strangers: Vec<(Socket, Duration)> = Vec::new();
         let mut progress: HashMap<u32, Progress> = HashMap::new();
         let mut next_id = 1;
         let mut observers = Observers::default();
         // There was no fd for a stranger; it is asked in again after a tick, not at once.
         let mut exhausted = false;
         while !self.stop.load(Ordering::Acquire) {
-            let (_, peers) = self.state.board.peers();
+            let (_, peers) = self.state.registry.peers();
             let ready = self.poll(&strangers, &peers, std::mem::take(&mut exhausted));
             let now = clock::now();
-            self.state.board.drain_wake();
+            self.state.registry.drain_wake();
 
             for (peer, _) in peers.iter().zip(&ready.peers).filter(|(_, ready)| **ready) {
                 self.listen_to(peer);
@@ -93,30 +93,30 @@ impl Server {
             for peer in &peers {
                 self.look_after(peer, progress.entry(peer.id), now);
             }
-            let (_, peers) = self.state.board.peers();
+            let (_, peers) = self.state.registry.peers();
             progress.retain(|id, _| peers.iter().any(|p| p.id == *id));
         }
         let text = format!("the publisher of '{}' ends", self.state.key);
-        for peer in self.state.board.peers().1 {
+        for peer in self.state.registry.peers().1 {
             let _ = peer
                 .connection
-                .send(&Message::Bye { code: Code::Closing, text: text.clone() }, &[]);
+                .send(&Message::Bye { code: RefusalReason::Closing, text: text.clone() }, &[]);
         }
     }
 
     fn poll(
         &self,
-        strangers: &[(Connection, Duration)],
-        peers: &[Arc<Peer>],
+        strangers: &[(Socket, Duration)],
+        peers: &[Arc<SubscriberHandle>],
         exhausted: bool,
     ) -> Ready {
         let listening = strangers.len() < MAX_STRANGERS && !exhausted;
-        let mut fds = vec![PollFd::new(self.state.board.wake_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.state.registry.wake_fd(), PollFlags::POLLIN)];
         let accept = if listening { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.endpoint.listener.as_fd(), accept));
         fds.extend(strangers.iter().map(|(c, _)| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
         // Who was sent away is heard no more; its end is always reported.
-        let hear = |p: &Peer| match p.kicked() {
+        let hear = |p: &SubscriberHandle| match p.kicked() {
             None => PollFlags::POLLIN,
             Some(_) => PollFlags::empty(),
         };
@@ -139,41 +139,36 @@ impl Server {
     }
 
     /// What the application does of an event is no reason for the key to go deaf.
-    fn report(&self, event: Event) {
+    fn report(&self, event: PublisherEvent) {
         let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.events)(event)));
         if told.is_err() {
             tracing::error!(key = self.state.key, "the receiver of an event panicked");
         }
     }
 
-    fn accept(&self) -> io::Result<Connection> {
+    fn accept(&self) -> io::Result<Socket> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = accept4(self.endpoint.listener.as_raw_fd(), flags)?;
         // SAFETY: the kernel made this fd for this call, and nobody else knows it.
-        Ok(Connection::new(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Socket::new(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// Hears a stranger's HELLO, or what it asks. True when that is over, for better or worse.
-    fn greet(
-        &self,
-        connection: &mut Connection,
-        next_id: &mut u32,
-        observers: &mut Observers,
-    ) -> bool {
+    fn greet(&self, connection: &mut Socket, next_id: &mut u32, observers: &mut Observers) -> bool {
         let refused = match connection.receive(0) {
             Ok(Received::Nothing) => return false,
             Ok(Received::Closed) | Err(_) => return true,
             Ok(Received::Message(Message::Hello(hello), _)) => {
                 // A second fd of the same socket, so that a refusal can be sent on the first.
                 let own = connection.as_fd().try_clone_to_owned().map_err(exhausted);
-                let joined = own.and_then(|own| self.join(Connection::new(own), hello, *next_id));
+                let joined = own.and_then(|own| self.join(Socket::new(own), hello, *next_id));
                 *next_id = next_id.wrapping_add(1);
                 match joined {
                     Ok(()) => return true,
                     Err(refused) => refused,
                 }
             }
-            Ok(Received::Message(Message::Ask { versions, from }, _)) => {
+            Ok(Received::Message(Message::StatusRequest { versions, from }, _)) => {
                 let allowed = self.admit(connection);
                 match allowed.and_then(|_| check_versions("observer", versions)) {
                     Ok(version) => return observers.answer(&self.state, connection, version, from),
@@ -181,17 +176,17 @@ impl Server {
                 }
             }
             Ok(Received::Message(..)) => {
-                (Code::Malformed, "the first message has to be HELLO or ASK: run the same version of cuframes on both sides".to_owned())
+                (RefusalReason::Malformed, "the first message has to be HELLO or STATUS_REQUEST: run the same version of cuframes on both sides".to_owned())
             }
             Ok(Received::Malformed(e @ Malformed::Versions(..))) => (
-                Code::Version,
+                RefusalReason::Version,
                 format!(
                     "{e}, the publisher {} to {}: update the older one",
                     VERSIONS.start(),
                     VERSIONS.end()
                 ),
             ),
-            Ok(Received::Malformed(e)) => (Code::Malformed, e.to_string()),
+            Ok(Received::Malformed(e)) => (RefusalReason::Malformed, e.to_string()),
         };
         let (code, text) = refused;
         tracing::info!(key = self.state.key, text, "refused a subscriber");
@@ -200,32 +195,37 @@ impl Server {
     }
 
     /// Who is at the other end, if that user is served.
-    fn admit(&self, connection: &Connection) -> Result<UnixCredentials, (Code, String)> {
+    fn admit(&self, connection: &Socket) -> Result<UnixCredentials, (RefusalReason, String)> {
         let credentials = connection.peer().map_err(exhausted)?;
         let uid = credentials.uid();
         if !self.allowed_uids.is_empty() && !self.allowed_uids.contains(&uid) {
             let text =
                 format!("it does not serve this user: add {uid} to allowed-uids of the publisher");
-            return Err((Code::Denied, text));
+            return Err((RefusalReason::Denied, text));
         }
         Ok(credentials)
     }
 
-    fn join(&self, connection: Connection, hello: Hello, id: u32) -> Result<(), (Code, String)> {
+    fn join(
+        &self,
+        connection: Socket,
+        hello: Hello,
+        id: u32,
+    ) -> Result<(), (RefusalReason, String)> {
         let credentials = self.admit(&connection)?;
         let version = check_versions("subscriber", hello.versions)?;
-        if hello.credit > self.state.max_credit {
+        if hello.credit > self.state.max_frames_per_subscriber {
             return Err((
-                Code::OverCredit,
+                RefusalReason::OverCredit,
                 format!(
                     "it asks for {} frames at a time (max-held and one in hand), more than the publisher's max-credit={}: lower the one or raise the other",
-                    hello.credit, self.state.max_credit
+                    hello.credit, self.state.max_frames_per_subscriber
                 ),
             ));
         }
-        if self.state.board.peers().1.len() >= self.state.max_subscribers as usize {
+        if self.state.registry.peers().1.len() >= self.state.max_subscribers as usize {
             return Err((
-                Code::Full,
+                RefusalReason::Full,
                 format!(
                     "all {} places are taken: raise max-subscribers of the publisher, or stop a subscriber",
                     self.state.max_subscribers
@@ -234,9 +234,9 @@ impl Server {
         }
         let slots = self.state.frames.slots.control.slots();
         let (map, page_fd) =
-            Mapping::create("cuframes-subscriber", Page::size(slots), Sharing::ReadWrite)
+            Mapping::create("cuframes-subscriber", SubscriberPage::size(slots), Sharing::ReadWrite)
                 .map_err(exhausted)?;
-        let page = Page::new(map, slots);
+        let page = SubscriberPage::new(map, slots);
         let h = page.header();
         h.version.store(LAYOUT_VERSION, Ordering::Relaxed);
         h.slots.store(slots, Ordering::Relaxed);
@@ -246,7 +246,7 @@ impl Server {
             h.readers[0].track.store(any, Ordering::Relaxed);
         }
         let asked = (hello.credit, hello.mode, hello.name);
-        let peer = Arc::new(Peer::new(id, connection, page, asked, credentials));
+        let peer = Arc::new(SubscriberHandle::new(id, connection, page, asked, credentials));
         let welcome = Message::Welcome {
             version,
             epoch: self.state.epoch,
@@ -264,36 +264,36 @@ impl Server {
                 // Pairs with the Acquire in the client.
                 h.magic.store(MAGIC, Ordering::Release);
                 let fds = [self.state.frames.control_fd.as_fd(), page_fd.as_fd()];
-                self.state.board.add(peer.clone(), &welcome, &fds)
+                self.state.registry.add(peer.clone(), &welcome, &fds)
             })
-            .map_err(|e| (Code::NoMemory, e.to_string()))?;
+            .map_err(|e| (RefusalReason::NoMemory, e.to_string()))?;
         tracing::info!(
             key = self.state.key,
             name = peer.name,
             pid = credentials.pid(),
             "subscriber came"
         );
-        self.report(Event::SubscriberAdded(SubscriberInfo::of(&peer)));
+        self.report(PublisherEvent::SubscriberAdded(SubscriberInfo::of(&peer)));
         Ok(())
     }
 
     /// After HELLO a subscriber says that it leaves, and then closes the connection.
-    fn listen_to(&self, peer: &Peer) {
+    fn listen_to(&self, peer: &SubscriberHandle) {
         match peer.connection.receive(0) {
             // Without memory for a message nothing is known of the peer.
             Ok(Received::Nothing) | Err(_) => {}
             Ok(Received::Message(Message::Leave, _)) => peer.leaving.store(true, Ordering::Relaxed),
             Ok(Received::Closed) => {
                 // The process is gone, or has let go of every frame: its claims mean nothing any more.
-                self.state.board.remove(peer.id);
+                self.state.registry.remove(peer.id);
                 tracing::info!(key = self.state.key, name = peer.name, "subscriber went");
                 let reason = peer.kicked().map(|(_, text)| text);
-                self.report(Event::SubscriberRemoved(SubscriberInfo::of(peer), reason));
+                self.report(PublisherEvent::SubscriberRemoved(SubscriberInfo::of(peer), reason));
             }
             Ok(Received::Message(..) | Received::Malformed(_)) => {
-                self.state.board.kick(
+                self.state.registry.kick(
                     peer,
-                    Code::Malformed,
+                    RefusalReason::Malformed,
                     "it sent what it should not: run the same version of cuframes on both sides"
                         .into(),
                 );
@@ -304,7 +304,7 @@ impl Server {
     /// Sends away who is to be sent away, and reports who is stuck.
     fn look_after(
         &self,
-        peer: &Peer,
+        peer: &SubscriberHandle,
         progress: std::collections::hash_map::Entry<'_, u32, Progress>,
         now: Duration,
     ) {
@@ -338,24 +338,24 @@ impl Server {
                 held,
                 "subscriber does not move"
             );
-            self.report(Event::SubscriberStalled(SubscriberInfo::of(peer)));
+            self.report(PublisherEvent::SubscriberStalled(SubscriberInfo::of(peer)));
         }
         if self.stall_timeout.is_some_and(|t| stuck >= t) {
             let text = format!(
                 "it held {held} frames and took none for {} s: look what it hangs in, or raise stall-timeout of the publisher",
                 stuck.as_secs()
             );
-            self.state.board.kick(peer, Code::Stalled, text);
+            self.state.registry.kick(peer, RefusalReason::Stalled, text);
         }
     }
 }
 
 /// The version to speak with a peer that speaks these.
-fn check_versions(peer: &str, (first, last): (u16, u16)) -> Result<u16, (Code, String)> {
+fn check_versions(peer: &str, (first, last): (u16, u16)) -> Result<u16, (RefusalReason, String)> {
     let (oldest, newest) = (*VERSIONS.start(), *VERSIONS.end());
     if first > newest || last < oldest {
         return Err((
-            Code::Version,
+            RefusalReason::Version,
             format!(
                 "the {peer} speaks versions {first} to {last} of the protocol, the publisher {oldest} to {newest}: update the older one"
             ),
@@ -365,9 +365,9 @@ fn check_versions(peer: &str, (first, last): (u16, u16)) -> Result<u16, (Code, S
 }
 
 /// Why a subscriber is refused that there are no means for.
-fn exhausted(e: io::Error) -> (Code, String) {
+fn exhausted(e: io::Error) -> (RefusalReason, String) {
     (
-        Code::NoMemory,
+        RefusalReason::NoMemory,
         format!(
             "the publisher has no memory or file descriptors left ({e}): raise its limits (ulimit -n), or stop something"
         ),

@@ -1,16 +1,16 @@
 //! Answers those who ask what the publisher is.
 //!
-//! An observer is a stranger that says ASK instead of HELLO: it takes no subscriber's place, and has
+//! An observer is a stranger that says STATUS_REQUEST instead of HELLO: it takes no subscriber's place, and has
 //! the time and the number of places that strangers have. The server's thread answers, from a look at
 //! the publisher that it takes a few times a second at most, however many ask.
 
-use super::frames::Frames;
+use super::frames::FramePublisher;
 use super::info::{SubscriberInfo, track_stats};
-use super::registry::Peer;
+use super::registry::SubscriberHandle;
 use super::state::State;
-use crate::protocol::connection::Connection;
 use crate::protocol::message::Message;
-use crate::protocol::status::{Status, SubscriberStatus, TrackStatus};
+use crate::protocol::socket::Socket;
+use crate::protocol::status::{PublisherStatus, SubscriberStatus, TrackStatus};
 use crate::shm::layout::unpack_index;
 use crate::shm::record::Record;
 use crate::sync::atomic::{Ordering, fence};
@@ -22,18 +22,12 @@ const FRESH: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(crate) struct Observers {
-    last: Option<(Duration, Status)>,
+    last: Option<(Duration, PublisherStatus)>,
 }
 
 impl Observers {
     /// Tells as much as fits into a message. True if the observer knows all then, or is gone.
-    pub fn answer(
-        &mut self,
-        server: &State,
-        connection: &Connection,
-        version: u16,
-        from: u64,
-    ) -> bool {
+    pub fn answer(&mut self, server: &State, connection: &Socket, version: u16, from: u64) -> bool {
         let now = clock::now();
         if self.last.as_ref().is_none_or(|(taken, _)| now >= *taken + FRESH) {
             self.last = Some((now, look(server)));
@@ -45,9 +39,9 @@ impl Observers {
     }
 }
 
-fn look(server: &State) -> Status {
+fn look(server: &State) -> PublisherStatus {
     let frames = &server.frames;
-    let (caps, track_caps) = server.board.caps();
+    let (caps, track_caps) = server.registry.caps();
     let pool = frames.stats();
     let tracks = track_stats(&server.tracks).into_iter().map(|t| TrackStatus {
         track: t.track,
@@ -57,8 +51,8 @@ fn look(server: &State) -> Status {
         too_big: t.too_big,
         bytes: t.bytes,
     });
-    let peers = server.board.peers().1;
-    Status {
+    let peers = server.registry.peers().1;
+    PublisherStatus {
         key: server.key.clone(),
         name: server.name.clone(),
         pid: std::process::id() as i32,
@@ -75,13 +69,13 @@ fn look(server: &State) -> Status {
         last_frame_ns: published_at(frames, pool.published),
         latency_ns: frames.slots.control.header().status.latency_ns.load(Ordering::Relaxed),
         max_subscribers: server.max_subscribers,
-        max_credit: server.max_credit,
+        max_frames_per_subscriber: server.max_frames_per_subscriber,
         tracks: tracks.collect(),
         subscribers: peers.iter().map(|p| subscriber(frames, p, pool.published)).collect(),
     }
 }
 
-fn subscriber(frames: &Frames, peer: &Peer, head: u64) -> SubscriberStatus {
+fn subscriber(frames: &FramePublisher, peer: &SubscriberHandle, head: u64) -> SubscriberStatus {
     let info = SubscriberInfo::of(peer);
     let taken = peer.page.header().heartbeat_ns.load(Ordering::Relaxed) as i64;
     // It says itself which frame it took and when; nonsense is nobody's latency.
@@ -95,9 +89,9 @@ fn subscriber(frames: &Frames, peer: &Peer, head: u64) -> SubscriberStatus {
         uid: info.uid,
         gid: info.gid,
         mode: info.mode,
-        credit: info.credit,
+        max_frames: info.max_frames,
         held: info.held,
-        lag: if info.credit == 0 { 0 } else { head.saturating_sub(info.cursor) },
+        lag: if info.max_frames == 0 { 0 } else { head.saturating_sub(info.cursor) },
         received: info.received,
         skipped: info.skipped,
         copied: info.copied,
@@ -106,7 +100,7 @@ fn subscriber(frames: &Frames, peer: &Peer, head: u64) -> SubscriberStatus {
 }
 
 /// When a frame was published, if it is still in a slot.
-fn published_at(frames: &Frames, seq: u64) -> Option<i64> {
+fn published_at(frames: &FramePublisher, seq: u64) -> Option<i64> {
     let control = &frames.slots.control;
     if seq == 0 {
         return None;

@@ -1,17 +1,17 @@
 //! The publisher's end of a track.
 
-use super::backpressure::{Patience, Policy};
-use super::frames::Frames;
-use super::registry::{Board, Peer};
+use super::backpressure::{BackpressureWait, Policy};
+use super::frames::FramePublisher;
+use super::registry::{Registry, SubscriberHandle};
 use crate::error::{Context, Error, Result};
 use crate::protocol::message::Message;
 use crate::shm::layout::{
     LAYOUT_VERSION, MAGIC, READER_ANY_TRACK, READER_LOSSLESS, ReaderWords, TrackHeader,
 };
 use crate::shm::mapping::{Mapping, Sharing};
-use crate::shm::packet_header::{Meta, REFERENCE_BYTES};
+use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
 use crate::shm::references::encode_references;
-use crate::shm::retention as hold;
+use crate::shm::retention;
 use crate::shm::ring::Writer;
 use crate::shm::segments::TrackSegment;
 use crate::sync::atomic::Ordering;
@@ -41,14 +41,14 @@ impl Default for TrackConfig {
 /// Why a packet was not published. It is counted, its sequence number is left out, and the packets before
 /// it are not concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum PushError {
     /// It has more bytes than the ring.
     TooBig,
     /// It depends on one that was refused: there was no keyframe since.
-    Undecodable,
+    BrokenGop,
     /// A reader has still to take what has to make room, and it is waited for no more. Such a packet has
     /// no number, and may be tried again.
-    Untaken,
+    WouldBlock,
 }
 
 #[derive(Default)]
@@ -67,7 +67,7 @@ struct State {
     too_big: u64,
     undecodable: u64,
     cut_gops: u64,
-    peers: Vec<Arc<Peer>>,
+    peers: Vec<Arc<SubscriberHandle>>,
     peers_version: u64,
 }
 
@@ -89,9 +89,9 @@ pub(crate) struct Track {
     id: u32,
     segment: TrackSegment,
     config: TrackConfig,
-    board: Arc<Board>,
+    registry: Arc<Registry>,
     /// For its policy, and what subscribers see of a publisher that waits.
-    frames: Arc<Frames>,
+    frames: Arc<FramePublisher>,
     state: Mutex<State>,
 }
 
@@ -99,8 +99,8 @@ impl Track {
     pub fn new(
         id: u32,
         config: TrackConfig,
-        board: Arc<Board>,
-        frames: Arc<Frames>,
+        registry: Arc<Registry>,
+        frames: Arc<FramePublisher>,
     ) -> Result<Self> {
         let bytes = config.bytes.next_multiple_of(8);
         let size = TrackSegment::size(bytes).ok_or(Error::Value {
@@ -116,9 +116,9 @@ impl Track {
         // Pairs with the Acquire of whoever opens the segment.
         h.magic.store(MAGIC, Ordering::Release);
         let fd: Arc<OwnedFd> = Arc::new(fd);
-        board.track(id, Message::Track { track: id, bytes }, fd);
+        registry.track(id, Message::Track { track: id, bytes }, fd);
         let config = TrackConfig { bytes, ..config };
-        Ok(Self { id, segment, config, board, frames, state: Mutex::default() })
+        Ok(Self { id, segment, config, registry, frames, state: Mutex::default() })
     }
 
     pub fn set_caps(&self, caps: &str) {
@@ -130,7 +130,7 @@ impl Track {
         while generations.get(1).is_some_and(|(_, start)| *start <= writer.tail()) {
             generations.pop_front();
         }
-        self.board.track_format(self.id, *generation, caps, generations[0].0);
+        self.registry.track_format(self.id, *generation, caps, generations[0].0);
     }
 
     /// Appends a packet. Under [`Policy::Wait`] this is where the publisher waits for lossless readers,
@@ -140,15 +140,15 @@ impl Track {
         info: PacketInfo,
         data: &[u8],
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<u64, Refused> {
+    ) -> Result<u64, PushError> {
         let extra = encode_references(&info.references, REFERENCE_BYTES);
-        let mut patience = Patience::new(self.frames.waits(), &self.board, cancelled);
+        let mut patience = BackpressureWait::new(self.frames.waits(), &self.registry, cancelled);
         loop {
             let mut state = lock(&self.state);
             if state.broken && !info.keyframe {
                 state.writer.skip();
                 state.undecodable += 1;
-                return Err(Refused::Undecodable);
+                return Err(PushError::BrokenGop);
             }
             // Before room is made: a decision has to be carried out before the next is taken.
             self.forget_what_is_old(&mut state);
@@ -157,7 +157,7 @@ impl Track {
                 state.writer.skip();
                 state.too_big += 1;
                 state.broken = true;
-                return Err(Refused::TooBig);
+                return Err(PushError::TooBig);
             };
             let Some(peer) = self.behind(&mut state, tail) else {
                 let seq = self.append(&mut state, info, [data, &extra]);
@@ -167,24 +167,24 @@ impl Track {
             };
             drop(state);
             if !patience.wait_for(peer, "a packet") {
-                return Err(Refused::Untaken);
+                return Err(PushError::WouldBlock);
             }
         }
     }
 
     /// A lossless reader that has still to take a packet before `position`. If there is none, the packets
     /// before it have to go.
-    fn behind(&self, state: &mut State, position: u64) -> Option<Arc<Peer>> {
+    fn behind(&self, state: &mut State, position: u64) -> Option<Arc<SubscriberHandle>> {
         if self.frames.backpressure.policy == Policy::Drop || position <= state.writer.tail() {
             return None;
         }
         let State { writer, peers, peers_version, .. } = state;
         let mut found = None;
         let reclaim = &self.header().reclaim;
-        let free = hold::may_give_up(reclaim, writer.tail(), position, || {
+        let free = retention::try_reclaim(reclaim, writer.tail(), position, || {
             // Behind the fence this sees everybody who was welcomed before their fence.
-            if self.board.version() != *peers_version {
-                (*peers_version, *peers) = self.board.peers();
+            if self.registry.version() != *peers_version {
+                (*peers_version, *peers) = self.registry.peers();
             }
             found = peers.iter().find(|p| self.is_behind(p, position)).cloned();
             found.is_some()
@@ -192,12 +192,12 @@ impl Track {
         found.filter(|_| !free)
     }
 
-    fn is_behind(&self, peer: &Peer, position: u64) -> bool {
+    fn is_behind(&self, peer: &SubscriberHandle, position: u64) -> bool {
         let reads = |words: &ReaderWords| {
             let track = words.track.load(Ordering::Relaxed);
             track & READER_LOSSLESS != 0
                 && (track & READER_ANY_TRACK != 0 || track as u32 == self.id)
-                && hold::is_before(&words.next, position)
+                && retention::needs_before(&words.next, position)
         };
         !peer.leaving.load(Ordering::Relaxed) && peer.page.header().readers.iter().any(reads)
     }
@@ -214,7 +214,7 @@ impl Track {
         let earlier = |(start, _): &&(u64, i64)| gop.is_none_or(|gop| *start < gop);
         let before = keyframes.iter().rev().take(2).find(earlier).map(|(start, _)| *start);
         let (generation, extra) = (*generation, data[1].len() as u64);
-        let meta = Meta { info, generation, before, published: now, extra };
+        let meta = PacketHeader { info, generation, before, published: now, extra };
         let written = writer.write(ring, data, &meta.to_words());
         let seq = written.expect("whoever appends has looked whether there is room");
 

@@ -15,9 +15,9 @@ pub const LAYOUT_VERSION: u32 = 3;
 /// Apart from each other by this much, two words don't slow each other's writers down.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
-pub struct Line<T>(pub T);
+pub struct CacheAligned<T>(pub T);
 
-impl<T> std::ops::Deref for Line<T> {
+impl<T> std::ops::Deref for CacheAligned<T> {
     type Target = T;
     fn deref(&self) -> &T {
         &self.0
@@ -40,18 +40,18 @@ pub struct ControlHeader {
     pub _reserved: AtomicU32,
     pub epoch: AtomicU64,
     /// Sequence number of the last published frame.
-    pub head: Line<AtomicU64>,
+    pub head: CacheAligned<AtomicU64>,
     /// Sequence number of the last frame whose pixels are complete; for device memory, the GPU writes it.
-    pub ready: Line<AtomicU64>,
+    pub ready: CacheAligned<AtomicU64>,
     /// Changes with every frame and at the end of the stream; subscribers sleep on it.
-    pub futex: Line<AtomicU32>,
-    pub status: Line<Status>,
+    pub futex: CacheAligned<AtomicU32>,
+    pub status: CacheAligned<StreamFlags>,
 }
 
 /// What seldom changes.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct Status {
+pub struct StreamFlags {
     /// How many of the publisher's threads sleep until a subscriber moves on.
     pub publisher_waits: AtomicU32,
     /// The stream has ended after `head`.
@@ -72,9 +72,9 @@ pub struct PageHeader {
     pub version: AtomicU32,
     pub slots: AtomicU32,
     /// The publisher sleeps on it while it waits for this subscriber.
-    pub futex: Line<AtomicU32>,
+    pub futex: CacheAligned<AtomicU32>,
     /// Sequence number of the frame that was taken last.
-    pub cursor: Line<AtomicU64>,
+    pub cursor: CacheAligned<AtomicU64>,
     pub received: AtomicU64,
     pub skipped: AtomicU64,
     pub copied: AtomicU64,
@@ -120,13 +120,13 @@ pub struct TrackHeader {
     /// Bytes of the ring.
     pub bytes: AtomicU64,
     /// Where the next packet begins.
-    pub head: Line<AtomicU64>,
+    pub head: CacheAligned<AtomicU64>,
     /// Where the oldest packet begins that is whole.
-    pub tail: Line<AtomicU64>,
+    pub tail: CacheAligned<AtomicU64>,
     /// Where the newest keyframe begins plus one; 0 before the first.
-    pub keyframe: Line<AtomicU64>,
+    pub keyframe: CacheAligned<AtomicU64>,
     /// Changes with every packet and at the end of the stream; readers sleep on it.
-    pub futex: Line<AtomicU32>,
+    pub futex: CacheAligned<AtomicU32>,
     pub eos: AtomicU32,
     pub _reserved2: AtomicU32,
     /// A publisher that waits is about to give up all packets before this one.

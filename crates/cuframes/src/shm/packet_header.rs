@@ -6,7 +6,7 @@ use crate::types::packet::PacketInfo;
 
 /// The caller's words of a packet's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Meta {
+pub(crate) struct PacketHeader {
     pub info: PacketInfo,
     pub generation: u32,
     /// Where the keyframe begins before the one that decoding has to start at.
@@ -18,7 +18,7 @@ pub(crate) struct Meta {
 
 const KEYFRAME: u64 = 1;
 
-impl Meta {
+impl PacketHeader {
     pub fn to_words(&self) -> [u64; PACKET_META_WORDS] {
         let i = &self.info;
         let mut words = [0; PACKET_META_WORDS];

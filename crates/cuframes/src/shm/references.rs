@@ -1,14 +1,14 @@
 //! Times on other clocks, as bytes.
 
 use super::words::{duration_from_word, duration_to_word};
-use crate::types::packet::Reference;
+use crate::types::packet::ReferenceTimestamp;
 
 /// Bytes of the name of a clock at most.
 const MAX_CLOCK: usize = 255;
 
 /// References as they stand behind a packet's bytes: timestamp, duration, length of the text, text. Those
 /// that `most` bytes have no room for are left out.
-pub(crate) fn encode_references(references: &[Reference], most: usize) -> Vec<u8> {
+pub(crate) fn encode_references(references: &[ReferenceTimestamp], most: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for r in references {
         if r.clock.len() > MAX_CLOCK || bytes.len() + 24 + r.clock.len() > most {
@@ -23,7 +23,7 @@ pub(crate) fn encode_references(references: &[Reference], most: usize) -> Vec<u8
 }
 
 /// `None` if the bytes make no sense.
-pub(crate) fn decode_references(mut bytes: &[u8]) -> Option<Vec<Reference>> {
+pub(crate) fn decode_references(mut bytes: &[u8]) -> Option<Vec<ReferenceTimestamp>> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
         let (words, rest) = bytes.split_at_checked(24)?;
@@ -33,7 +33,11 @@ pub(crate) fn decode_references(mut bytes: &[u8]) -> Option<Vec<Reference>> {
         let (timestamp, duration) = (word(), duration_from_word(word()));
         let len = usize::try_from(word()).ok().filter(|len| *len <= MAX_CLOCK)?;
         let (text, rest) = rest.split_at_checked(len)?;
-        all.push(Reference { clock: str::from_utf8(text).ok()?.into(), timestamp, duration });
+        all.push(ReferenceTimestamp {
+            clock: str::from_utf8(text).ok()?.into(),
+            timestamp,
+            duration,
+        });
         bytes = rest;
     }
     Some(all)

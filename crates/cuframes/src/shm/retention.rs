@@ -1,7 +1,7 @@
 //! How a reader keeps packets that a publisher would overwrite: only under the policy that waits.
 //!
 //! ```text
-//! reader: is_held                           publisher: may_give_up
+//! reader: is_held                           publisher: try_reclaim
 //!   next = 0                                  reclaim = position
 //!   ── SC fence ──                            ── SC fence ──
 //!   reclaim ≤ tail ?  yes: held               any next < position ?  yes: reclaim = tail, and wait
@@ -19,24 +19,24 @@ use crate::sync::atomic::{AtomicU64, Ordering, fence};
 /// stored before, does not pass. It may be in the middle of a decision; then this has to be asked again.
 #[must_use]
 pub fn is_held(reclaim: &AtomicU64, tail: &AtomicU64) -> bool {
-    // Pairs with the fence in `may_give_up`: see the head of this file.
+    // Pairs with the fence in `try_reclaim`: see the head of this file.
     fence(Ordering::SeqCst);
-    // Acquire pairs with the Release in `may_give_up`: the tail is not older than what was taken back.
+    // Acquire pairs with the Release in `try_reclaim`: the tail is not older than what was taken back.
     let reclaim = reclaim.load(Ordering::Acquire);
     reclaim <= tail.load(Ordering::Relaxed)
 }
 
 /// Reader: is done with everything before `position`.
 pub fn pass(next: &AtomicU64, position: u64) {
-    // Release pairs with the Acquire in `is_before`: what was copied was copied before the publisher
+    // Release pairs with the Acquire in `needs_before`: what was copied was copied before the publisher
     // writes there.
     next.store(position, Ordering::Release);
 }
 
 /// Publisher: whether the packets from `tail` to `position` can go; if so, they have to. `any_before`
-/// looks at every reader with [`is_before`], and has to take note of those that came in the meantime.
+/// looks at every reader with [`needs_before`], and has to take note of those that came in the meantime.
 #[must_use]
-pub fn may_give_up(
+pub fn try_reclaim(
     reclaim: &AtomicU64,
     tail: u64,
     position: u64,
@@ -55,6 +55,6 @@ pub fn may_give_up(
 
 /// Publisher: whether a reader has still to take a packet before `position`.
 #[must_use]
-pub fn is_before(next: &AtomicU64, position: u64) -> bool {
+pub fn needs_before(next: &AtomicU64, position: u64) -> bool {
     next.load(Ordering::Acquire) < position
 }

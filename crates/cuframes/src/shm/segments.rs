@@ -73,12 +73,12 @@ impl Control {
 
 /// A subscriber's page: header, claims.
 #[derive(Debug)]
-pub struct Page {
+pub struct SubscriberPage {
     map: Mapping,
     slots: usize,
 }
 
-impl Page {
+impl SubscriberPage {
     pub fn size(slots: u32) -> usize {
         size_of::<PageHeader>() + slots as usize * 8
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use crate::memory::Imported;
 use crate::shm::segments::TrackSegment;
 use crate::sync::lock;
-use crate::types::code::Code;
+use crate::types::code::RefusalReason;
 
 /// Chunks, and generations of frames or of a track, that a publisher may have at a time, before it is
 /// taken for one that wants to fill our memory.
@@ -57,7 +57,7 @@ pub(crate) struct State {
     pub formats: Formats,
     pub chunks: HashMap<u32, Arc<dyn Imported>>,
     pub tracks: HashMap<u32, Arc<TrackView>>,
-    pub closed: Option<(Code, String)>,
+    pub closed: Option<(RefusalReason, String)>,
     /// A chunk is being mapped.
     pub importing: bool,
 }

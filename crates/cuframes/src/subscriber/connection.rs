@@ -8,17 +8,17 @@ use super::announcements::{MAX_ANNOUNCED, State, TrackView};
 use crate::cuda::Uuid;
 use crate::error::{Context, Error, Result};
 use crate::memory::{Geometry, Importer, Kind};
-use crate::protocol::connection::{Connection, Received};
 use crate::protocol::message::Message;
+use crate::protocol::socket::{Received, Socket};
 use crate::protocol::status::MAX_TRACKS;
 use crate::shm::claim;
 use crate::shm::layout::{LAYOUT_VERSION, MAGIC};
 use crate::shm::mapping::{Mapping, Sharing};
-use crate::shm::segments::{Control, Page, TrackSegment};
+use crate::shm::segments::{Control, SubscriberPage, TrackSegment};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::interrupt::{Doorbell, Interrupt};
 use crate::sync::{clock, futex, lock};
-use crate::types::code::{Code, Mode};
+use crate::types::code::{Mode, RefusalReason};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -30,14 +30,14 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const MAX_FDS: usize = 2;
 
 /// One connection to one life of a publisher. Frames that are in use keep it, and with it the place.
-pub(crate) struct Shared {
+pub(crate) struct Connection {
     pub key: String,
     pub mode: Mode,
     pub credit: u32,
     /// Which life of a publisher this is.
     pub epoch: u64,
     pub control: Control,
-    pub page: Page,
+    pub page: SubscriberPage,
     /// Rings for every message and interrupt, and for a released frame if one is waited for.
     pub bell: Arc<Doorbell>,
     pub state: Mutex<State>,
@@ -55,10 +55,10 @@ pub(crate) struct Shared {
     /// A process that was forked off has this, too, and is not the one that subscribed.
     pub(super) process: u32,
     /// Closed last: that is what tells the publisher that no claim counts any more.
-    pub(super) connection: Connection,
+    pub(super) connection: Socket,
 }
 
-impl Drop for Shared {
+impl Drop for Connection {
     fn drop(&mut self) {
         // To close it is not enough where a process was forked off, which has it open still.
         if self.process == std::process::id() {
@@ -67,10 +67,10 @@ impl Drop for Shared {
     }
 }
 
-impl Shared {
+impl Connection {
     /// To be called after the cursor was moved or a claim released: wakes a publisher that waits for it.
     pub fn moved(&self) {
-        // Pairs with the fence in `Patience::wait_for`.
+        // Pairs with the fence in `BackpressureWait::wait_for`.
         fence(Ordering::SeqCst);
         if self.control.header().status.publisher_waits.load(Ordering::Relaxed) != 0 {
             let futex = &self.page.header().futex;
@@ -140,7 +140,7 @@ impl Shared {
         }
     }
 
-    fn close(&self, code: Code, text: String) {
+    fn close(&self, code: RefusalReason, text: String) {
         lock(&self.state).closed.get_or_insert((code, text));
         self.bell.ring();
     }
@@ -161,19 +161,21 @@ impl Shared {
             let message = match self.connection.receive(MAX_FDS) {
                 Ok(Received::Nothing) => continue,
                 Ok(Received::Message(message, fds)) => (message, fds),
-                Ok(Received::Malformed(e)) => return self.close(Code::Malformed, e.to_string()),
+                Ok(Received::Malformed(e)) => {
+                    return self.close(RefusalReason::Malformed, e.to_string());
+                }
                 // Another try may have more luck.
                 Err(e) if e.raw_os_error() == Some(Errno::EMFILE as i32) => {
-                    return self.close(Code::NoMemory, NO_FDS.into());
+                    return self.close(RefusalReason::NoMemory, NO_FDS.into());
                 }
                 Ok(Received::Closed) | Err(_) => {
-                    return self.close(Code::Closing, "the publisher is gone".into());
+                    return self.close(RefusalReason::Closing, "the publisher is gone".into());
                 }
             };
             match self.hear(message.0, message.1) {
                 Ok(true) => self.bell.ring(),
                 Ok(false) => return,
-                Err(text) => return self.close(Code::Malformed, text),
+                Err(text) => return self.close(RefusalReason::Malformed, text),
             }
         }
     }
@@ -243,7 +245,7 @@ impl Shared {
             | Message::Welcome { .. }
             | Message::Refused { .. }
             | Message::Leave
-            | Message::Ask { .. }
+            | Message::StatusRequest { .. }
             | Message::Status { .. } => {
                 return Err("a message came out of order".into());
             }
@@ -272,7 +274,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub fn start(shared: &Arc<Shared>) -> Result<Self> {
+    pub fn start(shared: &Arc<Connection>) -> Result<Self> {
         use nix::sys::eventfd::EfdFlags;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("make an eventfd")?;
         let stop = Arc::new(stop);

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::connection::Shared;
+use super::connection::Connection;
 use crate::memory::{Imported, Kind};
 use crate::shm::claim;
-use crate::shm::segments::Page;
+use crate::shm::segments::SubscriberPage;
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::lock;
 use crate::types::frame::FrameInfo;
 
 /// The claim on a slot; dropped, the slot is the publisher's again.
 pub(super) struct Lease {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Connection>,
     pub(super) slot: u32,
     /// Somebody else clears the claim.
     pub(super) handed_over: bool,
@@ -90,7 +90,7 @@ impl Frame {
     /// order of a stream. `clear` is handed the word's distance from the page's start in bytes, and
     /// says whether it will be written; otherwise the frame is given back at once.
     pub fn release_with(mut self, clear: impl FnOnce(usize) -> bool) {
-        self.lease.handed_over = clear(Page::held_offset(self.lease.slot));
+        self.lease.handed_over = clear(SubscriberPage::held_offset(self.lease.slot));
     }
 
     /// Frames that the subscriber may hold, and holds now.

@@ -1,6 +1,6 @@
 //! The subscriber's way to frames: waits, claims, and hands out leases.
 
-use super::connection::Shared;
+use super::connection::Connection;
 use super::frame::{Frame, Lease};
 use super::pace::Pace;
 use super::wait::{Next, Wait};
@@ -11,7 +11,7 @@ use crate::shm::layout::{MAX_SEQ, unpack_index};
 use crate::shm::record::Record;
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::{clock, lock};
-use crate::types::code::{Code, Mode};
+use crate::types::code::{Mode, RefusalReason};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ const READY_SPIN: Duration = Duration::from_micros(50);
 const READY_STEP: Duration = Duration::from_micros(50);
 
 /// Where a subscriber is in the stream of frames.
-pub(crate) struct Reader {
-    shared: Arc<Shared>,
+pub(crate) struct FrameReader {
+    shared: Arc<Connection>,
     mode: Mode,
     /// Sequence number of the frame that was taken last.
     cursor: u64,
@@ -33,8 +33,8 @@ pub(crate) struct Reader {
     received: u64,
 }
 
-impl Reader {
-    pub fn new(shared: Arc<Shared>, mode: Mode) -> Self {
+impl FrameReader {
+    pub fn new(shared: Arc<Connection>, mode: Mode) -> Self {
         // As of the moment in which the publisher began to count with this subscriber.
         let joined = shared.page.header().cursor.load(Ordering::Relaxed);
         // Who wants the newest is glad of the one that is there.
@@ -61,7 +61,9 @@ impl Reader {
             }
             // Read before `head`: what was published before the end is still taken.
             let closed = lock(&shared.state).closed.clone();
-            if let Some((code, text)) = closed.clone().filter(|(code, _)| *code != Code::Closing) {
+            if let Some((code, text)) =
+                closed.clone().filter(|(code, _)| *code != RefusalReason::Closing)
+            {
                 return Ok(Next::Lost { code, text });
             }
             // Pairs with the Release in `Frames::end`: all frames were published before it.
@@ -231,8 +233,10 @@ impl Reader {
                 return Err(Error::Interrupted);
             }
             if closed.is_some() || waited > READY_TIMEOUT {
-                let (code, text) = closed
-                    .unwrap_or((Code::Stalled, "a published frame was never completed".into()));
+                let (code, text) = closed.unwrap_or((
+                    RefusalReason::Stalled,
+                    "a published frame was never completed".into(),
+                ));
                 return Err(Error::Refused { key: self.shared.key.clone(), code, text });
             }
             if waited < READY_SPIN {

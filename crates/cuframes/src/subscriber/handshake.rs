@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::connection::{MAX_FDS, Shared, check_segment};
+use super::connection::{Connection, MAX_FDS, check_segment};
 use crate::error::{Error, Result};
 use crate::memory::Importer;
-use crate::protocol::connection::{Connection, Received};
 use crate::protocol::discovery::{Attempt, Watch, try_connect};
 use crate::protocol::message::{Hello, Message, VERSIONS};
 use crate::protocol::runtime_dir::{candidates, check_key};
+use crate::protocol::socket::{Received, Socket};
 use crate::shm::layout::MAX_SLOTS;
 use crate::shm::mapping::{Mapping, Sharing};
-use crate::shm::segments::{Control, Page};
+use crate::shm::segments::{Control, SubscriberPage};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use crate::sync::clock;
 use crate::sync::interrupt::Interrupt;
@@ -42,7 +42,7 @@ pub(crate) fn connect(
     (hello, importer): (Hello, Importer),
     timeout: Option<Duration>,
     interrupt: &Interrupt,
-) -> Result<Shared> {
+) -> Result<Connection> {
     check_key(key)?;
     let dirs = candidates(runtime_dir);
     let deadline = timeout.map(|t| clock::now() + t);
@@ -80,10 +80,10 @@ fn no_publisher(key: &str, searched: Vec<PathBuf>) -> Error {
 /// `None` if the publisher went away during it.
 fn shake_hands(
     key: &str,
-    connection: Connection,
+    connection: Socket,
     (hello, importer): (&Hello, &Importer),
     interrupt: &Interrupt,
-) -> Result<Option<Shared>> {
+) -> Result<Option<Connection>> {
     let protocol = |problem: String| Error::Protocol { key: key.to_owned(), problem };
     if connection.send(&Message::Hello(hello.clone()), &[]).is_err() {
         return Ok(None);
@@ -136,12 +136,12 @@ fn shake_hands(
 
 fn open(
     key: &str,
-    connection: Connection,
+    connection: Socket,
     (mode, credit, importer): (Mode, u32, Importer),
     (epoch, slots, index): (u64, u32, u32),
     fds: Vec<OwnedFd>,
     interrupt: &Interrupt,
-) -> io::Result<Shared> {
+) -> io::Result<Connection> {
     let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     if slots == 0 || slots > MAX_SLOTS || !index.is_power_of_two() || index > MAX_SLOTS {
         return Err(bad(format!("{slots} slots and {index} index entries are not possible")));
@@ -149,11 +149,12 @@ fn open(
     let map = |fd: &OwnedFd, size, sharing| Mapping::import(fd.as_fd(), size, sharing);
     let control = map(&fds[0], Control::size(slots, index), Sharing::ReadOnly)?;
     let control = Control::new(control, slots, index);
-    let page = Page::new(map(&fds[1], Page::size(slots), Sharing::ReadWrite)?, slots);
+    let page =
+        SubscriberPage::new(map(&fds[1], SubscriberPage::size(slots), Sharing::ReadWrite)?, slots);
     let (c, p) = (control.header(), page.header());
     check_segment(&c.magic, &c.version).map_err(|e| bad(format!("the control segment {e}")))?;
     check_segment(&p.magic, &p.version).map_err(|e| bad(format!("the page {e}")))?;
-    Ok(Shared {
+    Ok(Connection {
         key: key.to_owned(),
         mode,
         credit,

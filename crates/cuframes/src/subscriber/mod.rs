@@ -14,7 +14,7 @@ mod packet_reader;
 mod wait;
 
 pub use frame::Frame;
-pub use packet_reader::{Packet, PacketReader, Place, Start};
+pub use packet_reader::{Packet, PacketReader, ResumePoint, Start};
 pub use wait::{Next, Wait};
 
 use crate::error::Result;
@@ -24,8 +24,8 @@ use crate::protocol::wire::MAX_NAME;
 use crate::sync::atomic::Ordering;
 use crate::sync::interrupt::Interrupt;
 use crate::types::code::Mode;
-use connection::{Listener, Shared};
-use frame_reader::Reader;
+use connection::{Connection, Listener};
+use frame_reader::FrameReader;
 use handshake::connect;
 
 /// How a subscriber is to be.
@@ -38,7 +38,7 @@ pub struct SubscriberConfig {
     pub name: String,
     pub mode: Mode,
     /// Frames that it may hold at a time; 0 for one that takes packets only.
-    pub credit: u32,
+    pub max_frames: u32,
     /// Which memory it can map.
     pub importer: Importer,
 }
@@ -51,7 +51,7 @@ impl SubscriberConfig {
             runtime_dir: None,
             name: "subscriber".into(),
             mode: Mode::Newest,
-            credit: 4,
+            max_frames: 4,
             importer: Importer::host(),
         }
     }
@@ -70,8 +70,8 @@ impl SubscriberConfig {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Subscriber {
-    reader: Reader,
-    shared: Arc<Shared>,
+    reader: FrameReader,
+    shared: Arc<Connection>,
     _listener: Listener,
 }
 
@@ -95,7 +95,7 @@ impl Subscriber {
         let hello = Hello {
             versions: (*VERSIONS.start(), *VERSIONS.end()),
             mode: config.mode,
-            credit: config.credit,
+            credit: config.max_frames,
             gpu: config.importer.gpu().0,
             name,
         };
@@ -103,7 +103,7 @@ impl Subscriber {
         let shared =
             Arc::new(connect(&config.key, dir, (hello, config.importer), timeout, interrupt)?);
         Ok(Self {
-            reader: Reader::new(shared.clone(), config.mode),
+            reader: FrameReader::new(shared.clone(), config.mode),
             _listener: Listener::start(&shared)?,
             shared,
         })

@@ -1,18 +1,18 @@
 //! A subscriber's way through the packets of a track.
 
 use super::announcements::TrackView;
-use super::connection::Shared;
+use super::connection::Connection;
 use super::keyframes::{first_or_last, keyframes, newest_keyframe, read_entry, time_of_last};
 use super::wait::{Next, Wait};
 use crate::error::{Error, Result};
 use crate::shm::layout::{MAX_READERS, READER_IN_USE, READER_LOSSLESS, ReaderWords};
-use crate::shm::packet_header::{Meta, REFERENCE_BYTES};
+use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
 use crate::shm::references::decode_references;
-use crate::shm::retention as hold;
+use crate::shm::retention;
 use crate::shm::ring::Entry;
 use crate::sync::atomic::Ordering;
 use crate::sync::{clock, lock};
-use crate::types::code::{Code, Mode};
+use crate::types::code::{Mode, RefusalReason};
 use crate::types::packet::PacketInfo;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -39,18 +39,18 @@ pub enum Start {
     NotBefore(Arc<OnceLock<i64>>),
     /// Behind the last packet of an earlier reader; in another life of the publisher, at the oldest
     /// keyframe.
-    After(Place),
+    After(ResumePoint),
 }
 
 /// How far a reader has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct ResumePoint {
     epoch: u64,
     position: u64,
     seq: u64,
 }
 
-impl Place {
+impl ResumePoint {
     /// The life of the publisher that it belongs to.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -75,7 +75,7 @@ pub struct Packet {
 
 /// Reads one track, packet by packet, and begins at a keyframe again whenever it lost one.
 pub struct PacketReader {
-    shared: Arc<Shared>,
+    shared: Arc<Connection>,
     track: u32,
     start: Start,
     /// What was published up to then was there before: CLOCK_MONOTONIC in ns.
@@ -100,7 +100,7 @@ pub struct PacketReader {
 }
 
 impl PacketReader {
-    pub(crate) fn new(shared: Arc<Shared>, track: u32, start: Start) -> Self {
+    pub(crate) fn new(shared: Arc<Connection>, track: u32, start: Start) -> Self {
         let mut reader = Self {
             track,
             made: clock::now_ns(),
@@ -168,9 +168,9 @@ impl PacketReader {
     }
 
     /// How far it has come; `None` before its first packet.
-    pub fn place(&self) -> Option<Place> {
+    pub fn place(&self) -> Option<ResumePoint> {
         let (position, seq) = self.position.zip(self.seq)?;
-        Some(Place { epoch: self.shared.epoch, position, seq })
+        Some(ResumePoint { epoch: self.shared.epoch, position, seq })
     }
 
     /// The next packet. Waits for the track, too, if the publisher has none of that number yet.
@@ -191,7 +191,9 @@ impl PacketReader {
             let left = deadline.map(|d| d.saturating_sub(clock::now()));
             // Read before the packets: what was published before the end is still taken.
             let closed = lock(&shared.state).closed.clone();
-            if let Some((code, text)) = closed.clone().filter(|(code, _)| *code != Code::Closing) {
+            if let Some((code, text)) =
+                closed.clone().filter(|(code, _)| *code != RefusalReason::Closing)
+            {
                 return Ok(Next::Lost { code, text });
             }
             if self.view.is_none() {
@@ -203,7 +205,7 @@ impl PacketReader {
                 futex = h.futex.load(Ordering::Acquire);
                 // Pairs with the Release in `Track::end`: all packets were published before it.
                 let eos = h.eos.load(Ordering::Acquire) != 0;
-                if !self.held && closed.is_none() && !hold::is_held(&h.reclaim, &h.tail) {
+                if !self.held && closed.is_none() && !retention::is_held(&h.reclaim, &h.tail) {
                     if left.is_some_and(|left| left.is_zero()) {
                         return Ok(Next::TimedOut);
                     }
@@ -254,7 +256,7 @@ impl PacketReader {
         let Some(words) = self.words() else { return };
         words.received.store(self.received, Ordering::Relaxed);
         words.lost.store(self.skipped, Ordering::Relaxed);
-        hold::pass(&words.next, position);
+        retention::pass(&words.next, position);
         if self.is_lossless() {
             self.shared.moved();
         }
@@ -345,7 +347,7 @@ impl PacketReader {
     fn begin(&self, view: &TrackView, tail: u64, head: u64) -> Option<u64> {
         let ring = view.segment.ring();
         let newest = newest_keyframe(view).filter(|k| *k >= tail);
-        let was_there = |meta: &Meta| meta.published <= self.made;
+        let was_there = |meta: &PacketHeader| meta.published <= self.made;
         let found = match &self.start {
             Start::LatestKeyframe => first_or_last(keyframes(ring, newest), was_there),
             Start::NextKeyframe => {
@@ -366,7 +368,7 @@ impl PacketReader {
             Start::NotBefore(time) => {
                 // As long as it is not set, a publisher that waits keeps everything.
                 let time = *time.get()?;
-                let pts = |meta: &Meta| meta.info.pts.unwrap_or(meta.time());
+                let pts = |meta: &PacketHeader| meta.info.pts.unwrap_or(meta.time());
                 keyframes(ring, newest).take_while(|(_, meta)| pts(meta) >= time).last()
             }
         };

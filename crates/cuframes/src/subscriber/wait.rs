@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::sync::interrupt::Interrupt;
-use crate::types::code::Code;
+use crate::types::code::RefusalReason;
 
 /// How long to wait, and what ends the wait.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +36,7 @@ pub enum Next<T> {
     Interrupted,
     /// The publisher is gone, or has sent this subscriber away. A new [`Subscriber`] may join the next.
     Lost {
-        code: Code,
+        code: RefusalReason,
         text: String,
     },
 }

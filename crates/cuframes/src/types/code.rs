@@ -3,7 +3,7 @@
 /// Why a peer is sent away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Code {
+pub enum RefusalReason {
     /// All places are taken.
     Full = 1,
     /// No version in common.
@@ -26,9 +26,9 @@ pub enum Code {
     Other = u32::MAX,
 }
 
-impl From<u32> for Code {
+impl From<u32> for RefusalReason {
     fn from(code: u32) -> Self {
-        use Code::*;
+        use RefusalReason::*;
         [Full, Version, Malformed, OverCredit, Stalled, Closing, NoMemory, Slow, Denied]
             .into_iter()
             .find(|c| *c as u32 == code)

@@ -1,6 +1,6 @@
 //! What is known of a frame beside its pixels.
 
-use super::packet::Reference;
+use super::packet::ReferenceTimestamp;
 
 /// Where a plane lies in its slot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,5 +93,5 @@ pub struct FrameInfo {
     /// What it was decoded from.
     pub packet: Option<PacketId>,
     /// Its times on other clocks: as many of the first as fit into [`REFERENCE_BYTES`].
-    pub references: Vec<Reference>,
+    pub references: Vec<ReferenceTimestamp>,
 }

@@ -13,12 +13,12 @@ pub struct PacketInfo {
     /// `GstBufferFlags` that mean something to others (DISCONT, HEADER, …).
     pub flags: u32,
     /// Its times on other clocks.
-    pub references: Vec<Reference>,
+    pub references: Vec<ReferenceTimestamp>,
 }
 
 /// A packet's time on another clock, such as the camera's own by NTP: what GstReferenceTimestampMeta has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reference {
+pub struct ReferenceTimestamp {
     /// Which clock, as GStreamer's caps: `timestamp/x-ntp`.
     pub clock: Arc<str>,
     /// In ns.

@@ -12,7 +12,7 @@ use nix::sys::socket::{
     getsockopt, sendmsg, socket, sockopt,
 };
 
-/// What [`Connection::receive`] found.
+/// What [`Socket::receive`] found.
 #[derive(Debug)]
 pub enum Received {
     Message(Message, Vec<OwnedFd>),
@@ -27,9 +27,9 @@ pub enum Received {
 const ROOM: usize = 4;
 
 #[derive(Debug)]
-pub struct Connection(OwnedFd);
+pub struct Socket(OwnedFd);
 
-impl AsFd for Connection {
+impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -41,7 +41,7 @@ pub fn new_socket() -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
 }
 
-impl Connection {
+impl Socket {
     /// `fd` is a connected, non-blocking socket.
     pub fn new(fd: OwnedFd) -> Self {
         Self(fd)
