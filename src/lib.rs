@@ -1,16 +1,31 @@
-//! cuframes: one process decodes a camera, all others on the host get its frames and packets.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! GStreamer plugin that shares a camera's frames and encoded packets between processes.
 //!
-//! This is a GStreamer plugin with the elements `cuframessink`, `cuframessrc` and
-//! `cuframespacketsrc`, on top of the library [`cuframes`], which needs no GStreamer.
+//! One process decodes the camera and publishes it with `cuframessink`. Every other process on the
+//! host subscribes with `cuframessrc` (frames) or `cuframespacketsrc` (packets). The elements stand
+//! on the library [`cuframes`], which works without GStreamer.
+//!
+//! Modules use only modules of the lines below them:
+//!
+//! | modules | content |
+//! |---|---|
+//! | `sink`, `framesrc`, `packetsrc`, `device` | the elements and the device provider |
+//! | `source` | what both sources share |
+//! | `uri`, `meta`, `messages` | URIs, metadata of buffers, messages on the bus |
+//! | `caps`, `properties`, `time` | caps, properties, timestamps |
+//! | `gstcuda` | GStreamer's CUDA library |
+//! | `log` | the debug category |
 
 use gst::glib;
 use gst::prelude::*;
 
+mod caps;
 mod device;
 mod framesrc;
 #[doc(hidden)]
 pub mod gstcuda;
 mod log;
+mod messages;
 mod meta;
 mod packetsrc;
 mod properties;
@@ -19,7 +34,7 @@ mod source;
 mod time;
 mod uri;
 
-/// What the manual shows is compiled with the tests of the documentation.
+/// The examples of the manual, compiled as doctests.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/consume-frames.md")]
 struct ConsumeFrames;
@@ -27,9 +42,10 @@ struct ConsumeFrames;
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     log::init();
     meta::register();
-    // Caps that come from another process name it, and are parsed before anybody here has used it.
+    // Caps from another process name these types, and may be parsed before any other code has
+    // registered them.
     let _ = gst_video::VideoMultiviewFlags::static_type();
-    // SAFETY: registers a type with GObject.
+    // SAFETY: the function registers a type with GObject and takes no arguments.
     unsafe { gst_video::ffi::gst_video_multiview_flagset_get_type() };
     sink::register(plugin)?;
     framesrc::register(plugin)?;
@@ -42,7 +58,7 @@ gst::plugin_define!(
     env!("CARGO_PKG_DESCRIPTION"),
     plugin_init,
     concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
-    // GStreamer knows licences by these names only.
+    // GStreamer accepts a fixed list of license names; this one stands for the LGPL 2.1 or later.
     "LGPL",
     env!("CARGO_PKG_NAME"),
     env!("CARGO_PKG_NAME"),

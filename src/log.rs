@@ -1,4 +1,5 @@
-//! What the core traces goes to GStreamer's log, as category `cuframes`.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The debug category `cuframes`, and a bridge that forwards the library's `tracing` events to it.
 
 use std::fmt::Write;
 use std::sync::LazyLock;
@@ -8,19 +9,23 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-pub static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    let what = Some("Sharing of frames and packets between processes");
-    gst::DebugCategory::new("cuframes", gst::DebugColorFlags::empty(), what)
+/// The debug category of all elements and of the library.
+pub(crate) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    let description = Some("Sharing of frames and packets between processes");
+    gst::DebugCategory::new("cuframes", gst::DebugColorFlags::empty(), description)
 });
 
-/// Takes effect unless the application has a subscriber of its own, which then gets the events.
-pub fn init() {
+/// Installs the bridge as the process's `tracing` subscriber.
+///
+/// An application that has installed its own subscriber keeps it, and receives the events instead.
+pub(crate) fn init() {
     let _ = tracing::subscriber::set_global_default(Bridge);
 }
 
+/// Forwards `tracing` events to [`CAT`].
 struct Bridge;
 
-fn level(level: &Level) -> gst::DebugLevel {
+fn debug_level(level: &Level) -> gst::DebugLevel {
     match *level {
         Level::ERROR => gst::DebugLevel::Error,
         Level::WARN => gst::DebugLevel::Warning,
@@ -32,30 +37,30 @@ fn level(level: &Level) -> gst::DebugLevel {
 
 impl Subscriber for Bridge {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && CAT.above_threshold(level(metadata.level()))
+        metadata.is_event() && CAT.above_threshold(debug_level(metadata.level()))
     }
 
     fn register_callsite(&self, _: &'static Metadata<'static>) -> tracing::subscriber::Interest {
-        // The threshold can change at any time.
+        // The threshold of the category can change at any time, so it is checked for every event.
         tracing::subscriber::Interest::sometimes()
     }
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(String::new());
-        event.record(&mut line);
-        let m = event.metadata();
-        let file = gst::glib::GString::from(m.file().unwrap_or_default());
+        let mut text = EventText(String::new());
+        event.record(&mut text);
+        let metadata = event.metadata();
+        let file = gst::glib::GString::from(metadata.file().unwrap_or_default());
         CAT.log(
             None::<&gst::Object>,
-            level(m.level()),
+            debug_level(metadata.level()),
             file.as_gstr(),
-            m.target(),
-            m.line().unwrap_or(0),
-            format_args!("{}", line.0),
+            metadata.target(),
+            metadata.line().unwrap_or(0),
+            format_args!("{}", text.0),
         );
     }
 
-    // The core has no spans.
+    // The library emits events only, so spans are ignored.
     fn new_span(&self, _: &Attributes<'_>) -> Id {
         Id::from_u64(1)
     }
@@ -65,16 +70,17 @@ impl Subscriber for Bridge {
     fn exit(&self, _: &Id) {}
 }
 
-struct Line(String);
+/// The message of an event, followed by its fields as `name=value`.
+struct EventText(String);
 
-impl Visit for Line {
+impl Visit for EventText {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.record_debug(field, &format_args!("{value}"));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         let gap = if self.0.is_empty() { "" } else { " " };
-        // Writing to a string can't fail.
+        // Writing to a String always succeeds.
         let _ = match field.name() {
             "message" => write!(self.0, "{gap}{value:?}"),
             name => write!(self.0, "{gap}{name}={value:?}"),

@@ -1,28 +1,31 @@
-//! What buffers carry of where they come from, beside their timestamps.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Metadata of buffers that crosses processes: packet identities and reference timestamps.
 
 use std::sync::Once;
 
-use crate::properties::parse_caps;
+use crate::caps::parse_caps;
 use cuframes::{PacketId, ReferenceTimestamp};
 
-/// A GstCustomMeta on frames and packets: which packet this is, or was decoded from. Its structure has
-/// `track` (uint) and `seq` (uint64), which counts the packets of a track from 0 in one life of a
-/// publisher.
+/// GstCustomMeta that names a packet: on the packet itself, and on frames decoded from it.
+///
+/// Its structure has `track` (uint) and `seq` (uint64). `seq` counts the packets of a track from 0
+/// for each start of a publisher.
 const PACKET: &str = "GstCuframesPacketMeta";
 
-pub fn register() {
+/// Registers the meta with GStreamer.
+pub(crate) fn register() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Without tags: it stays true whatever is done to the pixels. Another copy of this plugin in the
-        // process may have registered it.
+        // Registered without tags, because it stays true for every change of the pixels. Another copy
+        // of this plugin in the process may have registered it already.
         if !gst::meta::CustomMeta::is_registered(PACKET) {
             gst::meta::CustomMeta::register_simple(PACKET);
         }
     });
 }
 
-/// Marks the buffer as coming from the packet.
-pub fn add_packet(buffer: &mut gst::BufferRef, packet: PacketId) {
+/// Attaches the identity of `packet` to the buffer.
+pub(crate) fn add_packet(buffer: &mut gst::BufferRef, packet: PacketId) {
     if let Ok(mut meta) = gst::meta::CustomMeta::add(buffer, PACKET) {
         let structure = meta.mut_structure();
         structure.set("track", packet.track);
@@ -30,8 +33,8 @@ pub fn add_packet(buffer: &mut gst::BufferRef, packet: PacketId) {
     }
 }
 
-/// The times of a buffer on other clocks.
-pub fn references(buffer: &gst::BufferRef) -> Vec<ReferenceTimestamp> {
+/// Returns the reference timestamps of a buffer: its times on other clocks.
+pub(crate) fn references(buffer: &gst::BufferRef) -> Vec<ReferenceTimestamp> {
     let reference = |meta: gst::MetaRef<'_, gst::ReferenceTimestampMeta>| ReferenceTimestamp {
         clock: meta.reference().to_string().into(),
         timestamp: meta.timestamp().nseconds(),
@@ -40,11 +43,13 @@ pub fn references(buffer: &gst::BufferRef) -> Vec<ReferenceTimestamp> {
     buffer.iter_meta().map(reference).collect()
 }
 
-pub fn add_references(buffer: &mut gst::BufferRef, references: &[ReferenceTimestamp]) {
+/// Attaches reference timestamps to a buffer.
+///
+/// They come from another process. Entries with invalid caps or an invalid time are left out.
+pub(crate) fn add_references(buffer: &mut gst::BufferRef, references: &[ReferenceTimestamp]) {
     for reference in references {
-        // What is no caps here is of no use to anybody here.
         let Some(clock) = parse_caps(&reference.clock) else { continue };
-        // The largest number is no time, which another process may say all the same.
+        // u64::MAX is GST_CLOCK_TIME_NONE.
         let time = |ns: u64| (ns < u64::MAX).then(|| gst::ClockTime::from_nseconds(ns));
         let Some(timestamp) = time(reference.timestamp) else { continue };
         let duration = reference.duration.and_then(time);

@@ -1,161 +1,35 @@
-//! What the elements have in common: caps, errors, properties.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Property values that several elements use, and deprecated names of properties.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use gst::glib;
-use gst::prelude::*;
-use gst::subclass::prelude::*;
+use gst::glib::prelude::*;
+use gst::prelude::GstParamSpecBuilderExt;
 
-use crate::gstcuda::GstCuda;
-use cuframes::{Error, RefusalReason};
+/// Maximum of a property that is a time, in ns: `u64::MAX` is GST_CLOCK_TIME_NONE.
+pub(crate) const MAX_TIME: u64 = i64::MAX as u64;
 
-/// The formats that are most used, in the order in which they are preferred; all others follow.
-const PREFERRED: [gst_video::VideoFormat; 4] = [
-    gst_video::VideoFormat::Nv12,
-    gst_video::VideoFormat::I420,
-    gst_video::VideoFormat::P01010le,
-    gst_video::VideoFormat::Rgba,
-];
-
-/// Every raw format that planes, offsets and strides describe.
-pub fn frame_caps() -> gst::Caps {
-    let plain = |f: &gst_video::VideoFormat| {
-        let info = gst_video::VideoFormatInfo::from_format(*f);
-        info.n_planes() > 0 && !info.flags().contains(gst_video::VideoFormatFlags::COMPLEX)
-    };
-    let others = gst_video::VideoFormat::iter_raw().filter(|f| !PREFERRED.contains(f));
-    let formats = PREFERRED.into_iter().chain(others.filter(plain));
-    let host = gst_video::VideoCapsBuilder::new().format_list(formats).build();
-    // Without GStreamer's CUDA library (1.24 on) nobody could make or take such frames.
-    if GstCuda::get().is_err() {
-        return host;
-    }
-    let mut caps = gst_video::VideoCapsBuilder::new()
-        .features([CUDA_MEMORY])
-        .format_list(CUDA_FORMATS)
-        .build();
-    caps.merge(host);
-    caps
-}
-
-/// Rows of a plane, and bytes of a row that are pixels.
-pub fn plane_size(video: &gst_video::VideoInfo, plane: usize) -> (usize, usize) {
-    let format = video.format_info();
-    if plane > 0 && format.flags().contains(gst_video::VideoFormatFlags::PALETTE) {
-        // 256 colours of 4 bytes.
-        return (1, 1024);
-    }
-    let of_plane =
-        (0..format.n_components()).filter(|c| format.plane()[*c as usize] as usize == plane);
-    of_plane.fold((1, 0), |(rows, row), c| {
-        let height = video.comp_height(c as u8) as usize;
-        let width = video.comp_width(c as u8) as usize * format.pixel_stride()[c as usize] as usize;
-        // A format of several pixels a word has no stride of one pixel; then the rows alone count.
-        (rows.max(height), row.max(width))
-    })
-}
-
-/// The feature of caps whose frames are in the memory of a GPU.
-pub const CUDA_MEMORY: &str = "memory:CUDAMemory";
-
-/// Whether the frames with these caps are in the memory of a GPU.
-pub fn is_cuda(caps: &gst::Caps) -> bool {
-    caps.features(0).is_some_and(|f| f.contains(CUDA_MEMORY))
-}
-
-/// What the elements of GStreamer's CUDA plugin use.
-const CUDA_FORMATS: [gst_video::VideoFormat; 12] = {
-    use gst_video::VideoFormat as F;
-    [
-        F::Nv12,
-        F::P01010le,
-        F::P012Le,
-        F::P016Le,
-        F::I420,
-        F::Yv12,
-        F::Y444,
-        F::Y44416le,
-        F::Bgra,
-        F::Rgba,
-        F::Rgbx,
-        F::Bgrx,
-    ]
-};
-
-/// Whole access units, with codec data in the caps or in the stream; and what cameras send beside video.
-pub fn packet_caps() -> gst::Caps {
-    let codec = |name: &str, formats: &[&str], alignment: &str| {
-        gst::Structure::builder(name)
-            .field("stream-format", gst::List::new(formats))
-            .field("alignment", alignment)
-            .build()
-    };
-    let versions = gst::List::new([2i32, 4]);
-    let mut caps = gst::Caps::builder_full()
-        .structure(codec("video/x-h264", &["byte-stream", "avc", "avc3"], "au"))
-        .structure(codec("video/x-h265", &["byte-stream", "hvc1", "hev1"], "au"))
-        .structure(codec("video/x-av1", &["obu-stream"], "tu"));
-    for name in ["video/x-vp8", "video/x-vp9", "image/jpeg"] {
-        caps = caps.structure(gst::Structure::new_empty(name));
-    }
-    caps = caps
-        .structure(gst::Structure::builder("audio/mpeg").field("mpegversion", versions).build());
-    let others = ["audio/x-opus", "audio/x-alaw", "audio/x-mulaw", "audio/x-adpcm"];
-    for name in others.into_iter().chain(["application/x-onvif-metadata", "meta/x-klv"]) {
-        caps = caps.structure(gst::Structure::new_empty(name));
-    }
-    caps.build()
-}
-
-/// Brackets in the caps of one stream, at most. Those with headers have some.
-const MAX_BRACKETS: usize = 64;
-
-/// Caps as another process wrote them; `None` if they are none. GStreamer's parser calls itself for what
-/// is nested, so some thousand brackets would take all of a thread's stack.
-pub fn parse_caps(text: &str) -> Option<gst::Caps> {
-    let brackets = text.bytes().filter(|byte| b"{<[".contains(byte)).count();
-    (brackets <= MAX_BRACKETS).then(|| gst::Caps::from_str(text).ok())?
-}
-
-/// The longest time of a property, in ns: the largest number is none to GStreamer.
-pub const MAX_TIME: u64 = i64::MAX as u64;
-
-/// An unset or empty property is none.
-pub fn runtime_dir(dir: Option<&str>) -> Option<PathBuf> {
+/// Returns the value of `runtime-dir` as a path. An empty property counts as unset.
+pub(crate) fn runtime_dir(dir: Option<&str>) -> Option<PathBuf> {
     dir.filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
-/// Posts what went wrong as an element error.
-pub fn post_error<T>(element: &T, error: &Error)
-where
-    T: ElementImpl,
-    T::Type: IsA<gst::Element>,
-{
-    use gst::ResourceError as R;
-    let kind = match error {
-        Error::Key { .. } | Error::Value { .. } => R::Settings,
-        Error::Busy { .. } | Error::Refused { code: RefusalReason::Full, .. } => R::Busy,
-        Error::Refused { code: RefusalReason::Denied, .. } => R::NotAuthorized,
-        Error::RuntimeDir { .. } => R::OpenReadWrite,
-        Error::NoPublisher { .. } => R::NotFound,
-        _ => R::Failed,
-    };
-    let obj = element.obj();
-    let details = format!("{error:?}");
-    let message = gst::message::Error::builder(kind, &error.to_string())
-        .src(obj.upcast_ref::<gst::Element>())
-        .debug(&details)
-        .build();
-    let _ = obj.post_message(message);
+/// Returns the specification of the property `runtime-dir`.
+pub(crate) fn runtime_dir_spec() -> glib::ParamSpec {
+    glib::ParamSpecString::builder("runtime-dir")
+        .nick("Runtime Directory")
+        .blurb("Directory of the publisher's socket (unset: $CUFRAMES_RUNTIME_DIR, /run/cuframes, $XDG_RUNTIME_DIR/cuframes or /tmp/cuframes-UID)")
+        .mutable_ready()
+        .build()
 }
 
-/// What a source does when its publisher goes away.
+/// Action of a source when its publisher is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstCuframesOnLost")]
-pub enum OnLost {
+pub(crate) enum OnLost {
     #[default]
-    #[enum_value(name = "Wait for the next publisher and go on", nick = "reconnect")]
+    #[enum_value(name = "Wait for the next publisher and continue", nick = "reconnect")]
     Reconnect,
     #[enum_value(name = "End the stream", nick = "eos")]
     Eos,
@@ -163,13 +37,137 @@ pub enum OnLost {
     Error,
 }
 
-/// What a source does when the publisher's stream ends.
+/// Action of a source when the publisher's stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstCuframesOnEos")]
-pub enum OnEos {
+pub(crate) enum OnEos {
     #[default]
     #[enum_value(name = "End the stream", nick = "eos")]
     Eos,
-    #[enum_value(name = "Wait for a publisher that goes on", nick = "wait")]
+    #[enum_value(name = "Wait for the publisher to start the stream again", nick = "wait")]
     Wait,
+}
+
+/// The former name of a property, accepted for one release after the renaming.
+///
+/// Both properties are of type uint. The alias has the flag [`glib::ParamFlags::DEPRECATED`], and the
+/// range and default of its target.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Alias {
+    /// The former name.
+    pub(crate) name: &'static str,
+    /// The name that replaces it.
+    pub(crate) target: &'static str,
+    /// Value of the target minus value of the alias.
+    pub(crate) offset: u32,
+}
+
+impl Alias {
+    /// Appends the specifications of `aliases` to those of the other properties of a class.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the target of an alias is missing in `specs` or is of another type than uint.
+    pub(crate) fn append(aliases: &[Self], specs: &mut Vec<glib::ParamSpec>) {
+        let of_aliases: Vec<_> = aliases.iter().map(|alias| alias.spec(specs)).collect();
+        specs.extend(of_aliases);
+    }
+
+    fn spec(&self, specs: &[glib::ParamSpec]) -> glib::ParamSpec {
+        let target = specs.iter().find(|spec| spec.name() == self.target);
+        let target = target
+            .and_then(|spec| spec.downcast_ref::<glib::ParamSpecUInt>())
+            .expect("the target of an alias is a property of type uint");
+        glib::ParamSpecUInt::builder(self.name)
+            .nick(target.nick())
+            .blurb(&match self.offset {
+                0 => format!("Deprecated: use {}", self.target),
+                offset => format!("Deprecated: use {}, which is {offset} higher", self.target),
+            })
+            .minimum(target.minimum() - self.offset)
+            .maximum(target.maximum() - self.offset)
+            .default_value(target.default_value() - self.offset)
+            .flags(target.flags() | glib::ParamFlags::DEPRECATED)
+            .build()
+    }
+
+    /// Sets the target of the alias called `name`. Returns whether there is one.
+    ///
+    /// Sets a property of `object`, so the caller must hold no lock that its `set_property` takes.
+    pub(crate) fn set(
+        aliases: &[Self],
+        object: &impl IsA<glib::Object>,
+        name: &str,
+        value: &glib::Value,
+    ) -> bool {
+        let Some(alias) = aliases.iter().find(|alias| alias.name == name) else { return false };
+        // GObject has checked type and range.
+        let value: u32 = value.get().unwrap();
+        object.set_property(alias.target, value + alias.offset);
+        true
+    }
+
+    /// Returns the value of the alias called `name`, if there is one.
+    pub(crate) fn get(
+        aliases: &[Self],
+        object: &impl IsA<glib::Object>,
+        name: &str,
+    ) -> Option<glib::Value> {
+        let alias = aliases.iter().find(|alias| alias.name == name)?;
+        Some((object.property::<u32>(alias.target) - alias.offset).to_value())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gst::prelude::*;
+
+    fn make(element: &str) -> gst::Element {
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| {
+            gst::init().unwrap();
+            crate::plugin_register_static().unwrap();
+        });
+        gst::ElementFactory::make(element).build().unwrap()
+    }
+
+    #[test]
+    fn deprecated_alias_sets_and_reads_its_target() {
+        for (element, alias, target, offset) in [
+            ("cuframessrc", "max-held", "max-frames", 1),
+            ("cuframessrc", "spin", "busy-poll", 0),
+            ("cuframessink", "max-credit", "max-frames-per-subscriber", 0),
+        ] {
+            let element = make(element);
+            let spec = element.find_property(alias).unwrap();
+            assert!(spec.flags().contains(gst::glib::ParamFlags::DEPRECATED), "{alias}");
+            assert!(spec.blurb().unwrap().starts_with(&format!("Deprecated: use {target}")));
+            let default: u32 = element.property(target);
+            assert_eq!(element.property::<u32>(alias), default - offset, "default of {alias}");
+            assert_eq!(spec.default_value().get::<u32>().unwrap(), default - offset, "{alias}");
+
+            let notified = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+            let count = notified.clone();
+            element.connect_notify(Some(target), move |_, _| {
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            });
+            element.set_property(alias, 7u32);
+            assert_eq!(element.property::<u32>(target), 7 + offset, "{target} by {alias}");
+            assert_eq!(element.property::<u32>(alias), 7, "{alias}");
+            assert_eq!(notified.load(std::sync::atomic::Ordering::Relaxed), 1, "{target}");
+            element.set_property(target, 9u32);
+            assert_eq!(element.property::<u32>(alias), 9 - offset, "{alias} by {target}");
+        }
+    }
+
+    #[test]
+    fn uri_accepts_deprecated_alias_and_names_its_target() {
+        let source = make("cuframessrc").dynamic_cast::<gst::URIHandler>().unwrap();
+        source.set_uri("cuframes://cam1?max-held=0&spin=3").unwrap();
+        assert_eq!(source.uri().unwrap(), "cuframes://cam1?max-frames=1&busy-poll=3");
+        let error = source.set_uri("cuframes://cam1?max-held=64").unwrap_err().to_string();
+        assert!(error.contains("it takes 0 to 63"), "{error}");
+        let error = source.set_uri("cuframes://cam1?speed=1").unwrap_err().to_string();
+        assert!(error.contains("max-frames") && !error.contains("max-held"), "{error}");
+    }
 }

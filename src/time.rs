@@ -1,99 +1,115 @@
-//! Time across processes: everything that is published carries CLOCK_MONOTONIC.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Conversion of timestamps between pipelines: published times are nanoseconds of CLOCK_MONOTONIC.
 
 use gst::prelude::*;
 
 use cuframes::sync::clock::now_ns;
 
-/// A clock that runs apart from the monotonic one by more than this is measured anew.
-const DRIFT_NS: i64 = 2_000_000;
+/// Drift of a clock against CLOCK_MONOTONIC at which its offset is measured again.
+const MAX_DRIFT_NS: i64 = 2_000_000;
 
-/// What has to be added to a pipeline's running time to get CLOCK_MONOTONIC, in ns.
+/// Offset from a pipeline's running time to CLOCK_MONOTONIC, in ns.
 ///
-/// The usual pipeline clock is CLOCK_MONOTONIC itself, and nothing is measured. The distance to
-/// another one is measured and kept, so that timestamps stay as evenly spaced as they were.
+/// The usual pipeline clock is CLOCK_MONOTONIC itself, and needs no measurement. The offset of any
+/// other clock is measured and kept, so that timestamps stay evenly spaced.
 #[derive(Debug, Default)]
-pub struct Origin {
-    clock: Option<Known>,
+pub(crate) struct MonotonicOffset {
+    clock: Option<MeasuredClock>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct MeasuredClock {
     clock: gst::Clock,
-    /// From the clock to the monotonic one, in ns; `None` if it is that one.
-    distance: Option<i64>,
+    /// CLOCK_MONOTONIC minus this clock, in ns; `None` if this clock is CLOCK_MONOTONIC.
+    offset_ns: Option<i64>,
 }
 
-impl Origin {
-    /// `None` while the element has no clock or base time.
-    pub fn get(&mut self, element: &impl IsA<gst::Element>) -> Option<i64> {
+impl MonotonicOffset {
+    /// Returns the value to add to the element's running time to get CLOCK_MONOTONIC, in ns.
+    ///
+    /// Returns `None` while the element has no clock or no base time.
+    pub(crate) fn get(&mut self, element: &impl IsA<gst::Element>) -> Option<i64> {
         let clock = element.clock()?;
-        let base = element.base_time()?.nseconds() as i64;
-        // Asking a clock what it is takes 10 µs, so it is asked once.
-        let same = self.clock.take().filter(|known| known.clock == clock);
-        let known = same.unwrap_or_else(|| Known {
-            distance: (!is_monotonic(&clock)).then(|| distance(&clock)),
+        let base_ns = element.base_time()?.nseconds() as i64;
+        // The type of a clock is queried once, because the query takes 10 µs.
+        let same = self.clock.take().filter(|measured| measured.clock == clock);
+        let measured = same.unwrap_or_else(|| MeasuredClock {
+            offset_ns: (!is_monotonic(&clock)).then(|| offset_from(&clock)),
             clock,
         });
-        let known = self.clock.insert(known);
-        if let Some(kept) = &mut known.distance {
-            let measured = distance(&known.clock);
-            if (*kept - measured).abs() >= DRIFT_NS {
-                *kept = measured;
+        let measured = self.clock.insert(measured);
+        if let Some(kept_ns) = &mut measured.offset_ns {
+            let offset_ns = offset_from(&measured.clock);
+            if (*kept_ns - offset_ns).abs() >= MAX_DRIFT_NS {
+                *kept_ns = offset_ns;
             }
         }
-        Some(base + known.distance.unwrap_or(0))
+        Some(base_ns + measured.offset_ns.unwrap_or(0))
     }
 }
 
-/// What the monotonic clock is ahead of this one, in ns.
-fn distance(clock: &gst::Clock) -> i64 {
-    let before = now_ns();
-    let theirs = clock.time().nseconds() as i64;
-    before.midpoint(now_ns()) - theirs
+/// Returns CLOCK_MONOTONIC minus the time of `clock`, in ns.
+fn offset_from(clock: &gst::Clock) -> i64 {
+    let before_ns = now_ns();
+    let clock_ns = clock.time().nseconds() as i64;
+    before_ns.midpoint(now_ns()) - clock_ns
 }
 
+/// Returns whether the clock is CLOCK_MONOTONIC.
+///
+/// Subclasses of the system clock are excluded: they count the samples of a sound card or follow
+/// another host.
 fn is_monotonic(clock: &gst::Clock) -> bool {
-    // Not those derived from it, which count the samples of a sound card or follow another host.
     clock.type_() == gst::SystemClock::static_type()
         && clock.property::<gst::ClockType>("clock-type") == gst::ClockType::Monotonic
 }
 
-/// The published time of a timestamp in `segment`.
-pub fn publish(
+/// Returns the published time of timestamp `t` in `segment`: CLOCK_MONOTONIC in ns.
+///
+/// `offset_ns` comes from [`MonotonicOffset::get`].
+pub(crate) fn to_monotonic_ns(
     segment: &gst::FormattedSegment<gst::ClockTime>,
-    origin: i64,
+    offset_ns: i64,
     t: gst::ClockTime,
 ) -> Option<i64> {
-    Some(origin + running(segment, t)?)
+    Some(offset_ns + to_running_ns(segment, t)?)
 }
 
-/// The running time of a timestamp in `segment`, in ns.
-pub fn running(segment: &gst::FormattedSegment<gst::ClockTime>, t: gst::ClockTime) -> Option<i64> {
-    segment.to_running_time_full(t).map(signed)
+/// Returns the running time of timestamp `t` in `segment`, in ns. It may be negative.
+pub(crate) fn to_running_ns(
+    segment: &gst::FormattedSegment<gst::ClockTime>,
+    t: gst::ClockTime,
+) -> Option<i64> {
+    segment.to_running_time_full(t).map(signed_ns)
 }
 
-fn signed(t: gst::Signed<gst::ClockTime>) -> i64 {
+fn signed_ns(t: gst::Signed<gst::ClockTime>) -> i64 {
     match t {
         gst::Signed::Positive(t) => t.nseconds() as i64,
         gst::Signed::Negative(t) => -(t.nseconds() as i64),
     }
 }
 
-/// Published within this much of its timestamp, a stream is taken to run in real time.
+/// A stream whose timestamps are this close to its time of publication is taken as live.
 const LIVE_NS: i64 = 1_000_000_000;
 
-/// What has to be added to a stream's timestamps so that they fit real time: nothing, if they are
-/// those of a live stream that is `latency` behind at most. A file that is published faster or slower
-/// than real time is moved as a whole, to begin when it was published.
-pub fn shift(published: i64, timestamp: i64, latency: i64) -> i64 {
-    // Another process says what these are.
-    let behind = published.saturating_sub(timestamp);
-    if (-LIVE_NS..=latency.saturating_add(LIVE_NS)).contains(&behind) { 0 } else { behind }
+/// Returns the value to add to a stream's timestamps so that they match real time, in ns.
+///
+/// This is 0 for a live stream, whose first timestamp is at most `latency_ns` (and a tolerance)
+/// older than its publication. A file that is published faster or slower than real time is shifted as a
+/// whole, so that it begins at its time of publication.
+pub(crate) fn skew(published_ns: i64, timestamp_ns: i64, latency_ns: i64) -> i64 {
+    // Saturating, because the values come from another process.
+    let behind_ns = published_ns.saturating_sub(timestamp_ns);
+    let live = -LIVE_NS..=latency_ns.saturating_add(LIVE_NS);
+    if live.contains(&behind_ns) { 0 } else { behind_ns }
 }
 
-/// The flags of a buffer that mean something in another process: not those about its memory. Those of
-/// a media type, such as interlacing, are the caller's to add.
-pub fn portable_flags(flags: gst::BufferFlags) -> u32 {
+/// Returns the flags of a buffer that have a meaning in another process.
+///
+/// Flags about the buffer's memory are removed. Flags of a media type, such as interlacing, are
+/// added by the caller.
+pub(crate) fn portable_flags(flags: gst::BufferFlags) -> u32 {
     use gst::BufferFlags as F;
     let portable = F::DISCONT
         | F::RESYNC

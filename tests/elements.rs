@@ -116,7 +116,7 @@ fn downstream_that_keeps_frames_gets_copies() {
         setup.pipeline(&format!("{} ! cuframessink name=pub key=a policy=wait", source(40)));
     publisher.stamp("camera", (WIDTH, HEIGHT));
     let subscriber = setup.pipeline(
-        "cuframessrc name=src key=a mode=strict max-held=3 ! fakesink name=out sync=false",
+        "cuframessrc name=src key=a mode=strict max-frames=4 ! fakesink name=out sync=false",
     );
     let kept = subscriber.collect("out", "sink", |b, _| b.clone());
     subscriber.play();
@@ -364,15 +364,15 @@ fn mistakes_get_a_sentence() {
     fails("videotestsrc ! cuframessink", R::Settings, "key=cam1");
     fails("videotestsrc ! cuframessink key=a/b", R::Settings, "not allowed");
     fails(
-        "videotestsrc ! cuframessink key=a max-subscribers=1000 max-credit=64",
+        "videotestsrc ! cuframessink key=a max-subscribers=1000 max-frames-per-subscriber=64",
         R::Settings,
-        "max-credit",
+        "max-frames-per-subscriber",
     );
     let publisher = setup.pipeline(&format!("{} ! cuframessink key=a", source(1_000_000)));
     publisher.play();
     until(|| setup.dir.join("a.sock").exists());
     fails("videotestsrc ! cuframessink key=a", R::Busy, &format!("pid {}", std::process::id()));
-    fails("cuframessrc key=a max-held=20 ! fakesink", R::Failed, "asks for 21 frames");
+    fails("cuframessrc key=a max-frames=21 ! fakesink", R::Failed, "asks for 21 frames");
     fails("videotestsrc ! cuframessink key=b socket-group=nobody-s", R::Settings, "nobody-s");
 }
 
@@ -680,7 +680,7 @@ fn subscribers_are_announced_and_listed() {
     let publisher = setup.pipeline(&format!("{} ! cuframessink name=pub key=a", source(1_000_000)));
     publisher.play();
     let subscriber =
-        setup.pipeline("cuframessrc name=detector key=a max-held=2 ! fakesink sync=false");
+        setup.pipeline("cuframessrc name=detector key=a max-frames=3 ! fakesink sync=false");
     subscriber.play();
     let added = publisher.wait_for("cuframes-subscriber-added");
     assert_eq!(added.get::<&str>("name").unwrap(), "detector");
@@ -689,7 +689,7 @@ fn subscribers_are_announced_and_listed() {
     let stats = publisher.stats("pub");
     let listed = stats.get::<gst::Array>("subscribers").unwrap();
     let listed = listed[0].get::<gst::Structure>().unwrap();
-    assert_eq!(listed.get::<u32>("credit").unwrap(), 3);
+    assert_eq!(listed.get::<u32>("max-frames").unwrap(), 3);
     assert!(listed.get::<u64>("received").unwrap() >= 10);
     drop(subscriber);
     publisher.wait_for("cuframes-subscriber-removed");

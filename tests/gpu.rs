@@ -205,7 +205,7 @@ fn numbers(raw: &[u8]) -> Vec<u32> {
 fn nvdec_to_four_processes(name: &'static str, options: &str, codec: &str) {
     let site = Site::new(name);
     // The subscribers come first, and wait.
-    let modes = ["", "", "io-mode=copy", "max-held=0"];
+    let modes = ["", "", "io-mode=copy", "max-frames=1"];
     let start = |(n, mode): (usize, &&str)| site.subscriber(&format!("{n}.raw"), mode);
     let subscribers: Vec<_> = modes.iter().enumerate().map(start).collect();
     let _running = site.camera(options, codec);

@@ -475,8 +475,8 @@ fn strangers_are_told_why_they_are_refused() {
         (Message::Leave.encode(), Malformed, "has to be HELLO"),
         (hello(2, "a\nb"), Malformed, "control characters"),
         (hello(2, &"n".repeat(256)), Malformed, "too long"),
-        (hello(9, "greedy"), OverCredit, "max-credit=8"),
-        (hello(u32::MAX, "greedy"), OverCredit, "max-credit=8"),
+        (hello(9, "greedy"), OverCredit, "max-frames-per-subscriber=8"),
+        (hello(u32::MAX, "greedy"), OverCredit, "max-frames-per-subscriber=8"),
     ] {
         refused(&stage, &bytes, 0, code, expected);
         stage.check();
@@ -827,7 +827,7 @@ mod elements {
             }
         };
         lie("", &[], None);
-        let (unknown, small) = (Some("none that a cuframessrc has"), Some("does not fit"));
+        let (unknown, small) = (Some("not supported by cuframessrc"), Some("does not fit"));
         // What is read of a v210 line can't be told from its components.
         let packed = "video/x-raw, format=v210, width=48, height=1, framerate=30/1";
         for caps in ["<", "video/x-raw", "audio/x-raw, rate=1", packed] {
@@ -885,7 +885,7 @@ mod elements {
             let message = Message::TrackFormat { track: 0, generation: 1, caps: caps.into() };
             world.script[4].bytes = message.encode();
             let error = play(&site, "cuframespacketsrc", world).unwrap();
-            assert!(error.contains("none that a cuframespacketsrc has"), "{error}");
+            assert!(error.contains("not supported by cuframespacketsrc"), "{error}");
         }
     }
 

@@ -316,7 +316,7 @@ fn a_crowd_is_served_and_the_last_one_waits() {
     let publisher = Pipeline::new(&site, &format!("{CAMERA} ! cuframessink name=pub key=a")).play();
     let mut crowd: Vec<_> = (0..33)
         .map(|_| {
-            Pipeline::new(&site, "cuframessrc name=src key=a max-held=1 ! fakesink sync=false")
+            Pipeline::new(&site, "cuframessrc name=src key=a max-frames=2 ! fakesink sync=false")
                 .play()
         })
         .collect();

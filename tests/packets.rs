@@ -644,7 +644,7 @@ fn a_source_takes_all_of_the_next_publisher() {
     assert_eq!(subscriber.stat("src", "lost"), 0);
 }
 
-/// Nobody reads on from what is said once: see the sink's `cut-gops` and `too-big`.
+/// Nobody reads on from what is said once: see the sink's `truncated-gops` and `oversized`.
 #[test]
 fn what_does_not_fit_is_said_once() {
     let setup = Setup::new("said-once");
@@ -690,7 +690,7 @@ fn what_does_not_fit_is_said_once() {
     let tracks: gst::Array = publisher.stats("pub").get("tracks").unwrap();
     let track = tracks[0].get::<gst::Structure>().unwrap();
     let count = |field: &str| track.get::<u64>(field).unwrap();
-    assert_eq!((count("too-big"), count("undecodable"), count("cut-gops")), (3, 6, 3));
+    assert_eq!((count("oversized"), count("broken-gops"), count("truncated-gops")), (3, 6, 3));
 }
 
 /// The packet that a buffer says it comes from.
@@ -738,5 +738,5 @@ fn frames_know_the_packets_that_they_come_from() {
     }
     assert!(apart.iter().all(|ns| *ns == apart[0]), "{apart:?}");
     assert!(!order.is_sorted(), "without B-frames this shows nothing: {order:?}");
-    assert_eq!(publisher.stat("pub", "unidentified"), 0);
+    assert_eq!(publisher.stat("pub", "unmatched-frames"), 0);
 }

@@ -412,7 +412,7 @@ fn nothing_leaks() {
         "publisher",
     );
     let frames = traced(&site, "cuframessrc key=a ! queue ! fakesink", "frames");
-    let copies = traced(&site, "cuframessrc key=a max-held=0 ! queue ! fakesink", "copies");
+    let copies = traced(&site, "cuframessrc key=a max-frames=1 ! queue ! fakesink", "copies");
     let packets = traced(&site, "cuframespacketsrc key=a ! h264parse ! fakesink", "packets");
     for process in [publisher, frames, copies, packets] {
         process.success();
@@ -434,7 +434,7 @@ fn nothing_leaks_when_publishers_die() {
     };
     let rest = "num-buffers=150 ! queue ! fakesink sync=false";
     let frames = traced(&site, &format!("cuframessrc key=a {rest}"), "frames");
-    let copies = traced(&site, &format!("cuframessrc key=a max-held=0 {rest}"), "copies");
+    let copies = traced(&site, &format!("cuframessrc key=a max-frames=1 {rest}"), "copies");
     let packets = traced(&site, &format!("cuframespacketsrc key=a {rest}"), "packets");
     for _ in 0..3 {
         let publisher = publish();

@@ -25,10 +25,10 @@ fn make(uri: &str) -> Result<gst::Element, glib::Error> {
 #[test]
 fn a_uri_makes_the_element_that_it_names() {
     init();
-    let source = make("cuframes://cam1.sub?mode=strict&max-held=3&connect-timeout=5&").unwrap();
+    let source = make("cuframes://cam1.sub?mode=strict&max-frames=3&connect-timeout=5&").unwrap();
     assert_eq!(source.factory().unwrap().name(), "cuframessrc");
     assert_eq!(source.property::<String>("key"), "cam1.sub");
-    assert_eq!(source.property::<u32>("max-held"), 3);
+    assert_eq!(source.property::<u32>("max-frames"), 3);
     assert_eq!(source.property::<u64>("connect-timeout"), 5);
     assert_eq!(source.property_value("mode").serialize().unwrap(), "strict");
 
@@ -71,10 +71,10 @@ fn a_wrong_uri_is_refused_with_what_is_right() {
         ("cuframes://cam?mode", "'mode' in 'cuframes://cam?mode' has no value: use cuframes://KEY"),
         ("cuframes://cam?mode=sloppy", "mode can't be 'sloppy'"),
         ("cuframes://cam?mode=sloppy", "it takes newest, strict"),
-        ("cuframes://cam?max-held=64", "it takes 0 to 63"),
-        ("cuframes://cam?max-held=x", "max-held can't be 'x'"),
+        ("cuframes://cam?max-frames=65", "it takes 1 to 64"),
+        ("cuframes://cam?max-frames=x", "max-frames can't be 'x'"),
         ("cuframes://cam?speed=2", "'speed' in 'cuframes://cam?speed=2' can't be set by a URI"),
-        ("cuframes://cam?speed=2", "max-held"),
+        ("cuframes://cam?speed=2", "max-frames"),
         ("cuframes://cam?key=other", "'key'"),
         ("cuframes://cam?stats=x", "'stats'"),
         ("cuframes://cam?name=x", "'name'"),
@@ -89,10 +89,10 @@ fn a_wrong_uri_is_refused_with_what_is_right() {
 #[test]
 fn nothing_is_set_by_a_uri_that_is_refused() {
     init();
-    let source = make("cuframes://cam?max-held=2").unwrap();
+    let source = make("cuframes://cam?max-frames=2").unwrap();
     let handler = source.dynamic_cast_ref::<gst::URIHandler>().unwrap();
-    handler.set_uri("cuframes://other?max-held=3&mode=sloppy").unwrap_err();
-    assert_eq!(handler.uri().unwrap(), "cuframes://cam?max-held=2");
+    handler.set_uri("cuframes://other?max-frames=3&mode=sloppy").unwrap_err();
+    assert_eq!(handler.uri().unwrap(), "cuframes://cam?max-frames=2");
 }
 
 /// A pipeline that ends with its scope.

@@ -40,7 +40,7 @@ const fn camera(name: &'static str, sink: &'static str, subscriber: &'static str
 
 const SINK: &str = "cuframessink name=sink key=bench runtime-dir=SITE";
 const SRC: &str = "cuframessrc name=src key=bench runtime-dir=SITE";
-const SPIN: &str = "cuframessrc name=src key=bench spin=500 runtime-dir=SITE";
+const SPIN: &str = "cuframessrc name=src key=bench busy-poll=500 runtime-dir=SITE";
 // Every frame reaches everybody, at the pace of the slowest.
 const WAITING_SINK: &str = "cuframessink name=sink key=bench policy=wait runtime-dir=SITE";
 const STRICT_SRC: &str = "cuframessrc name=src key=bench mode=strict runtime-dir=SITE";

@@ -1,4 +1,5 @@
-//! A device, and how it becomes an element.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The device: frames or a track of a live key, and the source element for it.
 
 use std::sync::OnceLock;
 
@@ -6,23 +7,23 @@ use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
-use crate::properties::parse_caps;
+use crate::caps::parse_caps;
 use cuframes::{LiveKey, PublisherStatus};
 
-/// What a device stands for: two that are equal need not be told apart by anybody.
+/// The stream that a device stands for. Equal targets make equal devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    pub key: LiveKey,
-    /// A track of packets; `None` for the frames.
-    pub track: Option<u32>,
+pub(super) struct Target {
+    pub(super) key: LiveKey,
+    /// Number of a track of packets; `None` for the frames.
+    track: Option<u32>,
     caps: String,
     publisher: String,
     pid: i32,
 }
 
 impl Target {
-    /// The frames and the tracks of a publisher, as far as their caps are known.
-    pub fn all_of(key: &LiveKey, status: &PublisherStatus) -> Vec<Self> {
+    /// Returns the frames and the tracks of a publisher that have caps.
+    pub(super) fn all_of(key: &LiveKey, status: &PublisherStatus) -> Vec<Self> {
         let frames = std::iter::once((None, &status.caps));
         let tracks = status.tracks.iter().map(|t| (Some(t.track), &t.caps));
         let target = |(track, caps): (Option<u32>, &String)| Self {
@@ -35,13 +36,13 @@ impl Target {
         frames.chain(tracks).filter(|(_, caps)| !caps.is_empty()).map(target).collect()
     }
 
-    /// Whether both are called the same, whatever has become of them.
-    pub fn is_same(&self, other: &Self) -> bool {
+    /// Returns whether both have the same name. Their publisher and caps may differ.
+    pub(super) fn has_same_name(&self, other: &Self) -> bool {
         (&self.key, self.track) == (&other.key, other.track)
     }
 
-    /// `None` if its caps are none: they come from another process.
-    pub fn device(&self) -> Option<super::CuframesDevice> {
+    /// Returns the device, or `None` if the caps that the publisher wrote are invalid.
+    pub(super) fn device(&self) -> Option<super::CuframesDevice> {
         let caps = parse_caps(&self.caps)?;
         let key = &self.key.key;
         let name = match self.track {
@@ -56,7 +57,7 @@ impl Target {
             .field("cuframes.publisher", &self.publisher)
             .field("cuframes.pid", self.pid)
             .build();
-        // What is no video does not concern those who look for cameras.
+        // Applications that list cameras filter by `Source/Video`.
         let class = match self.caps.split('/').next() {
             Some("video") => "Source/Video",
             Some("audio") => "Source/Audio",
@@ -73,7 +74,7 @@ impl Target {
     }
 
     fn dir(&self) -> &str {
-        // A path that is no UTF-8 can't be a property of the elements either.
+        // Element properties are UTF-8, so any other path is unusable anyway.
         self.key.dir.to_str().unwrap_or_default()
     }
 
@@ -90,9 +91,11 @@ impl Target {
     }
 }
 
+/// Implementation of the device.
 #[derive(Default)]
-pub struct CuframesDevice {
-    pub target: OnceLock<Target>,
+pub(crate) struct CuframesDevice {
+    /// Set when the device is created.
+    target: OnceLock<Target>,
 }
 
 #[glib::object_subclass]
@@ -111,7 +114,7 @@ impl DeviceImpl for CuframesDevice {
         let unset = || {
             gst::loggable_error!(
                 crate::log::CAT,
-                "A device without a key: take one that the device monitor lists"
+                "The device has no key: use a device that the device monitor lists"
             )
         };
         let target = self.target.get().ok_or_else(unset)?;
@@ -126,7 +129,7 @@ impl DeviceImpl for CuframesDevice {
         let Some(target) = target.filter(fits) else {
             return Err(gst::loggable_error!(
                 crate::log::CAT,
-                "'{}' is no element for this device: have the device make one",
+                "'{}' is not an element of this device: create one with the device",
                 element.name()
             ));
         };

@@ -1,4 +1,5 @@
-//! Looks which keys are live, and follows them coming and going.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The provider: scans for live keys, and adds and removes devices as publishers start and stop.
 
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
@@ -15,59 +16,69 @@ use cuframes::protocol::{discovery::Watch, runtime_dir::candidates};
 use cuframes::sync::lock;
 use cuframes::{Error, Interrupt, LiveKey};
 
-/// Nothing tells of new caps, nor of a publisher that was killed before its lock is gone.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// A publisher has its key before it has caps.
-const LOOK_FOR_CAPS: Duration = Duration::from_millis(100);
+/// Interval of scans. Changed caps, and a publisher that was killed, trigger no file system event.
+const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of scans while a publisher has a key but no caps yet.
+const CAPS_INTERVAL: Duration = Duration::from_millis(100);
 
-#[derive(Default)]
-pub struct CuframesDeviceProvider {
-    follower: Mutex<Option<(Arc<Interrupt>, JoinHandle<()>)>>,
+/// The thread that updates the devices.
+struct Watcher {
+    interrupt: Arc<Interrupt>,
+    thread: JoinHandle<()>,
 }
 
-/// The devices that the provider has.
+/// Implementation of the device provider.
 #[derive(Default)]
-struct Known(Vec<(Target, CuframesDevice)>);
+pub(crate) struct CuframesDeviceProvider {
+    watcher: Mutex<Option<Watcher>>,
+}
 
-/// What a look found.
-struct Found {
+/// The devices that the provider has added.
+#[derive(Default)]
+struct Devices(Vec<(Target, CuframesDevice)>);
+
+/// Result of a scan.
+struct Scan {
     targets: Vec<Target>,
-    /// Keys that do not say at the moment what they have.
-    silent: Vec<LiveKey>,
-    /// Some have no caps yet.
+    /// Keys whose publisher did not respond.
+    unresponsive: Vec<LiveKey>,
+    /// A publisher has no caps yet.
     incomplete: bool,
 }
 
-fn look() -> Found {
-    let mut found = Found { targets: Vec::new(), silent: Vec::new(), incomplete: false };
+/// Asks the publisher of every live key for its frames and tracks.
+fn scan() -> Scan {
+    let mut scan = Scan { targets: Vec::new(), unresponsive: Vec::new(), incomplete: false };
     for key in cuframes::keys(None) {
         match cuframes::status(&key.key, Some(&key.dir)) {
             Ok(status) => {
                 let targets = Target::all_of(&key, &status);
-                found.incomplete |= targets.is_empty();
-                found.targets.extend(targets);
+                scan.incomplete |= targets.is_empty();
+                scan.targets.extend(targets);
             }
-            // It ended a moment ago, or is stopped. If it ended, it is no key next time.
-            Err(Error::NoPublisher { .. }) => found.silent.push(key),
+            // The publisher has just ended, or its process is stopped (SIGSTOP). If it has ended, the next
+            // scan finds no key.
+            Err(Error::NoPublisher { .. }) => scan.unresponsive.push(key),
             Err(e) => gst::debug!(CAT, "No device for '{}': {e}", key.key),
         }
     }
-    found
+    scan
 }
 
-impl Known {
-    /// Tells the provider what has changed. True if some have no caps yet.
+impl Devices {
+    /// Scans, and updates the provider. Returns whether a publisher has no caps yet.
     fn update(&mut self, provider: &super::CuframesDeviceProvider) -> bool {
-        let Found { targets, silent, incomplete } = look();
+        let Scan { targets, unresponsive, incomplete } = scan();
         self.0.retain(|(known, device)| {
-            let there = targets.iter().any(|t| t.is_same(known)) || silent.contains(&known.key);
-            if !there {
+            let live =
+                targets.iter().any(|t| t.has_same_name(known)) || unresponsive.contains(&known.key);
+            if !live {
                 provider.device_remove(device);
             }
-            there
+            live
         });
         for target in targets {
-            let known = self.0.iter_mut().find(|(known, _)| known.is_same(&target));
+            let known = self.0.iter_mut().find(|(known, _)| known.has_same_name(&target));
             if known.as_ref().is_some_and(|(known, _)| *known == target) {
                 continue;
             }
@@ -87,27 +98,27 @@ impl Known {
     }
 }
 
-/// Follows until it is interrupted, or the provider is gone.
-fn follow(
+/// Updates the devices until interrupted, or until the provider is freed.
+fn run(
     provider: &glib::WeakRef<super::CuframesDeviceProvider>,
-    mut known: Known,
+    mut devices: Devices,
     mut watch: Watch,
     interrupt: &Interrupt,
 ) {
     let dirs = candidates(None);
-    let mut pause = LOOK_FOR_CAPS;
+    let mut interval = CAPS_INTERVAL;
     loop {
-        interrupt.poll(watch.fd().as_slice(), pause);
+        interrupt.poll(watch.fd().as_slice(), interval);
         if interrupt.is_set() {
             return;
         }
         watch.drain();
         if !watch.complete {
-            // One of the directories may have been made.
+            // A runtime directory may have been created since.
             watch = Watch::coming_and_going(&dirs);
         }
         let Some(provider) = provider.upgrade() else { return };
-        pause = if known.update(&provider) { LOOK_FOR_CAPS } else { LOOK_AGAIN };
+        interval = if devices.update(&provider) { CAPS_INTERVAL } else { SCAN_INTERVAL };
     }
 }
 
@@ -128,45 +139,46 @@ impl DeviceProviderImpl for CuframesDeviceProvider {
             gst::subclass::DeviceProviderMetadata::new(
                 "cuframes device provider",
                 "Source/Video",
-                "Lists what cuframessink publishes on this host",
-                "The cuframes authors",
+                "Lists the streams that cuframessink publishes on this host",
+                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
             )
         });
         Some(&METADATA)
     }
 
     fn probe(&self) -> Vec<gst::Device> {
-        look().targets.iter().filter_map(Target::device).map(Cast::upcast).collect()
+        scan().targets.iter().filter_map(Target::device).map(Cast::upcast).collect()
     }
 
     fn start(&self) -> Result<(), gst::LoggableError> {
-        let failed = |what, e| {
+        let failed = |action, e| {
             gst::loggable_error!(
                 CAT,
-                "Can't {what} ({e}): raise this process's limits (ulimit -n, ulimit -u)"
+                "Can't {action} ({e}): raise this process's limits (ulimit -n, ulimit -u)"
             )
         };
-        let interrupt = Interrupt::new().map_err(|e| failed("make an eventfd", e))?;
+        let interrupt = Interrupt::new().map_err(|e| failed("create an eventfd", e))?;
         let interrupt = Arc::new(interrupt);
-        // Watching begins before the first look, so nothing that comes in between is missed. That look
-        // is here, so that there are devices as soon as the provider has started.
+        // The watch is set up before the first scan, so that no change in between is missed. The first
+        // scan is done here, so that devices are listed as soon as the provider has started.
         let watch = Watch::coming_and_going(&candidates(None));
         let provider = self.obj();
-        let mut known = Known::default();
-        known.update(&provider);
-        let (weak, its) = (provider.downgrade(), interrupt.clone());
+        let mut devices = Devices::default();
+        devices.update(&provider);
+        let (weak, stop) = (provider.downgrade(), interrupt.clone());
         let thread = std::thread::Builder::new()
             .name("cuframes-devices".into())
-            .spawn(move || follow(&weak, known, watch, &its))
+            .spawn(move || run(&weak, devices, watch, &stop))
             .map_err(|e| failed("start a thread", e))?;
-        *lock(&self.follower) = Some((interrupt, thread));
+        *lock(&self.watcher) = Some(Watcher { interrupt, thread });
         Ok(())
     }
 
     fn stop(&self) {
-        let Some((interrupt, thread)) = lock(&self.follower).take() else { return };
+        let Some(Watcher { interrupt, thread }) = lock(&self.watcher).take() else { return };
         interrupt.set();
-        // Nothing may be added from here on. A handler of its own messages may stop the provider.
+        // The thread is joined, so that no device is added after `stop` returns. A thread can't join
+        // itself, which happens if a handler of the provider's messages stops the provider.
         if thread.thread().id() != std::thread::current().id() {
             let _ = thread.join();
         }

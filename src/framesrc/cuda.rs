@@ -1,12 +1,13 @@
-//! Frames of a publisher of device memory: wrapped where they are, copied, or downloaded.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Buffers on frames in device memory: wrapped in place, copied on the device, or downloaded.
 
 use std::sync::{Arc, Mutex};
 
 use gst_video::VideoInfo;
 
+use crate::caps::{PlaneSize, plane_size};
 use crate::gstcuda::memory_cache::{BufferAccess, DeviceRegion, MemoryCache};
 use crate::gstcuda::{self, CudaContext, CudaStream};
-use crate::properties::plane_size;
 use cuframes::cuda::{
     Address, Context, Copy2d, DeviceMemory, Event, HostAccess, RegisteredHost, Stream,
 };
@@ -14,47 +15,50 @@ use cuframes::memory::Attached;
 use cuframes::sync::lock;
 use cuframes::{Frame, Subscriber};
 
-/// What emits the frames of one publisher in one CUDA context.
-pub struct DeviceSource {
+/// Emits the frames of one publisher in one CUDA context.
+pub(super) struct CudaEmitter {
     context: CudaContext,
     driver: Context,
-    /// What downstream enqueues its work on, if it knows no better.
+    /// Stream that buffers carry, for downstream elements that have no stream of their own. Copies are
+    /// enqueued on it.
     stream: CudaStream,
     driver_stream: Arc<Stream>,
-    /// What is behind all that downstream has enqueued; and where that is another stream, the event for work to
-    /// come behind it.
-    behind: Arc<Stream>,
+    /// Stream behind all work that downstream has enqueued: `driver_stream` if downstream announced it,
+    /// otherwise the default stream.
+    downstream: Arc<Stream>,
+    /// Orders `driver_stream` behind `downstream`.
     event: Event,
-    /// The page of the claims, for the device to clear them. `None` if it can't; then the CPU waits for
-    /// downstream's work before it gives a frame back.
+    /// The page of the claims, registered so that the device can clear claims. `None` if the device can't
+    /// write values; then the CPU waits for downstream's work before it releases a frame.
     claims: Option<Arc<RegisteredHost>>,
-    /// Memory for copies that nobody uses any more. What is enqueued may still read it.
-    spare: Spare,
+    /// Memory of released copies. Enqueued work may still read it.
+    spare: SpareCopies,
 }
 
-type Spare = Arc<Mutex<Vec<CopyMemory>>>;
+type SpareCopies = Arc<Mutex<Vec<CopyMemory>>>;
 
-/// Memory for a copy, with what is kept of it.
+/// Memory for a copy, with the cached GstMemory objects on it.
 #[derive(Debug)]
 struct CopyMemory {
-    memories: MemoryCache<Copied>,
+    memories: MemoryCache<CopyGuard>,
     memory: DeviceMemory,
 }
 
-/// A frame that downstream has. It is given back when all work is done that was enqueued on the stream by
-/// then.
-struct Held {
+/// Keeps a frame claimed while downstream has it.
+///
+/// The claim is released when all work is done that is on the stream at the time of the drop.
+struct FrameGuard {
     frame: Option<Frame>,
     stream: Arc<Stream>,
     claims: Option<Arc<RegisteredHost>>,
 }
 
-impl Drop for Held {
+impl Drop for FrameGuard {
     fn drop(&mut self) {
         let Some(frame) = self.frame.take() else { return };
         frame.release_with(|offset| {
-            // To switch to this process would take the GPU longer than a copy: it is asked only where it is
-            // at work.
+            // The device clears the claim only while it has work of this process. Otherwise, switching to
+            // this process would take it longer than a copy.
             if matches!(self.stream.is_idle(), Ok(true)) {
                 return false;
             }
@@ -62,38 +66,40 @@ impl Drop for Held {
             if matches!(cleared, Some(Ok(()))) {
                 return true;
             }
-            // The default stream may be the one at work.
+            // The whole context, because the work may be on another stream than this one.
             let _ = self.stream.context().synchronize();
             false
         });
     }
 }
 
-/// A copy that downstream has.
-struct Copied {
+/// Returns the memory of a copy to the spare copies when downstream has released it.
+struct CopyGuard {
     memory: Option<CopyMemory>,
-    spare: Spare,
+    spare: SpareCopies,
 }
 
-impl Drop for Copied {
+impl Drop for CopyGuard {
     fn drop(&mut self) {
         lock(&self.spare).extend(self.memory.take());
     }
 }
 
-impl DeviceSource {
-    /// `offered` is what downstream enqueues its work on, where that is known.
-    pub fn new(
+impl CudaEmitter {
+    /// Creates the emitter for the frames of `subscriber`.
+    ///
+    /// `announced` is the stream on which downstream enqueues its work, if it announced one.
+    pub(super) fn new(
         context: CudaContext,
-        offered: Option<CudaStream>,
+        announced: Option<CudaStream>,
         subscriber: &Subscriber,
     ) -> Result<Self, gstcuda::Error> {
         let driver: Context = context.driver_context()?;
-        let stream = offered.clone().map_or_else(|| CudaStream::new(&context), Ok)?;
+        let stream = announced.clone().map_or_else(|| CudaStream::new(&context), Ok)?;
         let claims = if driver.device().can_write_values() {
             let (start, len, keep) = subscriber.page();
-            // SAFETY: the page is mapped for writing until `keep` is dropped, and made of atomics that
-            // are read as such, here and by the publisher.
+            // SAFETY: the page is mapped for writing until `keep` is dropped. It consists of atomics, which
+            // this process and the publisher access as such.
             let page =
                 unsafe { RegisteredHost::new(&driver, start, len, HostAccess::ReadWrite, keep) }?;
             Some(Arc::new(page))
@@ -101,62 +107,79 @@ impl DeviceSource {
             None
         };
         let driver_stream = Arc::new(stream.driver_stream(&driver));
-        let behind = Arc::new(Stream::default_of(&driver));
-        let spare = Spare::default();
+        let downstream = Arc::new(Stream::default_of(&driver));
+        let spare = SpareCopies::default();
         let event = Event::new(&driver)?;
-        let mut new = Self { context, driver, stream, driver_stream, behind, event, claims, spare };
-        new.follow(offered)?;
-        Ok(new)
+        let mut emitter =
+            Self { context, driver, stream, driver_stream, downstream, event, claims, spare };
+        emitter.set_downstream_stream(announced)?;
+        Ok(emitter)
     }
 
-    /// From the next frame on downstream enqueues its work on this stream. If it says none, it may use several;
-    /// all that GStreamer makes are before what is enqueued on the default stream.
-    pub fn follow(&mut self, offered: Option<CudaStream>) -> Result<(), gstcuda::Error> {
-        let Some(stream) = offered else {
-            self.behind = Arc::new(Stream::default_of(&self.driver));
+    /// Sets the stream on which downstream enqueues its work from the next frame on.
+    ///
+    /// `None` if downstream announced no stream: it may then use several. Every stream that GStreamer
+    /// creates is ordered before work that is enqueued on the default stream.
+    pub(super) fn set_downstream_stream(
+        &mut self,
+        announced: Option<CudaStream>,
+    ) -> Result<(), gstcuda::Error> {
+        let Some(stream) = announced else {
+            self.downstream = Arc::new(Stream::default_of(&self.driver));
             return Ok(());
         };
-        // What was offered before, but not the last time: others may have read copies meanwhile.
-        let back = self.behind.handle() != self.driver_stream.handle();
-        if back || stream != self.stream {
-            // What was copied comes before what is copied next.
+        // A stream that was announced before, with none in between, keeps its order. Otherwise, work on
+        // other streams may have read copies in the meantime.
+        let interrupted = self.downstream.handle() != self.driver_stream.handle();
+        if interrupted || stream != self.stream {
+            // Completes the copies on the old stream before the next copy on the new one.
             self.driver_stream.synchronize()?;
             self.driver_stream = Arc::new(stream.driver_stream(&self.driver));
             self.stream = stream;
-            // What downstream still has of the old ones is freed behind its work, and not written again.
-            self.spare = Spare::default();
+            // Old copies that downstream still holds are freed behind its work instead of being reused.
+            self.spare = SpareCopies::default();
         }
-        self.behind = self.driver_stream.clone();
+        self.downstream = self.driver_stream.clone();
         Ok(())
     }
 
-    /// Whether the device can read the frame where it is.
-    pub fn reaches(&self, frame: &Frame) -> bool {
+    /// Returns whether this device can read the frame in place.
+    pub(super) fn can_read(&self, frame: &Frame) -> bool {
         frame.memory().context().is_none_or(|c| c.device() == self.driver.device())
     }
 
-    fn held(&self, frame: Frame, stream: &Arc<Stream>) -> Held {
-        Held { frame: Some(frame), stream: stream.clone(), claims: self.claims.clone() }
+    fn guard(&self, frame: Frame, stream: &Arc<Stream>) -> FrameGuard {
+        FrameGuard { frame: Some(frame), stream: stream.clone(), claims: self.claims.clone() }
     }
 
-    /// The frame as memory that downstream takes as its own. The claim goes when the last reference is
-    /// dropped and the work that was enqueued on the stream by then is done.
-    pub fn wrap(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gstcuda::Error> {
+    /// Returns the frame as memory that downstream can use in place.
+    ///
+    /// The claim is released after the last reference is dropped, when the work is done that downstream
+    /// has enqueued by then.
+    pub(super) fn wrap(
+        &self,
+        frame: Frame,
+        video: &VideoInfo,
+    ) -> Result<gst::Memory, gstcuda::Error> {
         let layout = layout(&frame, video)?;
-        let memories: MemoryCache<Held> =
+        let memories: MemoryCache<FrameGuard> =
             frame.memory().attached().map(Attached::get).unwrap_or_default();
-        let place = self.place(frame.address(), &layout);
-        // SAFETY: the frame's planes lie within its slot, which the caller has checked. The slot is
-        // mapped while the frame is held, and not written by the publisher before the claim is cleared,
+        let region = self.region(frame.address(), &layout);
+        // SAFETY: the caller has checked that the frame's planes are within its slot. The slot stays mapped
+        // while the guard exists. The publisher writes it only after the claim is cleared, which happens
         // behind the work on the stream.
-        unsafe { memories.wrap(place, BufferAccess::Read, self.held(frame, &self.behind)) }
+        unsafe { memories.wrap(region, BufferAccess::Read, self.guard(frame, &self.downstream)) }
     }
 
-    /// A copy of the frame in memory of this device. The CPU does not wait for it.
-    pub fn copy(&self, frame: Frame, video: &VideoInfo) -> Result<gst::Memory, gstcuda::Error> {
+    /// Returns a copy of the frame in memory of this device. The copy is enqueued without waiting for it.
+    pub(super) fn copy(
+        &self,
+        frame: Frame,
+        video: &VideoInfo,
+    ) -> Result<gst::Memory, gstcuda::Error> {
         let layout = layout(&frame, video)?;
         let size = layout.size();
-        // What was made for smaller frames is of no use any more.
+        // Memory for smaller frames is dropped by this search, because the format has changed.
         let spare = std::iter::from_fn(|| lock(&self.spare).pop()).find(|m| m.memory.len() >= size);
         let memory = match spare {
             Some(memory) => memory,
@@ -165,34 +188,35 @@ impl DeviceSource {
                 CopyMemory { memories: MemoryCache::default(), memory }
             }
         };
-        // What downstream has enqueued on other streams may still read the memory.
-        if self.behind.handle() != self.driver_stream.handle() && !self.behind.is_idle()? {
-            self.event.record(&self.behind)?;
+        // Work that downstream has enqueued on other streams may still read the memory.
+        if self.downstream.handle() != self.driver_stream.handle() && !self.downstream.is_idle()? {
+            self.event.record(&self.downstream)?;
             self.driver_stream.wait_for(&self.event)?;
         }
         let (from, to) = (frame.address(), memory.memory.address());
-        // SAFETY: the frame is mapped, and as it is, until it is given back below, behind the copy. The
-        // memory is as long, and kept by what is wrapped; what read it before is before the copy.
+        // SAFETY: the frame stays mapped and unchanged until its claim is released below, behind the copy.
+        // The destination has at least `size` bytes and is kept by the memory that is returned. Earlier
+        // reads of the destination are ordered before the copy.
         unsafe {
-            match frame.memory().context().filter(|_| !self.reaches(&frame)) {
+            match frame.memory().context().filter(|_| !self.can_read(&frame)) {
                 Some(owner) => self.driver_stream.copy_from_peer((from, owner), to, size)?,
                 None => self.driver_stream.copy(from, to, size)?,
             }
         }
-        drop(self.held(frame, &self.driver_stream));
-        let (place, memories) = (self.place(to, &layout), memory.memories.clone());
-        let copied = Copied { memory: Some(memory), spare: self.spare.clone() };
-        // SAFETY: the memory is as long as the layout, and goes back to be used on the same stream.
-        unsafe { memories.wrap(place, BufferAccess::AfterStream, copied) }
+        drop(self.guard(frame, &self.driver_stream));
+        let (region, memories) = (self.region(to, &layout), memory.memories.clone());
+        let guard = CopyGuard { memory: Some(memory), spare: self.spare.clone() };
+        // SAFETY: the memory has at least the layout's size. It is written again on the same stream only.
+        unsafe { memories.wrap(region, BufferAccess::AfterStream, guard) }
     }
 
-    fn place<'a>(&'a self, address: u64, layout: &'a VideoInfo) -> DeviceRegion<'a> {
+    fn region<'a>(&'a self, address: u64, layout: &'a VideoInfo) -> DeviceRegion<'a> {
         let (context, stream) = (&self.context, Some(&self.stream));
         DeviceRegion { address, layout, context, stream }
     }
 
-    /// A copy of the frame in host memory.
-    pub fn download(
+    /// Returns a copy of the frame in host memory. Waits for the copy.
+    pub(super) fn download(
         &self,
         frame: &Frame,
         video: &VideoInfo,
@@ -204,8 +228,8 @@ impl DeviceSource {
             )
         })?;
         let from = layout(frame, video)?;
-        // Where this device does not reach, that of the memory downloads.
-        let own = match frame.memory().context().filter(|_| !self.reaches(frame)) {
+        // The device that owns the memory downloads it if this device can't read it.
+        let stream = match frame.memory().context().filter(|_| !self.can_read(frame)) {
             Some(owner) => &Stream::default_of(owner),
             None => &*self.driver_stream,
         };
@@ -215,27 +239,27 @@ impl DeviceSource {
                 buffer.map_writable().map_err(|_| problem("A new buffer can't be mapped: free some memory, or hold fewer frames downstream"))?;
             let start = map.as_mut_ptr();
             for plane in 0..video.n_planes() as usize {
-                let (height, width) = plane_size(video, plane);
+                let PlaneSize { rows, row_bytes } = plane_size(video, plane);
                 let copy = Copy2d {
                     from: Address::Device(frame.address() + from.offset()[plane] as u64),
                     from_pitch: from.stride()[plane] as usize,
-                    // SAFETY: planes of a GstVideoInfo lie within its size, which the buffer has.
+                    // SAFETY: planes of a GstVideoInfo are within its size, which is the buffer's size.
                     to: Address::Host(unsafe { start.add(video.offset()[plane]) }),
                     to_pitch: video.stride()[plane] as usize,
-                    width,
-                    height,
+                    width: row_bytes,
+                    height: rows,
                 };
-                // SAFETY: both ends are valid until the stream is waited for below, since frame and map
-                // are borrowed until then.
-                unsafe { own.copy_2d(&copy) }?;
+                // SAFETY: frame and map are borrowed until `synchronize` below, so both ends stay valid
+                // for the copy.
+                unsafe { stream.copy_2d(&copy) }?;
             }
-            own.synchronize()?;
+            stream.synchronize()?;
         }
         Ok(buffer)
     }
 }
 
-/// How the frame lies in its slot.
+/// Returns the layout of the frame in its slot.
 fn layout(frame: &Frame, video: &VideoInfo) -> Result<VideoInfo, gstcuda::Error> {
     let (planes, (offsets, strides)) = (frame.info.planes.len(), frame.info.planes.to_arrays());
     VideoInfo::builder(video.format(), video.width(), video.height())

@@ -1,38 +1,41 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
 /**
  * SECTION:element-cuframespacketsrc
  * @title: cuframespacketsrc
- * @short_description: the encoded packets of a cuframessink in another process
+ * @short_description: subscribes to the encoded packets of a cuframessink in another process
  *
- * Emits the packets of one track that a `cuframessink` with the same key publishes: byte for byte what
- * its parser produced, with caps, codec data, timestamps, reference timestamps and flags. The first
- * packet is a keyframe, the newest that is there, or, with `preroll-time` or `preroll-gops`, one of the
- * past. A reader that falls too far behind goes on at the newest keyframe, with DISCONT set; what it lost
- * is counted in `stats` and posted in a message `cuframes-packets-lost` (key, track, lost). A packet is
- * never torn.
+ * Outputs the packets of one track that a `cuframessink` with the same key publishes. Packets are byte
+ * for byte those of the publisher's parser, with caps, codec data, timestamps, reference timestamps and
+ * flags. The first packet is the newest keyframe in the packet buffer or, with `preroll-time` or
+ * `preroll-gops`, an older one.
  *
- * The source waits for a publisher that is not there yet, and for the next when it goes away. It posts
- * the messages `cuframes-lost` and `cuframes-reconnected`, with the key and the reason. Of the next
- * publisher it takes everything from the oldest keyframe on, so that nothing is missing but the gap.
+ * A reader that falls too far behind continues at the newest keyframe, with the flag DISCONT. Lost
+ * packets are counted in `stats` and posted in the element message `cuframes-packets-lost` (`key`,
+ * `track`, `lost`). Packets are always complete.
  *
- * Sources of one bin that read tracks of the same key, such as video and audio, begin together and stay
- * in sync: the one with the lowest track number begins at its keyframe, the others with what belongs to
- * it.
+ * The source waits for its publisher to start, and reconnects when it is lost. It posts the element
+ * messages `cuframes-lost` and `cuframes-reconnected`, with the fields `key` and `reason`. From the next
+ * publisher, it reads everything from the oldest keyframe on, so that as little as possible is missing.
+ *
+ * Sources in one bin that read tracks of the same key, such as video and audio, start together and stay
+ * in sync. The source with the lowest track number starts at its keyframe, and the others at the packets
+ * that belong to it.
  *
  * ## Example
  *
- * Records a camera without decoding it:
+ * Record a camera without decoding:
  *
  * |[
  * gst-launch-1.0 -e cuframespacketsrc key=cam1 ! h264parse ! mp4mux ! filesink location=cam1.mp4
  * ]|
  *
- * Decodes it here, by a URI; what follows the question mark are properties:
+ * Decode in this process, by a URI whose query sets properties:
  *
  * |[
  * gst-launch-1.0 uridecodebin3 uri=cuframes-packets://cam1?track=0 ! videoconvert ! autovideosink
  * ]|
  *
- * With its sound, and beginning 5 s ago:
+ * Record with audio, starting 5 s in the past:
  *
  * |[
  * gst-launch-1.0 -e mp4mux name=mux ! filesink location=cam1.mp4 \
@@ -48,100 +51,56 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
 use super::session::Session;
-use super::{PacketMode, Start};
+use super::settings::{PacketMode, Settings};
+use super::stats::Stats;
+use crate::caps::{always_template, packet_caps, parse_caps};
 use crate::log::CAT;
+use crate::messages::{post_error, post_message};
 use crate::meta;
-use crate::properties::{parse_caps, post_error};
-use crate::source::{self, Latency, Life, Outlet};
-use crate::time::{self, Origin};
+use crate::source::connection::{JoinRequest, PublisherLink, into_flow, wait};
+use crate::source::element::{base_src_methods, check_key, impl_source, inherit_allocation};
+use crate::source::negotiation::SourcePad;
+use crate::time::{self, MonotonicOffset};
 use cuframes::memory::Importer;
 use cuframes::sync::clock::now_ns;
 use cuframes::sync::lock;
-use cuframes::{Error, Mode, Packet, PacketId, PacketReader, ResumePoint, Subscriber};
-
-const URI_SCHEME: &str = "cuframes-packets";
-
-const DEFAULT_TRACK: u32 = 0;
-const DEFAULT_START: Start = Start::LatestKeyframe;
-const DEFAULT_PREROLL_TIME: gst::ClockTime = gst::ClockTime::ZERO;
-const DEFAULT_PREROLL_GOPS: u32 = 0;
-const DEFAULT_MODE: PacketMode = PacketMode::Live;
-
-#[derive(Debug, Clone)]
-struct Settings {
-    source: source::Settings,
-    track: u32,
-    start: Start,
-    preroll_time: gst::ClockTime,
-    preroll_gops: u32,
-    mode: PacketMode,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            source: Default::default(),
-            track: DEFAULT_TRACK,
-            start: DEFAULT_START,
-            preroll_time: DEFAULT_PREROLL_TIME,
-            preroll_gops: DEFAULT_PREROLL_GOPS,
-            mode: DEFAULT_MODE,
-        }
-    }
-}
-
-impl Settings {
-    fn start(&self) -> cuframes::Start {
-        match self.start {
-            Start::LatestKeyframe => {
-                cuframes::Start::Preroll { time: self.preroll_time.into(), gops: self.preroll_gops }
-            }
-            Start::NextKeyframe => cuframes::Start::NextKeyframe,
-            Start::OldestKeyframe => cuframes::Start::OldestKeyframe,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Stats {
-    received: u64,
-    lost: u64,
-    bytes: u64,
-    reconnects: u64,
-    latency: Latency,
-}
+use cuframes::{Error, Mode, Packet, PacketId, PacketReader, ResumePoint, Start, Subscriber};
 
 #[derive(Default)]
 struct State {
-    /// Kept for the reader, which is the one that is used.
+    /// The reader, and the subscriber that keeps it connected.
     reader: Option<(Subscriber, PacketReader)>,
-    life: Life,
-    /// Where the last reader was.
-    place: Option<ResumePoint>,
+    link: PublisherLink,
+    /// Position of the last packet, where the next reader resumes.
+    resume_point: Option<ResumePoint>,
     generation: Option<u32>,
-    origin: Origin,
+    offset: MonotonicOffset,
+    /// Packets are missing before the next buffer.
     discont: bool,
-    /// This is the leader of its session, and has not yet said where it begins.
+    /// This source leads its session, and has yet to set where the session starts.
     leads: bool,
 }
 
-/// A member of its session, from start to stop.
-struct Member {
+/// Membership in a session, from start to stop.
+struct Membership {
     session: Arc<Session>,
     track: u32,
 }
 
-/// Lock order: as in `cuframessrc`; the session's own lock last.
-pub struct CuframesPacketSrc {
-    member: Mutex<Option<Member>>,
+/// Implementation of `cuframespacketsrc`.
+///
+/// Lock order: as in `cuframessrc`, then the lock of the session.
+#[derive(Default)]
+pub(crate) struct CuframesPacketSrc {
+    membership: Mutex<Option<Membership>>,
     settings: Mutex<Settings>,
     state: Mutex<State>,
     stats: Mutex<Stats>,
-    outlet: Outlet,
+    pad: SourcePad,
 }
 
 impl CuframesPacketSrc {
-    /// The next packet of the track and its publisher's, however long that takes.
+    /// Returns the next packet of the track. Waits for one, and for publishers to join.
     fn next_packet(
         &self,
         state: &mut State,
@@ -151,23 +110,24 @@ impl CuframesPacketSrc {
             let (subscriber, reader) = match &mut state.reader {
                 Some(reader) => reader,
                 none => {
-                    let mode = match settings.mode {
-                        PacketMode::Live => Mode::Newest,
-                        PacketMode::Lossless => Mode::Strict,
+                    let request = JoinRequest {
+                        mode: match settings.mode {
+                            PacketMode::Live => Mode::Newest,
+                            PacketMode::Lossless => Mode::Strict,
+                        },
+                        max_frames: 0,
+                        importer: Importer::host(),
                     };
-                    let asked = (mode, 0, Importer::host());
-                    let joined =
-                        state.life.join(self, &settings.source, asked, &self.outlet.interrupt)?;
-                    lock(&self.stats).reconnects = state.life.reconnects();
-                    let follows = self.session().follow(settings.track, joined.epoch());
-                    state.leads = follows.is_none();
-                    let start = match (state.place, follows) {
-                        // The same publisher goes on where it was.
-                        (Some(place), _) if place.epoch() == joined.epoch() => {
-                            cuframes::Start::After(place)
-                        }
-                        (_, Some(begin)) => cuframes::Start::NotBefore(begin),
-                        (Some(place), None) => cuframes::Start::After(place),
+                    let interrupt = &self.pad.interrupt;
+                    let joined = state.link.join(self, &settings.source, &request, interrupt)?;
+                    lock(&self.stats).reconnects = state.link.reconnects();
+                    let leader_start = self.session().leader_start(settings.track, joined.epoch());
+                    state.leads = leader_start.is_none();
+                    let start = match (state.resume_point, leader_start) {
+                        // A reader resumes at its position if the publisher is still the same.
+                        (Some(point), _) if point.epoch() == joined.epoch() => Start::After(point),
+                        (_, Some(leader_start)) => Start::NotBefore(leader_start),
+                        (Some(point), None) => Start::After(point),
                         (None, None) => settings.start(),
                     };
                     let reader = joined.packets(settings.track, start);
@@ -176,32 +136,33 @@ impl CuframesPacketSrc {
                     none.insert((joined, reader))
                 }
             };
-            let wait = source::wait(&self.outlet.interrupt, &settings.source, Duration::ZERO);
-            let (code, text) = match source::taken(reader.next(&wait))? {
+            let wait = wait(&self.pad.interrupt, &settings.source, Duration::ZERO);
+            let loss = match into_flow(reader.next(&wait))? {
                 Ok(item) => {
-                    self.outlet.note_latency(&*self.obj(), subscriber.latency());
-                    state.place = reader.place();
+                    self.pad.set_latency(&*self.obj(), subscriber.latency());
+                    state.resume_point = reader.place();
                     return Ok(item);
                 }
-                Err(lost) => lost,
+                Err(loss) => loss,
             };
             state.reader = None;
-            state.life.lost(self, &settings.source, code, &text, &self.outlet.interrupt)?;
+            state.link.lost(self, &settings.source, &loss, &self.pad.interrupt)?;
         }
     }
 
     fn session(&self) -> Arc<Session> {
-        let member = lock(&self.member);
-        member.as_ref().expect("there is one from start to stop").session.clone()
+        let membership = lock(&self.membership);
+        membership.as_ref().expect("set from start to stop").session.clone()
     }
 
-    /// Nobody waits for this source any more. What it has in common with the others stays as it is.
+    /// Leaves the session, so that no other source waits for this one. The common delay stays as it is.
     fn leave_session(&self) {
-        if let Some(Member { session, track }) = &*lock(&self.member) {
-            session.leave(*track, self.outlet.interrupt.bell());
+        if let Some(Membership { session, track }) = &*lock(&self.membership) {
+            session.leave(*track, self.pad.interrupt.bell());
         }
     }
 
+    /// Sends the caps of the packet if they have changed.
     fn set_format(&self, state: &mut State, packet: &Packet) -> Result<(), gst::FlowError> {
         if state.generation == Some(packet.generation) {
             return Ok(());
@@ -210,46 +171,68 @@ impl CuframesPacketSrc {
         let known = |caps: &gst::Caps| caps.is_fixed() && caps.is_subset(&template);
         let Some(caps) = parse_caps(&packet.caps).filter(known) else {
             let key = lock(&self.settings).source.key.clone().unwrap_or_default();
-            post_error(
-                self,
-                &Error::Protocol {
-                    key,
-                    problem: "its caps are none that a cuframespacketsrc has".into(),
-                },
-            );
+            let problem = "its caps are not supported by cuframespacketsrc".to_owned();
+            post_error(self, &Error::Protocol { key, problem });
             return Err(gst::FlowError::Error);
         };
-        self.outlet.set_caps(self, &caps)?;
+        self.pad.set_caps(self, &caps)?;
         state.generation = Some(packet.generation);
         Ok(())
     }
 
-    /// What has to be added to the publisher's times to get running times.
+    /// Returns the value to add to the publisher's times to get running times, in ns.
     fn to_running_time(&self, state: &mut State, packet: &Packet) -> Option<i64> {
         let info = &packet.info;
-        let first = info.dts.or(info.pts).unwrap_or(packet.published);
-        let origin = state.origin.get(&*self.obj())?;
-        let epoch = state.place?.epoch();
+        let first_ns = info.dts.or(info.pts).unwrap_or(packet.published);
+        let offset_ns = state.offset.get(&*self.obj())?;
+        let epoch = state.resume_point?.epoch();
         let session = self.session();
-        let latency = i64::try_from(self.outlet.latency().as_nanos()).unwrap_or(i64::MAX);
-        let shift = || time::shift(packet.published, first, latency);
-        let distance = session.distance(epoch, first, origin, shift);
+        let latency_ns = self.pad.latency_ns();
+        let skew_ns = || time::skew(packet.published, first_ns, latency_ns);
+        let shift_ns = session.to_running_time(epoch, first_ns, offset_ns, skew_ns);
         if std::mem::take(&mut state.leads) {
-            session.begin(epoch, info.pts.unwrap_or(first));
+            session.set_start(epoch, info.pts.unwrap_or(first_ns));
         }
-        Some(distance)
+        Some(shift_ns)
     }
 
-    /// Tells of packets that were lost before this one.
-    fn tell_lost(&self, settings: &Settings, packet: &Packet) {
-        let obj = self.obj();
+    /// Posts how many packets were lost before this one.
+    fn post_lost(&self, settings: &Settings, packet: &Packet) {
         gst::warning!(CAT, imp = self, "{} packets lost before {}", packet.lost, packet.seq);
         let structure = gst::Structure::builder("cuframes-packets-lost")
             .field("key", settings.source.key.as_deref().unwrap_or_default())
             .field("track", settings.track)
             .field("lost", packet.lost)
             .build();
-        let _ = obj.post_message(gst::message::Element::builder(structure).src(&*obj).build());
+        post_message(self, structure);
+    }
+
+    /// Returns the packet as a buffer. `shift_ns` converts its times to running times; without it, the
+    /// buffer has no timestamps.
+    fn buffer(packet: Packet, track: u32, shift_ns: Option<i64>, discont: bool) -> gst::Buffer {
+        let time = |t: Option<i64>| {
+            let ns = u64::try_from(t?.saturating_add(shift_ns?)).ok()?;
+            Some(gst::ClockTime::from_nseconds(ns))
+        };
+        let flags = gst::BufferFlags::from_bits_truncate(packet.info.flags);
+        let mut flags = gst::BufferFlags::from_bits_truncate(time::portable_flags(flags));
+        flags.set(gst::BufferFlags::DELTA_UNIT, !packet.info.keyframe);
+        if discont {
+            flags |= gst::BufferFlags::DISCONT;
+        }
+        let mut buffer = gst::Buffer::from_mut_slice(packet.data);
+        {
+            let buffer = buffer.make_mut();
+            buffer.set_flags(flags);
+            buffer.set_pts(time(packet.info.pts));
+            buffer.set_dts(time(packet.info.dts));
+            buffer.set_duration(packet.info.duration.map(gst::ClockTime::from_nseconds));
+            buffer.set_offset(packet.seq);
+            buffer.set_offset_end(packet.seq.saturating_add(1));
+            meta::add_packet(buffer, PacketId { track, seq: packet.seq });
+            meta::add_references(buffer, &packet.info.references);
+        }
+        buffer
     }
 }
 
@@ -261,114 +244,11 @@ impl ObjectSubclass for CuframesPacketSrc {
     type Interfaces = (gst::URIHandler,);
 
     fn class_init(class: &mut Self::Class) {
-        source::inherit_allocation::<Self>(class);
-    }
-
-    fn new() -> Self {
-        Self {
-            member: Mutex::default(),
-            settings: Mutex::default(),
-            state: Mutex::default(),
-            stats: Mutex::default(),
-            outlet: Outlet::new(),
-        }
+        inherit_allocation::<Self>(class);
     }
 }
 
-impl ObjectImpl for CuframesPacketSrc {
-    fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-            let mut properties = source::Settings::properties();
-            properties.extend([
-                glib::ParamSpecUInt::builder("track")
-                    .nick("Track")
-                    .blurb("Number of the publisher's packets_%u pad")
-                    .default_value(DEFAULT_TRACK)
-                    .mutable_ready()
-                    .build(),
-                glib::ParamSpecEnum::builder_with_default("start", DEFAULT_START)
-                    .nick("Start")
-                    .blurb("Which keyframe to begin at")
-                    .mutable_ready()
-                    .build(),
-                glib::ParamSpecUInt64::builder("preroll-time")
-                    .nick("Preroll time")
-                    .blurb("With start=latest-keyframe, begin so far in the past at least, if it is still there (ns)")
-                    .maximum(crate::properties::MAX_TIME)
-                    .default_value(DEFAULT_PREROLL_TIME.nseconds())
-                    .mutable_ready()
-                    .build(),
-                glib::ParamSpecUInt::builder("preroll-gops")
-                    .nick("Preroll GOPs")
-                    .blurb("With start=latest-keyframe, begin so many whole groups of pictures in the past at least, if they are still there")
-                    .default_value(DEFAULT_PREROLL_GOPS)
-                    .mutable_ready()
-                    .build(),
-                glib::ParamSpecEnum::builder_with_default("mode", DEFAULT_MODE)
-                    .nick("Mode")
-                    .blurb("What becomes of packets that this source has not yet taken")
-                    .mutable_ready()
-                    .build(),
-                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-                    .nick("Statistics")
-                    .blurb("received, lost, bytes, reconnects; latency-p50 and latency-p99 from publishing to here over the last 512 packets (ns)")
-                    .read_only()
-                    .build(),
-            ]);
-            properties
-        });
-        &PROPERTIES
-    }
-
-    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
-        match pspec.name() {
-            // GObject has checked type and range.
-            "track" => settings.track = value.get().unwrap(),
-            "start" => settings.start = value.get().unwrap(),
-            "preroll-time" => {
-                settings.preroll_time = gst::ClockTime::from_nseconds(value.get().unwrap());
-            }
-            "preroll-gops" => settings.preroll_gops = value.get().unwrap(),
-            "mode" => settings.mode = value.get().unwrap(),
-            name => assert!(settings.source.set(name, value)),
-        }
-    }
-
-    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let settings = lock(&self.settings).clone();
-        match pspec.name() {
-            "track" => settings.track.to_value(),
-            "start" => settings.start.to_value(),
-            "preroll-time" => settings.preroll_time.nseconds().to_value(),
-            "preroll-gops" => settings.preroll_gops.to_value(),
-            "mode" => settings.mode.to_value(),
-            "stats" => {
-                let stats = lock(&self.stats);
-                let [p50, p99] = stats.latency.quantiles([0.5, 0.99]);
-                gst::Structure::builder("cuframes-packet-stats")
-                    .field("received", stats.received)
-                    .field("lost", stats.lost)
-                    .field("bytes", stats.bytes)
-                    .field("reconnects", stats.reconnects)
-                    .field("latency-p50", p50)
-                    .field("latency-p99", p99)
-                    .build()
-                    .to_value()
-            }
-            name => settings.source.get(name).expect("a property of this class"),
-        }
-    }
-
-    fn constructed(&self) {
-        self.parent_constructed();
-        let obj = self.obj();
-        obj.set_live(true);
-        obj.set_format(gst::Format::Time);
-    }
-}
-
-impl GstObjectImpl for CuframesPacketSrc {}
+impl_source!(CuframesPacketSrc, settings: Settings, uri_scheme: "cuframes-packets");
 
 impl ElementImpl for CuframesPacketSrc {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
@@ -376,19 +256,16 @@ impl ElementImpl for CuframesPacketSrc {
             gst::subclass::ElementMetadata::new(
                 "cuframes packet source",
                 "Source",
-                "Takes the encoded packets that cuframessink publishes in another process",
-                "The cuframes authors",
+                "Receives the encoded packets that cuframessink publishes in another process",
+                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
             )
         });
         Some(&METADATA)
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let (src, always) = (gst::PadDirection::Src, gst::PadPresence::Always);
-            let caps = crate::properties::packet_caps();
-            vec![gst::PadTemplate::new("src", src, always, &caps).expect("a valid template")]
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
+            LazyLock::new(|| vec![always_template(gst::PadDirection::Src, &packet_caps())]);
         &TEMPLATES
     }
 
@@ -396,7 +273,7 @@ impl ElementImpl for CuframesPacketSrc {
         &self,
         transition: gst::StateChange,
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-        source::check_key(self, transition, lock(&self.settings).source.key.as_deref())?;
+        check_key(self, transition, lock(&self.settings).source.key.as_deref())?;
         self.parent_change_state(transition)
     }
 
@@ -404,74 +281,44 @@ impl ElementImpl for CuframesPacketSrc {
         let ends = event.type_() == gst::EventType::Eos;
         let sent = self.parent_send_event(event);
         if ends {
-            // The base class ends the stream by itself, without another call.
+            // The base class ends the stream on its own, without calling `create` or `stop`.
             self.leave_session();
         }
         sent
     }
 }
 
-impl URIHandlerImpl for CuframesPacketSrc {
-    const URI_TYPE: gst::URIType = gst::URIType::Src;
-
-    fn protocols() -> &'static [&'static str] {
-        &[URI_SCHEME]
-    }
-
-    fn uri(&self) -> Option<String> {
-        crate::uri::get(self.obj().upcast_ref(), URI_SCHEME)
-    }
-
-    fn set_uri(&self, uri: &str) -> Result<(), glib::Error> {
-        crate::uri::set(self.obj().upcast_ref(), URI_SCHEME, uri)
-    }
-}
-
 impl BaseSrcImpl for CuframesPacketSrc {
+    base_src_methods!();
+
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         *lock(&self.stats) = Stats::default();
         let Settings { track, source, .. } = lock(&self.settings).clone();
         let session = Session::of(&*self.obj(), &source.key.unwrap_or_default());
-        // Before any of them joins, all members of a session know who leads.
-        session.enter(track, self.outlet.interrupt.bell());
-        *lock(&self.member) = Some(Member { session, track });
+        // All sources of a pipeline enter their session before the first one joins its publisher, so every
+        // member knows the leader.
+        session.enter(track, self.pad.interrupt.bell());
+        *lock(&self.membership) = Some(Membership { session, track });
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        // Dropped outside the lock.
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
         self.leave_session();
-        *lock(&self.member) = None;
-        self.outlet.stop();
+        *lock(&self.membership) = None;
+        self.pad.reset();
         Ok(())
-    }
-
-    fn is_seekable(&self) -> bool {
-        false
-    }
-
-    fn unlock(&self) -> Result<(), gst::ErrorMessage> {
-        self.outlet.interrupt.set();
-        Ok(())
-    }
-
-    fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
-        self.outlet.interrupt.clear();
-        Ok(())
-    }
-
-    fn caps(&self, filter: Option<&gst::Caps>) -> Option<gst::Caps> {
-        Some(self.outlet.offer(&*self.obj(), filter))
     }
 
     fn negotiate(&self) -> Result<(), gst::LoggableError> {
-        // The publisher decides, so there is nothing to negotiate before its first packet.
+        // The publisher determines the caps, so they are set with its first packet.
         Ok(())
     }
 
     fn query(&self, query: &mut gst::QueryRef) -> bool {
-        self.outlet.answer(query) || BaseSrcImplExt::parent_query(self, query)
+        self.pad.query_latency(query) || BaseSrcImplExt::parent_query(self, query)
     }
 }
 
@@ -487,43 +334,23 @@ impl PushSrcImpl for CuframesPacketSrc {
             Ok(packet)
         });
         if packet.as_ref().is_err_and(|e| *e != gst::FlowError::Flushing) {
-            // Whoever waits for it to begin would wait for ever.
+            // This source has ended, so the others would wait forever for it to start.
             self.leave_session();
         }
         let packet = packet?;
-        let distance = self.to_running_time(&mut state, &packet);
-        let time = |t: Option<i64>| {
-            let ns = u64::try_from(t?.saturating_add(distance?)).ok()?;
-            Some(gst::ClockTime::from_nseconds(ns))
-        };
-        let flags = gst::BufferFlags::from_bits_truncate(packet.info.flags);
-        let mut flags = gst::BufferFlags::from_bits_truncate(time::portable_flags(flags));
-        flags.set(gst::BufferFlags::DELTA_UNIT, !packet.info.keyframe);
-        if std::mem::take(&mut state.discont) || packet.lost > 0 {
-            flags |= gst::BufferFlags::DISCONT;
-        }
+        let shift_ns = self.to_running_time(&mut state, &packet);
+        let discont = std::mem::take(&mut state.discont) || packet.lost > 0;
         if packet.lost > 0 {
-            self.tell_lost(&settings, &packet);
+            self.post_lost(&settings, &packet);
         }
         {
             let mut stats = lock(&self.stats);
             stats.received += 1;
             stats.lost = stats.lost.saturating_add(packet.lost);
             stats.bytes += packet.data.len() as u64;
-            stats.latency.add(now_ns().saturating_sub(packet.published));
+            stats.latency.add_ns(now_ns().saturating_sub(packet.published));
         }
-        let mut buffer = gst::Buffer::from_mut_slice(packet.data);
-        {
-            let buffer = buffer.make_mut();
-            buffer.set_flags(flags);
-            buffer.set_pts(time(packet.info.pts));
-            buffer.set_dts(time(packet.info.dts));
-            buffer.set_duration(packet.info.duration.map(gst::ClockTime::from_nseconds));
-            buffer.set_offset(packet.seq);
-            buffer.set_offset_end(packet.seq.saturating_add(1));
-            meta::add_packet(buffer, PacketId { track: settings.track, seq: packet.seq });
-            meta::add_references(buffer, &packet.info.references);
-        }
+        let buffer = Self::buffer(packet, settings.track, shift_ns, discont);
         Ok(gst_base::subclass::base_src::CreateSuccess::NewBuffer(buffer))
     }
 }

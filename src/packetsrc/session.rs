@@ -1,9 +1,11 @@
-//! What the sources of one bin have in common that read tracks of one publisher: a recorder's video and
-//! audio.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Synchronization of the packet sources of one bin that read tracks of the same publisher, such as a
+//! recorder's video and audio.
 //!
-//! Packets are older than the pipeline that begins with them, so all of them are delayed: by as much for
-//! one track as for the other. And they begin together: the source with the lowest track number leads,
-//! and the others begin with the first keyframe that is not before the leader's first packet.
+//! All sources of a session start together. The source with the lowest track number is the leader. The
+//! others start at their first keyframe that is not older than the leader's first packet.
+//!
+//! All sources are delayed by the same time, because their first packets are older than the pipeline.
 
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -13,130 +15,144 @@ use gst::prelude::*;
 use cuframes::sync::interrupt::Doorbell;
 use cuframes::sync::lock;
 
-/// Lives of a publisher that are remembered: the sources notice one after the other that it has changed.
-const LIVES: usize = 4;
+/// Number of publisher epochs that a session remembers. Its sources notice a restarted publisher one
+/// after the other.
+const EPOCHS: usize = 4;
 
-/// Where a session is, while it has members.
-struct Known {
+/// A session that has members.
+struct Entry {
     bin: glib::WeakRef<gst::Object>,
     key: String,
     session: Weak<Session>,
 }
 
-static SESSIONS: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+static SESSIONS: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+
+/// A source of the session.
+#[derive(Debug)]
+struct Member {
+    track: u32,
+    /// Wakes the source while it waits for the leader.
+    bell: Arc<Doorbell>,
+}
 
 #[derive(Debug, Default)]
 struct State {
-    /// The tracks that are read, and what wakes who waits for the leader.
-    members: Vec<(u32, Arc<Doorbell>)>,
-    /// How much later than real time everything is; kept for good, so that nothing overlaps.
-    delay: i64,
-    lives: Vec<Life>,
+    members: Vec<Member>,
+    /// Delay of all tracks against real time. It never decreases, so that packets don't overlap.
+    delay_ns: i64,
+    epochs: Vec<Epoch>,
 }
 
-/// One life of the publisher.
+/// What the members agreed on for one epoch of the publisher, that is, from its start to its stop.
 #[derive(Debug)]
-struct Life {
-    epoch: u64,
-    /// What fits its timestamps to real time.
-    shift: Option<i64>,
-    /// The PTS of the leader's first packet.
-    begin: Arc<OnceLock<i64>>,
+struct Epoch {
+    id: u64,
+    /// Matches the publisher's timestamps to real time.
+    skew_ns: Option<i64>,
+    /// PTS of the leader's first packet.
+    start: Arc<OnceLock<i64>>,
 }
 
 impl State {
-    fn life(&mut self, epoch: u64) -> &mut Life {
-        let at = self.lives.iter().position(|life| life.epoch == epoch).unwrap_or_else(|| {
-            if self.lives.len() == LIVES {
-                self.lives.remove(0);
+    fn epoch(&mut self, id: u64) -> &mut Epoch {
+        let index = self.epochs.iter().position(|epoch| epoch.id == id).unwrap_or_else(|| {
+            if self.epochs.len() == EPOCHS {
+                self.epochs.remove(0);
             }
-            self.lives.push(Life { epoch, shift: None, begin: Arc::default() });
-            self.lives.len() - 1
+            self.epochs.push(Epoch { id, skew_ns: None, start: Arc::default() });
+            self.epochs.len() - 1
         });
-        &mut self.lives[at]
+        &mut self.epochs[index]
     }
 
     fn leader(&self) -> Option<u32> {
-        self.members.iter().map(|(track, _)| *track).min()
+        self.members.iter().map(|member| member.track).min()
     }
 
-    /// Who waits for a leader that is gone waits no more, and takes what there is.
-    fn let_go(&self) {
-        for life in &self.lives {
-            life.begin.get_or_init(|| i64::MIN);
+    /// Lets the members start that wait for a leader that has left, each at its first keyframe.
+    fn release_followers(&self) {
+        for epoch in &self.epochs {
+            epoch.start.get_or_init(|| i64::MIN);
         }
-        self.wake();
+        self.wake_members();
     }
 
-    fn wake(&self) {
-        self.members.iter().for_each(|(_, bell)| bell.ring());
+    fn wake_members(&self) {
+        self.members.iter().for_each(|member| member.bell.ring());
     }
 }
 
+/// The sources of one bin and key.
 #[derive(Debug, Default)]
-pub struct Session(Mutex<State>);
+pub(super) struct Session(Mutex<State>);
 
 impl Session {
-    /// The session of an element's bin and key.
-    pub fn of(element: &impl IsA<gst::Object>, key: &str) -> Arc<Self> {
+    /// Returns the session of an element's bin and key, and creates it for the first member.
+    pub(super) fn of(element: &impl IsA<gst::Object>, key: &str) -> Arc<Self> {
         let parent = element.as_ref().parent().unwrap_or_else(|| element.as_ref().clone());
-        let mut all = lock(&SESSIONS);
-        all.retain(|known| known.session.strong_count() > 0);
-        let same = |k: &Known| k.bin.upgrade().as_ref() == Some(&parent) && k.key == key;
-        let known = all.iter().filter(|k| same(k)).find_map(|k| k.session.upgrade());
-        known.unwrap_or_else(|| {
+        let mut sessions = lock(&SESSIONS);
+        sessions.retain(|entry| entry.session.strong_count() > 0);
+        let same = |e: &Entry| e.bin.upgrade().as_ref() == Some(&parent) && e.key == key;
+        let existing = sessions.iter().filter(|e| same(e)).find_map(|e| e.session.upgrade());
+        existing.unwrap_or_else(|| {
             let session = Arc::new(Self::default());
             let (bin, key) = (parent.downgrade(), key.to_owned());
-            all.push(Known { bin, key, session: Arc::downgrade(&session) });
+            sessions.push(Entry { bin, key, session: Arc::downgrade(&session) });
             session
         })
     }
 
-    pub fn enter(&self, track: u32, bell: &Arc<Doorbell>) {
-        lock(&self.0).members.push((track, bell.clone()));
+    /// Adds a member.
+    pub(super) fn enter(&self, track: u32, bell: &Arc<Doorbell>) {
+        lock(&self.0).members.push(Member { track, bell: bell.clone() });
     }
 
-    pub fn leave(&self, track: u32, bell: &Arc<Doorbell>) {
+    /// Removes a member. If it was the leader, the other members stop waiting for it.
+    pub(super) fn leave(&self, track: u32, bell: &Arc<Doorbell>) {
         let mut state = lock(&self.0);
-        let led = state.leader();
-        state.members.retain(|(t, b)| *t != track || !Arc::ptr_eq(b, bell));
-        if state.leader() != led {
-            state.let_go();
+        let leader = state.leader();
+        state.members.retain(|m| m.track != track || !Arc::ptr_eq(&m.bell, bell));
+        if state.leader() != leader {
+            state.release_followers();
         }
     }
 
-    /// When the leader begins in this life of the publisher; `None` for the leader itself.
-    pub fn follow(&self, track: u32, epoch: u64) -> Option<Arc<OnceLock<i64>>> {
+    /// Returns the cell that gets the PTS of the leader's first packet in this epoch of the publisher;
+    /// `None` for the leader itself.
+    pub(super) fn leader_start(&self, track: u32, epoch: u64) -> Option<Arc<OnceLock<i64>>> {
         let mut state = lock(&self.0);
         let leads = state.leader().is_none_or(|leader| leader == track);
-        let begin = state.life(epoch).begin.clone();
-        (!leads).then_some(begin)
+        let start = state.epoch(epoch).start.clone();
+        (!leads).then_some(start)
     }
 
-    /// The leader begins with a packet of this PTS.
-    pub fn begin(&self, epoch: u64, pts: i64) {
+    /// Sets the PTS of the leader's first packet, and wakes the members that wait for it.
+    pub(super) fn set_start(&self, epoch: u64, pts_ns: i64) {
         let mut state = lock(&self.0);
-        if state.life(epoch).begin.set(pts).is_ok() {
-            state.wake();
+        if state.epoch(epoch).start.set(pts_ns).is_ok() {
+            state.wake_members();
         }
     }
 
-    /// What has to be added to the publisher's times to get running times, `origin` being the time at
-    /// which those are 0. `shift` says what fits the first packet to real time; `first` is its time.
-    pub fn distance(
+    /// Returns the value to add to the publisher's times to get running times, in ns.
+    ///
+    /// `first_ns` is the time of the member's first packet. `offset_ns` is the published time at running
+    /// time 0. `skew_ns` is called for the first packet of an epoch, and matches it to real time.
+    pub(super) fn to_running_time(
         &self,
         epoch: u64,
-        first: i64,
-        origin: i64,
-        shift: impl FnOnce() -> i64,
+        first_ns: i64,
+        offset_ns: i64,
+        skew_ns: impl FnOnce() -> i64,
     ) -> i64 {
         let mut state = lock(&self.0);
-        // Another process says what these are.
-        let shift = *state.life(epoch).shift.get_or_insert_with(shift);
-        // No packet is older than the clock.
-        let begin = first.saturating_add(shift).max(0);
-        state.delay = state.delay.max(origin.saturating_sub(begin));
-        shift.saturating_sub(origin).saturating_add(state.delay)
+        // Saturating and clamped, because these times come from another process. No packet is older
+        // than CLOCK_MONOTONIC.
+        let skew_ns = *state.epoch(epoch).skew_ns.get_or_insert_with(skew_ns);
+        let first_ns = first_ns.saturating_add(skew_ns).max(0);
+        state.delay_ns = state.delay_ns.max(offset_ns.saturating_sub(first_ns));
+        skew_ns.saturating_sub(offset_ns).saturating_add(state.delay_ns)
     }
 }
 
@@ -145,16 +161,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_time_makes_a_session_later_than_its_clock() {
+    fn session_delay_is_bounded_by_clock() {
         let session = Session::default();
-        let origin = 1_000;
+        let offset = 1_000;
         for time in [i64::MIN, -1, 0, i64::MAX] {
-            for (epoch, shift) in [(1, i64::MIN), (2, 0), (3, i64::MAX)] {
-                session.distance(epoch, time, origin, || shift);
+            for (epoch, skew) in [(1, i64::MIN), (2, 0), (3, i64::MAX)] {
+                session.to_running_time(epoch, time, offset, || skew);
             }
         }
-        // One that is 10 ns old when the pipeline starts.
-        let distance = session.distance(4, 990, origin, || 0);
-        assert!((10 - origin..=0).contains(&distance), "{distance}");
+        // The packet is 10 ns old when the pipeline starts.
+        let shift = session.to_running_time(4, 990, offset, || 0);
+        assert!((10 - offset..=0).contains(&shift), "{shift}");
     }
 }

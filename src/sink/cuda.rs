@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, Weak};
 use gst_video::VideoInfo;
 
 use super::pool::Flushing;
-use super::{Memory, SyncMode};
+use super::settings::{Memory, SyncMode};
+use crate::caps::{PlaneSize, plane_size};
 use crate::gstcuda::memory_cache::{BufferAccess, DeviceRegion, MemoryCache};
 use crate::gstcuda::pool;
 use crate::gstcuda::{self, CudaContext, CudaStream};
 use crate::log::CAT;
-use crate::properties::plane_size;
 use cuframes::Publisher;
 use cuframes::cuda::{Address, Context, Copy2d, HostAccess, RegisteredHost, Stream};
 use cuframes::memory::cuda::CudaBackend;
@@ -352,7 +352,7 @@ impl DeviceSink {
             return Ok(unsafe { stream.copy(map.address(), slot, self.layout.size()) }?);
         }
         for plane in 0..self.layout.n_planes() as usize {
-            let (height, width) = plane_size(&self.layout, plane);
+            let PlaneSize { rows: height, row_bytes: width } = plane_size(&self.layout, plane);
             let copy = Copy2d {
                 from: Address::Device(map.address() + source.offset()[plane] as u64),
                 from_pitch: source.stride()[plane] as usize,

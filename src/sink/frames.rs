@@ -9,14 +9,15 @@ use gst_base::subclass::prelude::*;
 use gst_video::video_frame::VideoBufferExt;
 
 use super::cuda::{DeviceSink, DeviceSlots};
-use super::imp::Published;
 use super::pool::{Flushing, slot_buffer};
-use super::{Memory, SyncMode};
+use super::publication::Publication;
+use super::settings::{Memory, SyncMode};
+use crate::caps::{CUDA_MEMORY, is_cuda};
 use crate::gstcuda::{self, ContextSlot, CudaContext};
 use crate::log::CAT;
+use crate::messages::post_error;
 use crate::meta;
-use crate::properties::{CUDA_MEMORY, is_cuda, post_error};
-use crate::time::{self, Origin};
+use crate::time::{self, MonotonicOffset};
 use cuframes::Publisher;
 use cuframes::sync::clock::now_ns;
 use cuframes::sync::lock;
@@ -33,13 +34,13 @@ struct State {
     slots: Option<Arc<DeviceSlots>>,
     /// For frames in device memory.
     device: Option<DeviceSink>,
-    origin: Origin,
+    origin: MonotonicOffset,
     frames: u64,
 }
 
 #[derive(Default)]
-pub struct FrameSink {
-    published: OnceLock<Arc<Published>>,
+pub(crate) struct FrameSink {
+    published: OnceLock<Arc<Publication>>,
     state: Mutex<State>,
     /// Render is to return.
     unlocked: AtomicBool,
@@ -48,7 +49,7 @@ pub struct FrameSink {
 }
 
 impl super::FrameSink {
-    pub fn new(published: Arc<Published>) -> Self {
+    pub(super) fn new(published: Arc<Publication>) -> Self {
         // Under a name that GStreamer makes up: gst-launch looks for names in bins, too, and would find
         // this sink for an element that a user calls the same.
         let sink: Self = glib::Object::new();
@@ -58,7 +59,7 @@ impl super::FrameSink {
 }
 
 impl FrameSink {
-    fn published(&self) -> &Published {
+    fn published(&self) -> &Publication {
         self.published.get().expect("set by new")
     }
 
@@ -271,7 +272,7 @@ impl ElementImpl for FrameSink {
                 "cuframes frame sink",
                 "Sink/Video",
                 "Publishes frames; part of cuframessink",
-                "The cuframes authors",
+                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
             )
         });
         Some(&METADATA)
@@ -280,7 +281,7 @@ impl ElementImpl for FrameSink {
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
             let (sink, always) = (gst::PadDirection::Sink, gst::PadPresence::Always);
-            let caps = crate::properties::frame_caps();
+            let caps = crate::caps::frame_caps();
             vec![gst::PadTemplate::new("sink", sink, always, &caps).expect("a valid template")]
         });
         &TEMPLATES
@@ -385,14 +386,14 @@ impl BaseSinkImpl for FrameSink {
         let timestamp = segment
             .downcast_ref::<gst::ClockTime>()
             .zip(origin.zip(buffer.pts()))
-            .and_then(|(segment, (origin, pts))| time::publish(segment, origin, pts));
+            .and_then(|(segment, (origin, pts))| time::to_monotonic_ns(segment, origin, pts));
         let running = segment
             .downcast_ref::<gst::ClockTime>()
             .zip(buffer.pts())
-            .and_then(|(segment, pts)| time::running(segment, pts));
-        let packet = self.published().recent.find(running);
+            .and_then(|(segment, pts)| time::to_running_ns(segment, pts));
+        let packet = self.published().recent.packet_at(running);
         if packet.is_err() {
-            self.published().unidentified.fetch_add(1, Ordering::Relaxed);
+            self.published().unmatched_frames.fetch_add(1, Ordering::Relaxed);
         }
         let info = FrameInfo {
             pts: Some(timestamp.unwrap_or(captured)),

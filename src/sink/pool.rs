@@ -48,7 +48,7 @@ struct State {
 }
 
 #[derive(Default)]
-pub struct SlotPool {
+pub(crate) struct SlotPool {
     state: Mutex<State>,
 }
 

@@ -94,7 +94,7 @@ fn advice(source: &io::Error) -> &'static str {
         EMFILE => "raise this process's limit of open files (ulimit -n)",
         ENFILE => "raise the system's limit of open files (fs.file-max)",
         ENOMEM | ENOSPC => {
-            "free memory, or lower max-subscribers, max-credit or packet-buffer-bytes of the publisher"
+            "free memory, or lower max-subscribers, max-frames-per-subscriber or packet-buffer-bytes of the publisher"
         }
         EAGAIN => "raise this user's limit of processes (ulimit -u)",
         _ => "cuframes doctor tells what this system lacks",

@@ -56,7 +56,7 @@ impl Error {
 fn advice(code: u32) -> Option<&'static str> {
     Some(match code {
         2 => {
-            "the GPU has no memory left: stop something that uses it, let one process have several cameras (each process takes some 500 MiB), or lower max-subscribers or max-credit"
+            "the GPU has no memory left: stop something that uses it, let one process have several cameras (each process takes some 500 MiB), or lower max-subscribers or max-frames-per-subscriber"
         }
         3 | 4 => {
             "the process is ending, or was forked after it had used the GPU: start another process instead of forking"

@@ -106,7 +106,7 @@ impl Publisher {
             return Err(Error::Value {
                 what: "The frame pool",
                 problem: format!(
-                    "is not possible with a window of {} frames and max-subscribers × max-credit = {credits}: together they have to be 1 to {}",
+                    "is not possible with a window of {} frames and max-subscribers × max-frames-per-subscriber = {credits}: together they have to be 1 to {}",
                     config.window,
                     MAX_SLOTS / 4
                 ),

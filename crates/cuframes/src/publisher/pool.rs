@@ -280,7 +280,9 @@ impl Slots {
         if free.len() < missing as usize {
             return Err(Error::Value {
                 what: "The frame pool",
-                problem: "has no slot numbers left: lower max-subscribers or max-credit".into(),
+                problem:
+                    "has no slot numbers left: lower max-subscribers or max-frames-per-subscriber"
+                        .into(),
             });
         }
         let memory =

@@ -218,7 +218,7 @@ impl Server {
             return Err((
                 RefusalReason::OverCredit,
                 format!(
-                    "it asks for {} frames at a time (max-held and one in hand), more than the publisher's max-credit={}: lower the one or raise the other",
+                    "it asks for {} frames at a time (max-frames), more than the publisher's max-frames-per-subscriber={}: lower the one or raise the other",
                     hello.credit, self.state.max_frames_per_subscriber
                 ),
             ));

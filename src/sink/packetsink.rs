@@ -1,4 +1,5 @@
-//! The sink for one track of packets inside `cuframessink`.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The inner sink of `cuframessink` for one track of packets.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
@@ -7,43 +8,57 @@ use gst::glib;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
-use super::imp::Published;
+use super::publication::Publication;
+use crate::caps::{always_template, packet_caps};
 use crate::log::CAT;
+use crate::messages::post_error;
 use crate::meta;
-use crate::properties::post_error;
-use crate::time::{self, Origin};
+use crate::time::{self, MonotonicOffset};
 use cuframes::sync::lock;
 use cuframes::{PacketId, PacketInfo, PushError, Track};
 
 #[derive(Default)]
 struct State {
     track: Option<Track>,
-    origin: Origin,
-    /// A packet was refused, so the next one does not follow on the last.
+    offset: MonotonicOffset,
+    /// The last packet was rejected, so the next one is discontinuous.
     gap: bool,
-    /// What was said once.
-    said_cut: bool,
+    /// The warning about truncated groups of pictures was posted.
+    warned_truncated: bool,
 }
 
+/// The fixed part of a [`PacketSink`].
+struct Setup {
+    publication: Arc<Publication>,
+    track: u32,
+}
+
+/// Implementation of the inner sink for packets.
 #[derive(Default)]
-pub struct PacketSink {
-    setup: OnceLock<(Arc<Published>, u32)>,
+pub(crate) struct PacketSink {
+    setup: OnceLock<Setup>,
     state: Mutex<State>,
-    /// Render is to return.
+    /// `render` has to return: set by `unlock`, cleared by `unlock_stop`.
     unlocked: AtomicBool,
 }
 
 impl super::PacketSink {
-    pub fn new(published: Arc<Published>, track: u32) -> Self {
+    /// Returns a sink that publishes packets as track number `track`.
+    pub(super) fn new(publication: Arc<Publication>, track: u32) -> Self {
         let sink: Self = glib::Object::new();
-        let _ = sink.imp().setup.set((published, track));
+        let _ = sink.imp().setup.set(Setup { publication, track });
         sink
     }
 }
 
 impl PacketSink {
-    /// Forgets the publisher. It goes with PAUSED, but a base sink stops with READY.
-    pub fn reset(&self) {
+    fn setup(&self) -> &Setup {
+        self.setup.get().expect("set by new")
+    }
+
+    /// Drops the track. The bin calls this when it leaves PAUSED, because GstBaseSink calls `stop` only on
+    /// the way from READY to NULL.
+    pub(super) fn reset(&self) {
         *lock(&self.state) = State::default();
     }
 }
@@ -71,18 +86,15 @@ impl ElementImpl for PacketSink {
                 "cuframes packet sink",
                 "Sink",
                 "Publishes packets; part of cuframessink",
-                "The cuframes authors",
+                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
             )
         });
         Some(&METADATA)
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let (sink, always) = (gst::PadDirection::Sink, gst::PadPresence::Always);
-            let caps = crate::properties::packet_caps();
-            vec![gst::PadTemplate::new("sink", sink, always, &caps).expect("a valid template")]
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
+            LazyLock::new(|| vec![always_template(gst::PadDirection::Sink, &packet_caps())]);
         &TEMPLATES
     }
 }
@@ -94,8 +106,8 @@ impl BaseSinkImpl for PacketSink {
     }
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
-        let (published, number) = self.setup.get().expect("set by new");
-        let publisher = published.get().ok_or_else(|| {
+        let Setup { publication, track: number } = self.setup();
+        let publisher = publication.get().ok_or_else(|| {
             gst::loggable_error!(CAT, "Not started: set the element to PAUSED first")
         })?;
         let mut state = lock(&self.state);
@@ -104,7 +116,7 @@ impl BaseSinkImpl for PacketSink {
             track.set_caps(&caps);
             return Ok(());
         }
-        match publisher.add_track(*number, &caps, published.track_config()) {
+        match publisher.add_track(*number, &caps, publication.track_config()) {
             Ok(track) => state.track = Some(track),
             Err(e) => {
                 drop(state);
@@ -120,11 +132,11 @@ impl BaseSinkImpl for PacketSink {
         let segment = obj.segment();
         let segment = segment.downcast_ref::<gst::ClockTime>();
         let mut state = lock(&self.state);
-        let origin = state.origin.get(&*obj);
+        let offset_ns = state.offset.get(&*obj);
         let timestamp = |t: Option<gst::ClockTime>| {
             segment
-                .zip(origin.zip(t))
-                .and_then(|(segment, (origin, t))| time::publish(segment, origin, t))
+                .zip(offset_ns.zip(t))
+                .and_then(|(segment, (offset_ns, t))| time::to_monotonic_ns(segment, offset_ns, t))
         };
         let mut flags = buffer.flags();
         flags
@@ -140,48 +152,50 @@ impl BaseSinkImpl for PacketSink {
         let track = state.track.clone().ok_or(gst::FlowError::NotNegotiated)?;
         drop(state);
         let data = buffer.map_readable().map_err(|_| gst::FlowError::Error)?;
+        // SYNC(unlock/render): pairs with the stores in `unlock` and `unlock_stop`.
         let unlocked = || self.unlocked.load(Ordering::Acquire);
         let pushed = loop {
             match track.push_unless(info.clone(), &data, &unlocked) {
-                // The wait for a reader was broken off for a pause, or for a flush, which is the error here.
+                // A pause or a flush has ended the wait for a reader. `wait_preroll` returns an error after a
+                // flush.
                 Err(PushError::WouldBlock) if unlocked() => obj.wait_preroll()?,
                 Err(PushError::WouldBlock) => return Err(gst::FlowError::Flushing),
                 other => break other,
             };
         };
         if let (Some(segment), Some(pts), Ok(seq)) = (segment, buffer.pts(), &pushed) {
-            let (published, number) = self.setup.get().expect("set by new");
-            let packet = PacketId { track: *number, seq: *seq };
-            published.recent.note(time::running(segment, pts), packet);
+            let Setup { publication, track } = self.setup();
+            let packet = PacketId { track: *track, seq: *seq };
+            publication.recent.record(time::to_running_ns(segment, pts), packet);
         }
         let mut state = lock(&self.state);
-        let said = std::mem::replace(&mut state.gap, pushed.is_err());
-        let cut = track.stats().cut_gops > 0 && !std::mem::replace(&mut state.said_cut, true);
+        let first_rejected = !std::mem::replace(&mut state.gap, pushed.is_err());
+        let first_truncated =
+            track.stats().cut_gops > 0 && !std::mem::replace(&mut state.warned_truncated, true);
         drop(state);
-        if pushed == Err(PushError::TooBig) && !said {
+        if pushed == Err(PushError::TooBig) && first_rejected {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::NoSpaceLeft,
                 (
-                    "A packet of {} bytes does not fit into the packet buffer; it is left out, with all that depends on it: raise packet-buffer-bytes",
+                    "A packet of {} bytes does not fit into the packet buffer; it is left out, with all packets that depend on it: raise packet-buffer-bytes",
                     data.len()
                 )
             );
         }
-        if cut {
+        if first_truncated {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::NoSpaceLeft,
-                ("A group of pictures does not fit into the packet buffer: raise packet-buffer-bytes, or who joins while it runs has to wait for the next keyframe")
+                ("A group of pictures does not fit into the packet buffer, so new subscribers have to wait for the next keyframe: raise packet-buffer-bytes")
             );
         }
         Ok(gst::FlowSuccess::Ok)
     }
 
     fn event(&self, event: gst::Event) -> bool {
-        let (published, _) = self.setup.get().expect("set by new");
         if event.type_() == gst::EventType::Eos
-            && published.forwards_eos()
+            && self.setup().publication.forwards_eos()
             && let Some(track) = &lock(&self.state).track
         {
             track.end();
@@ -189,6 +203,7 @@ impl BaseSinkImpl for PacketSink {
         self.parent_event(event)
     }
 
+    // SYNC(unlock/render): the stores pair with the load in `render`.
     fn unlock(&self) -> Result<(), gst::ErrorMessage> {
         self.unlocked.store(true, Ordering::Release);
         Ok(())
