@@ -1,9 +1,10 @@
-//! `cuframes doctor`: what frames need to cross from process to process here, line by line.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! `cuframes doctor`: checks what this system needs to share frames between processes, one line each.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cuframes::cuda::Device;
@@ -14,140 +15,145 @@ use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{AccessFlags, access, geteuid};
 
-use crate::{Options, look, plain, print};
+use crate::{Options, format, poll, print, sanitize};
 
-/// How one thing is.
+/// The result of a check. The text describes the finding and how to fix it.
 enum Finding {
-    Ok(String),
-    /// Not needed by everybody.
+    Good(String),
+    /// Some uses need this, others work without it.
     Note(String),
-    /// Nothing works without.
+    /// All uses need this.
     Bad(String),
 }
-use Finding::{Bad, Note, Ok as Good};
+use Finding::{Bad, Good, Note};
 
-pub fn run(options: &Options) -> io::Result<bool> {
-    let mut well = true;
-    let mut tell = |what: &str, finding: Finding| {
-        let (mark, text) = match finding {
-            Good(text) => ("ok  ", text),
-            Note(text) => ("note", text),
-            Bad(text) => {
-                well = false;
-                ("BAD ", text)
-            }
+/// A check of the system.
+enum Check {
+    /// Has one finding about this subject.
+    One(&'static str, fn(&Options) -> Finding),
+    /// Has any number of findings, each with its subject.
+    Many(fn(&Options) -> Vec<(String, Finding)>),
+}
+use Check::{Many, One};
+
+/// All checks, in the order in which they run.
+const CHECKS: [Check; 8] = [
+    One("kernel", |_| kernel()),
+    One("shared memory", |_| sealed_memfd()),
+    One("waiting", |_| futex_waitv()),
+    Many(runtime_directories),
+    One("publishing", publishing),
+    Many(|_| gstreamer()),
+    Many(|_| gpus()),
+    Many(publishers),
+];
+
+/// Runs all checks and prints their findings. Returns whether none is bad.
+pub(crate) fn run(options: &Options) -> io::Result<bool> {
+    let mut all_good = true;
+    for check in &CHECKS {
+        let findings = match check {
+            One(subject, check) => vec![((*subject).to_owned(), check(options))],
+            Many(check) => check(options),
         };
-        print(&format!("{mark}  {what}: {}\n", plain(&text)))
-    };
-    tell("kernel", kernel())?;
-    tell("shared memory", memfd())?;
-    tell("waiting", futex_waitv())?;
-    for (what, finding) in directories(options) {
-        tell(&what, finding)?;
-    }
-    match inspect(&["--version"]) {
-        Err(text) => tell("GStreamer", Bad(text))?,
-        Ok(text) => {
-            tell("GStreamer", gstreamer(&text))?;
-            tell("plugin", plugin())?;
-            tell("frames in GPU memory", cuda_frames())?;
+        for (subject, finding) in findings {
+            let (mark, text) = match finding {
+                Good(text) => ("ok  ", text),
+                Note(text) => ("note", text),
+                Bad(text) => {
+                    all_good = false;
+                    ("BAD ", text)
+                }
+            };
+            print(&format!("{mark}  {subject}: {}\n", sanitize(&text)))?;
         }
     }
-    for finding in gpus() {
-        tell("GPU", finding)?;
-    }
-    for look in look::all(options) {
-        let finding = match &look.status {
-            Ok(s) => Good(format!("its publisher answers ({}, pid {})", s.name, look::pid(s.pid))),
-            Err(e) => Bad(e.to_string()),
-        };
-        tell(&format!("key {}", look.key.key), finding)?;
-    }
-    Ok(well)
+    Ok(all_good)
 }
 
 fn kernel() -> Finding {
     match nix::sys::utsname::uname() {
-        Err(e) => Note(format!("its version is not known ({e})")),
+        Err(e) => Note(format!("the version is unknown ({e})")),
         Ok(name) => Good(format!("{} {}", name.sysname().display(), name.release().display())),
     }
 }
 
-fn memfd() -> Finding {
-    // Linux 5.1: what subscribers get can't be mapped for writing any more.
+/// Checks the seals of a publisher's memory. They keep subscribers from writing to it.
+fn sealed_memfd() -> Finding {
+    // Missing in nix. Since Linux 5.1.
     const F_SEAL_FUTURE_WRITE: i32 = 0x10;
-    let made = memfd_create("cuframes-doctor", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING);
-    let sealed = made.and_then(|fd| {
+    let memfd =
+        memfd_create("cuframes-doctor", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING);
+    let sealed = memfd.and_then(|fd| {
         let seals = SealFlag::F_SEAL_GROW | SealFlag::from_bits_retain(F_SEAL_FUTURE_WRITE);
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))
     });
     match sealed {
-        Ok(_) => Good("memfds can be made and sealed".into()),
+        Ok(_) => Good("memfds can be created and sealed".into()),
         Err(e) => Bad(format!(
-            "memfds can't be made or sealed ({e}): it takes Linux 5.1 or newer, and no filter (seccomp) that forbids memfd_create"
+            "memfds can't be created or sealed ({e}): use Linux 5.1 or newer, and allow memfd_create in seccomp filters"
         )),
     }
 }
 
 fn futex_waitv() -> Finding {
-    let (none, zero) = (std::ptr::null::<libc::c_void>(), 0);
-    // SAFETY: with no futex to wait for, the kernel reads nothing and refuses at once.
-    let result = unsafe { libc::syscall(libc::SYS_futex_waitv, none, zero, zero, none, zero) };
+    let (null, zero) = (std::ptr::null::<libc::c_void>(), 0);
+    // SAFETY: without futexes to wait for, the kernel reads no memory and returns an error at once.
+    let result = unsafe { libc::syscall(libc::SYS_futex_waitv, null, zero, zero, null, zero) };
     match Errno::result(result) {
-        Err(Errno::EINVAL) | Ok(_) => Good("futex_waitv is there".into()),
+        Err(Errno::EINVAL) | Ok(_) => Good("futex_waitv is available".into()),
         Err(e) => Note(format!(
-            "futex_waitv is not there ({e}), so a subscriber that waits looks up 50 times a second: it takes Linux 5.16 or newer, and no filter (seccomp) that forbids it"
+            "futex_waitv is unavailable ({e}), so a waiting subscriber polls 50 times a second: use Linux 5.16 or newer, and allow futex_waitv in seccomp filters"
         )),
     }
 }
 
-/// Each runtime directory, and whether there is one for publishers.
-fn directories(options: &Options) -> Vec<(String, Finding)> {
-    let mut usable = None;
-    let mut all = Vec::new();
-    let dirs = runtime_dirs(options.runtime_dir.as_deref());
-    for dir in &dirs {
-        let finding = directory(dir);
-        if matches!(finding, Good(_)) && usable.is_none() {
-            usable = Some(dir);
-        }
-        all.push((format!("runtime directory {}", dir.display()), finding));
-    }
-    let last = dirs.last().expect("there is always one");
-    all.push((
-        "publishing".into(),
-        match usable {
-            Some(dir) => Good(format!("a publisher of this user uses {}", dir.display())),
-            None if !last.exists() && may_make(last) => {
-                Good(format!("a publisher of this user makes {}", last.display()))
-            }
-            None => Bad(
-                "this user can't write to any runtime directory: make one of them usable, or name another one with the property runtime-dir or the environment variable CUFRAMES_RUNTIME_DIR"
-                    .into(),
-            ),
-        },
-    ));
-    all
+fn directories(options: &Options) -> Vec<PathBuf> {
+    runtime_dirs(options.runtime_dir.as_deref())
 }
 
+/// Checks each directory that is searched for keys.
+fn runtime_directories(options: &Options) -> Vec<(String, Finding)> {
+    let dirs = directories(options);
+    dirs.iter()
+        .map(|dir| (format!("runtime directory {}", dir.display()), directory(dir)))
+        .collect()
+}
+
+/// Checks that a publisher of this user has a directory for its socket.
+fn publishing(options: &Options) -> Finding {
+    let dirs = directories(options);
+    if let Some(dir) = dirs.iter().find(|dir| matches!(directory(dir), Good(_))) {
+        return Good(format!("publishers of this user use {}", dir.display()));
+    }
+    match dirs.last() {
+        Some(last) if !last.exists() && can_create(last) => {
+            Good(format!("publishers of this user create {}", last.display()))
+        }
+        _ => Bad(
+            "this user can't write to any runtime directory: make one of them writable, or set another one with the property runtime-dir or the environment variable CUFRAMES_RUNTIME_DIR"
+                .into(),
+        ),
+    }
+}
+
+/// Checks owner and permissions of a runtime directory. It is good if this user can publish there.
 fn directory(dir: &Path) -> Finding {
     let meta = match fs::metadata(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Note("is not there".into()),
-        Err(e) => return Note(format!("can't be looked at ({e})")),
-        Ok(meta) if !meta.is_dir() => return Bad("is no directory: remove it".into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Note("does not exist".into()),
+        Err(e) => return Note(format!("can't be examined ({e})")),
+        Ok(meta) if !meta.is_dir() => return Bad("is not a directory: remove it".into()),
         Ok(meta) => meta,
     };
     let (mode, uid, gid) = (meta.mode() & 0o7777, meta.uid(), meta.gid());
     let text = format!("mode {mode:04o}, uid {uid}, gid {gid}");
-    // Anybody can make this name in /tmp; one that is given is the giver's business.
-    let ours = Path::new("/tmp").join(format!("cuframes-{}", geteuid()));
-    if dir == ours && (uid != geteuid().as_raw() || mode & 0o022 != 0) {
-        return Bad(format!(
-            "{text}: it belongs to somebody else, or others can write to it: remove it"
-        ));
+    // Any user can create this name in /tmp. A directory that was set explicitly is trusted.
+    let fallback = Path::new("/tmp").join(format!("cuframes-{}", geteuid()));
+    if dir == fallback && (uid != geteuid().as_raw() || mode & 0o022 != 0) {
+        return Bad(format!("{text}: another user owns it or can write to it: remove it"));
     }
     if access(dir, AccessFlags::R_OK | AccessFlags::X_OK).is_err() {
-        return Note(format!("{text}; this user may not enter it, and sees no key there"));
+        return Note(format!("{text}; this user has no access to it and sees no keys there"));
     }
     match access(dir, AccessFlags::W_OK) {
         Ok(()) => Good(text),
@@ -155,27 +161,40 @@ fn directory(dir: &Path) -> Finding {
     }
 }
 
-/// Whether the directory can be made: its nearest parent that exists can be written to.
-fn may_make(dir: &Path) -> bool {
+/// Returns whether this user can create the directory in its nearest existing parent.
+fn can_create(dir: &Path) -> bool {
     let parent = dir.ancestors().skip(1).find(|d| d.exists());
     parent.is_some_and(|d| access(d, AccessFlags::W_OK | AccessFlags::X_OK).is_ok())
 }
 
-/// Runs gst-inspect-1.0: this command does not link GStreamer, and reports what GStreamer itself finds.
-fn inspect(args: &[&str]) -> Result<String, String> {
+/// Checks GStreamer, the plugin, and frames in GPU memory.
+fn gstreamer() -> Vec<(String, Finding)> {
+    match gst_inspect(&["--version"]) {
+        Err(text) => vec![("GStreamer".into(), Bad(text))],
+        Ok(text) => vec![
+            ("GStreamer".into(), gstreamer_version(&text)),
+            ("plugin".into(), plugin()),
+            ("frames in GPU memory".into(), cuda_frames()),
+        ],
+    }
+}
+
+/// Runs gst-inspect-1.0 and returns its output, or an error text. The command does not link GStreamer, so
+/// that it also runs, and reports the problem, where GStreamer is missing or broken.
+fn gst_inspect(args: &[&str]) -> Result<String, String> {
     match Command::new("gst-inspect-1.0").args(args).output() {
         Ok(output) if output.status.success() => {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         }
         Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         Err(e) => Err(format!(
-            "gst-inspect-1.0 can't be run ({e}): install GStreamer's tools (Debian and Ubuntu: gstreamer1.0-tools)"
+            "gst-inspect-1.0 can't be run ({e}): install the tools of GStreamer (Debian and Ubuntu: gstreamer1.0-tools)"
         )),
     }
 }
 
 /// Checks the output of `gst-inspect-1.0 --version`.
-fn gstreamer(text: &str) -> Finding {
+fn gstreamer_version(text: &str) -> Finding {
     let version = text.lines().find_map(|line| line.strip_prefix("GStreamer "));
     let Some(version) = version else {
         return Note("gst-inspect-1.0 does not state its version".into());
@@ -188,8 +207,9 @@ fn gstreamer(text: &str) -> Finding {
     }
 }
 
+/// Checks that GStreamer finds the plugin, and that its version is this command's.
 fn plugin() -> Finding {
-    let Ok(text) = inspect(&["--plugin", "cuframes"]) else {
+    let Ok(text) = gst_inspect(&["--plugin", "cuframes"]) else {
         return Bad(
             "GStreamer does not find it: run make install, or set GST_PLUGIN_PATH to the directory that contains libgstcuframes.so; gst-inspect-1.0 -b lists plugins that could not be loaded"
                 .into(),
@@ -200,7 +220,7 @@ fn plugin() -> Finding {
         value.unwrap_or_default().trim().to_owned()
     };
     let (version, file, own) = (field("Version "), field("Filename "), env!("CARGO_PKG_VERSION"));
-    // A build appends its commit.
+    // A build appends its commit after a hyphen.
     if version.split('-').next() == Some(own) {
         Good(format!("version {version}, {file}"))
     } else {
@@ -210,9 +230,9 @@ fn plugin() -> Finding {
     }
 }
 
-/// The sink offers CUDA memory exactly where libgstcuda and the driver can be used.
+/// Checks the caps of the sink. They contain CUDA memory exactly if libgstcuda and the driver are usable.
 fn cuda_frames() -> Finding {
-    match inspect(&["cuframessink"]) {
+    match gst_inspect(&["cuframessink"]) {
         Ok(text) if text.contains("memory:CUDAMemory") => Good("can be published".into()),
         _ => Note(
             "can't be published here: they need an NVIDIA driver and libgstcuda of GStreamer 1.24 or later (Debian and Ubuntu: libgstreamer-plugins-bad1.0-0); frames in host memory need neither"
@@ -221,18 +241,20 @@ fn cuda_frames() -> Finding {
     }
 }
 
-fn gpus() -> Vec<Finding> {
-    let devices = match Device::all() {
-        Err(e) => return vec![Note(format!("{e} (frames in host memory need none)"))],
+/// Checks each GPU, or notes that there is none.
+fn gpus() -> Vec<(String, Finding)> {
+    let findings = match Device::all() {
+        Err(e) => vec![Note(format!("{e} (frames in host memory need none)"))],
         Ok(devices) if devices.is_empty() => {
-            return vec![Note("there is none; frames in host memory need none".into())];
+            vec![Note("none was found; frames in host memory need none".into())]
         }
-        Ok(devices) => devices,
+        Ok(devices) => devices.iter().map(gpu).collect(),
     };
-    devices.iter().map(device).collect()
+    findings.into_iter().map(|finding| ("GPU".into(), finding)).collect()
 }
 
-fn device(device: &Device) -> Finding {
+/// Checks that memory of the GPU can be shared, and that its streams can signal complete frames.
+fn gpu(device: &Device) -> Finding {
     let name = device.name().unwrap_or_else(|e| e.to_string());
     let cuda = device.driver_version();
     let text = format!(
@@ -243,7 +265,7 @@ fn device(device: &Device) -> Finding {
     );
     if !device.can_export_fds() {
         return Note(format!(
-            "{text}; it can't export memory as file descriptors, so its frames can't be shared (not possible under WSL and on some vGPUs)"
+            "{text}; it can't export memory as file descriptors, so its frames can't be shared (a limit of WSL and of some vGPUs)"
         ));
     }
     if !device.can_write_values() {
@@ -251,5 +273,19 @@ fn device(device: &Device) -> Finding {
             "{text}; it has no stream memory operations, so the CPU waits for each frame: update the driver to 515 or later"
         ));
     }
-    Good(format!("{text}; memory can be shared (VMM), streams can write numbers"))
+    Good(format!("{text}; it can share memory (VMM), and its streams can write frame numbers"))
+}
+
+/// Checks that the publisher of each live key responds.
+fn publishers(options: &Options) -> Vec<(String, Finding)> {
+    let check = |snapshot: poll::Snapshot| {
+        let finding = match snapshot.status {
+            Ok(s) => {
+                Good(format!("the publisher responds ({}, pid {})", s.name, format::pid(s.pid)))
+            }
+            Err(e) => Bad(e.to_string()),
+        };
+        (format!("key {}", snapshot.key.key), finding)
+    };
+    poll::poll_all(options).into_iter().map(check).collect()
 }

@@ -1,55 +1,57 @@
-//! `cuframes inspect KEY`
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! `cuframes inspect KEY`: everything that the publisher of a key reports.
 
 use std::io;
 
-use cuframes::{Mode, PublisherStatus};
+use cuframes::{PublisherStatus, SubscriberStatus, TrackStatus};
 
 use crate::table::{Align, Table};
-use crate::{Options, complain, look, print};
+use crate::{Options, format, print, print_error};
 
-pub fn run(options: &Options, key: &str) -> io::Result<bool> {
-    let status = match cuframes::status(key, options.runtime_dir.as_deref()) {
-        Ok(status) => status,
+/// Prints the status of a publisher. Returns whether it responded.
+pub(crate) fn run(options: &Options, key: &str) -> io::Result<bool> {
+    match cuframes::status(key, options.runtime_dir.as_deref()) {
+        Ok(status) => print(&describe(&status)).map(|()| true),
         Err(e) => {
-            complain(e);
-            return Ok(false);
+            print_error(e);
+            Ok(false)
         }
-    };
-    print(&describe(&status))?;
-    Ok(true)
+    }
 }
 
-fn describe(s: &PublisherStatus) -> String {
-    let mut facts = Table::new(&[("KEY", Align::Left), ("", Align::Left)]);
-    let mut fact = |name: &str, value: String| facts.row([name.to_owned(), value]);
+fn describe(status: &PublisherStatus) -> String {
+    let facts = facts(status);
+    if status.subscribers.is_empty() {
+        return facts;
+    }
+    format!("{facts}\n{}", subscribers(&status.subscribers))
+}
+
+/// Returns lines of a label and a value.
+fn facts(s: &PublisherStatus) -> String {
+    // The heading only gives the number of columns and is removed below.
+    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    let mut fact = |label: &str, value: String| table.row([label.to_owned(), value]);
     fact("key", s.key.clone());
-    fact("publisher", format!("{} (pid {}, uid {})", s.name, look::pid(s.pid), s.uid));
+    fact("publisher", format!("{} (pid {}, uid {})", s.name, format::pid(s.pid), s.uid));
     if !s.caps.is_empty() {
         fact("caps", s.caps.clone());
         fact("published", s.published.to_string());
         fact("dropped", s.dropped.to_string());
-        let age = s.last_frame_ns.and_then(|t| u64::try_from(s.time_ns - t).ok());
+        let age_ns = s.last_frame_ns.and_then(|t| u64::try_from(s.time_ns - t).ok());
         fact(
             "newest frame",
-            age.map_or("none".into(), |ns| format!("{} ago", look::latency(Some(ns)))),
+            age_ns.map_or("none".into(), |ns| format!("{} ago", format::latency(Some(ns)))),
         );
-        fact("behind timestamps", look::latency(Some(s.latency_ns)));
+        fact("behind timestamps", format::latency(Some(s.latency_ns)));
         let (slots, chunks) = (s.slots, s.chunks);
-        let bytes = look::bytes(s.bytes);
+        let bytes = format::bytes(s.bytes);
         fact("memory", format!("{}, {slots} slots in {chunks} chunks, {bytes}", s.memory));
     }
     for t in &s.tracks {
-        let name = format!("track {}", t.track);
-        fact(&name, if t.caps.is_empty() { "-".into() } else { t.caps.clone() });
-        let counts = format!(
-            "{} published, {} in the ring of {}",
-            t.published,
-            t.in_ring,
-            look::bytes(t.bytes)
-        );
-        let too_big =
-            if t.too_big > 0 { format!(", {} too big", t.too_big) } else { String::new() };
-        fact("", counts + &too_big);
+        let caps = if t.caps.is_empty() { "-".into() } else { t.caps.clone() };
+        fact(&format!("track {}", t.track), caps);
+        fact("", track_counts(t));
     }
     fact(
         "subscribers",
@@ -60,12 +62,17 @@ fn describe(s: &PublisherStatus) -> String {
             s.max_frames_per_subscriber
         ),
     );
-    let facts = facts.to_string();
-    // The heading is there for the columns' sake.
-    let facts = facts.split_once('\n').map_or("", |(_, rest)| rest).to_owned();
-    if s.subscribers.is_empty() {
-        return facts;
-    }
+    let text = table.to_string();
+    text.split_once('\n').map_or("", |(_heading, rows)| rows).to_owned()
+}
+
+fn track_counts(t: &TrackStatus) -> String {
+    let oversized = if t.too_big > 0 { format!(", {} too big", t.too_big) } else { String::new() };
+    let ring = format::bytes(t.bytes);
+    format!("{} published, {} in the ring of {ring}{oversized}", t.published, t.in_ring)
+}
+
+fn subscribers(subscribers: &[SubscriberStatus]) -> Table {
     let mut table = Table::new(&[
         ("SUBSCRIBER", Align::Left),
         ("PID", Align::Right),
@@ -78,24 +85,19 @@ fn describe(s: &PublisherStatus) -> String {
         ("COPIED", Align::Right),
         ("LATENCY", Align::Right),
     ]);
-    for s in &s.subscribers {
-        let takes = match s.mode {
-            _ if s.max_frames == 0 => "packets",
-            Mode::Newest => "newest",
-            Mode::Strict => "strict",
-        };
+    for s in subscribers {
         table.row([
             s.name.clone(),
-            look::pid(s.pid),
+            format::pid(s.pid),
             s.uid.to_string(),
-            takes.into(),
+            format::takes(s).into(),
             format!("{} of {}", s.held, s.max_frames),
             s.lag.to_string(),
             s.received.to_string(),
             s.skipped.to_string(),
             s.copied.to_string(),
-            look::latency(s.latency_ns),
+            format::latency(s.latency_ns),
         ]);
     }
-    format!("{facts}\n{table}")
+    table
 }

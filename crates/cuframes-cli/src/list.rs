@@ -1,4 +1,5 @@
-//! `cuframes list`
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! `cuframes list`: one line for each live key.
 
 use std::io;
 use std::time::Duration;
@@ -6,52 +7,55 @@ use std::time::Duration;
 use cuframes::PublisherStatus;
 
 use crate::table::{Align, Table};
-use crate::{Options, complain, look, print};
+use crate::{Options, format, poll, print, print_error};
 
-/// Frames a second are measured over this long.
+/// The time over which frame rates are measured.
 const MEASURE: Duration = Duration::from_secs(1);
 
-pub fn run(options: &Options) -> io::Result<bool> {
-    let earlier = look::all(options);
+const COLUMNS: [(&str, Align); 7] = [
+    ("KEY", Align::Left),
+    ("FRAMES", Align::Left),
+    ("FPS", Align::Right),
+    ("MEMORY", Align::Left),
+    ("PACKETS", Align::Left),
+    ("SUBSCRIBERS", Align::Left),
+    ("PUBLISHER", Align::Left),
+];
+
+/// Prints the table of live keys. Returns whether all publishers responded.
+pub(crate) fn run(options: &Options) -> io::Result<bool> {
+    let earlier = poll::poll_all(options);
     if earlier.is_empty() {
-        eprint!("{}", look::no_keys(options));
+        eprint!("{}", poll::no_keys_message(options));
         return Ok(true);
     }
     std::thread::sleep(MEASURE);
-    let mut table = Table::new(&[
-        ("KEY", Align::Left),
-        ("FRAMES", Align::Left),
-        ("FPS", Align::Right),
-        ("MEMORY", Align::Left),
-        ("PACKETS", Align::Left),
-        ("SUBSCRIBERS", Align::Left),
-        ("PUBLISHER", Align::Left),
-    ]);
-    let mut all_well = true;
-    for now in look::all(options) {
-        match &now.status {
-            Ok(status) => table.row(row(status, look::before(&earlier, &now))),
+    let mut table = Table::new(&COLUMNS);
+    let mut all_respond = true;
+    for snapshot in poll::poll_all(options) {
+        match &snapshot.status {
+            Ok(status) => table.row(row(status, poll::previous_status(&earlier, &snapshot))),
             Err(e) => {
-                all_well = false;
-                complain(e);
+                all_respond = false;
+                print_error(e);
             }
         }
     }
     print(&table.to_string())?;
-    Ok(all_well)
+    Ok(all_respond)
 }
 
-fn row(status: &PublisherStatus, before: Option<&PublisherStatus>) -> [String; 7] {
-    let packets: Vec<_> = status.tracks.iter().map(|t| look::packets(&t.caps)).collect();
-    let frames = !status.caps.is_empty();
-    let fps = before.and_then(|b| status.fps_since(b)).filter(|_| frames);
+fn row(status: &PublisherStatus, previous: Option<&PublisherStatus>) -> [String; COLUMNS.len()] {
+    let codecs: Vec<_> = status.tracks.iter().map(|t| format::codec(&t.caps)).collect();
+    let has_frames = !status.caps.is_empty();
+    let fps = previous.and_then(|p| status.fps_since(p)).filter(|_| has_frames);
     [
         status.key.clone(),
-        look::frames(&status.caps),
-        look::rate(fps),
-        if frames { status.memory.to_string() } else { "-".into() },
-        if packets.is_empty() { "-".into() } else { packets.join(" ") },
+        format::frame_caps(&status.caps),
+        format::rate(fps),
+        if has_frames { status.memory.to_string() } else { "-".into() },
+        if codecs.is_empty() { "-".into() } else { codecs.join(" ") },
         format!("{} of {}", status.subscribers.len(), status.max_subscribers),
-        format!("{} (pid {})", status.name, look::pid(status.pid)),
+        format!("{} (pid {})", status.name, format::pid(status.pid)),
     ]
 }

@@ -1,8 +1,11 @@
-//! `cuframes`: what is published on this host, and how it does.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The command `cuframes`: lists, watches and diagnoses the publishers of this host.
 //!
-//! It asks publishers over their sockets, as an observer: it takes no subscriber's place, and needs no
-//! GStreamer, but for `doctor`.
+//! The command connects to each publisher as an observer. An observer counts as no subscriber, so a
+//! publisher with a full subscriber list still responds. The binary does not link GStreamer; `doctor`
+//! runs `gst-inspect-1.0` instead.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,38 +14,40 @@ use std::time::Duration;
 use lexopt::prelude::*;
 
 mod doctor;
+mod format;
 mod inspect;
 mod list;
-mod look;
 mod metrics;
+mod poll;
 mod table;
 mod top;
 
 const HELP: &str = "\
-What is published on this host with cuframes, and how it does.
+Shows what is published on this host with cuframes, and in which state it is.
 
 usage: cuframes [--runtime-dir DIR] COMMAND
 
-  list                  the live keys: format, frames a second, subscribers
-  top [OPTIONS]         the same and each subscriber, again every second, until Ctrl-C
-    --interval SECONDS    how often (1)
-    --count N             end after so many times
-  inspect KEY           all that the publisher of a key tells
-  doctor                looks for what is missing on this system, and says what to do
-  metrics [OPTIONS]     all counters in Prometheus' text format
-    --listen ADDRESS      serve them by HTTP, such as 127.0.0.1:9469; without, print them once
+  list                  list the live keys: format, frame rate, subscribers
+  top [OPTIONS]         show keys and subscribers, refreshed every second until Ctrl-C
+    --interval SECONDS    refresh interval, 0.1 to 86400 (default 1)
+    --count N             exit after N refreshes
+  inspect KEY           show all details of the publisher of a key
+  doctor                check this system, and say how to fix what is missing
+  metrics [OPTIONS]     print all counters in the Prometheus text format
+    --listen ADDRESS      serve them over HTTP instead, for example on 127.0.0.1:9469
 
-  --runtime-dir DIR     where the sockets are; else $CUFRAMES_RUNTIME_DIR, else each of
+  --runtime-dir DIR     directory of the sockets; default $CUFRAMES_RUNTIME_DIR, else all of
                         /run/cuframes, $XDG_RUNTIME_DIR/cuframes, /tmp/cuframes-UID
   --help, --version
 
-A publisher is asked over its socket and gives no subscriber's place away for it.
-The exit status is 0 if all is well, 1 if something is not, 2 for a wrong command.
+The command counts as no subscriber, so it leaves max-subscribers of a publisher untouched.
+Exit status: 0 if everything works, 1 if a problem was found, 2 for a wrong command line.
 ";
 
-/// What all commands are told.
-pub struct Options {
-    pub runtime_dir: Option<PathBuf>,
+/// Options that all commands share.
+pub(crate) struct Options {
+    /// The runtime directory to search instead of the default ones.
+    pub(crate) runtime_dir: Option<PathBuf>,
 }
 
 enum Command {
@@ -59,50 +64,57 @@ fn main() -> ExitCode {
     let (options, command) = match parse(lexopt::Parser::from_env()) {
         Ok(parsed) => parsed,
         Err(e) => {
-            complain(format_args!("{e}; see cuframes --help"));
+            print_error(format_args!("{e}; see cuframes --help"));
             return ExitCode::from(2);
         }
     };
-    let done = match command {
-        Command::List => list::run(&options),
-        Command::Top { interval, count } => top::run(&options, interval, count),
-        Command::Inspect { key } => inspect::run(&options, &key),
-        Command::Doctor => doctor::run(&options),
-        Command::Metrics { listen } => metrics::run(&options, listen.as_deref()),
-        Command::Help => print(HELP).map(|()| true),
-        Command::Version => {
-            print(concat!("cuframes ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| true)
-        }
-    };
-    match done {
+    match run(&options, command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        // Whoever read our output has seen enough of it.
+        // The reader of a pipe has closed it, as `head` does.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
-            complain(e);
+            print_error(e);
             ExitCode::FAILURE
         }
     }
 }
 
-/// Says what went wrong, on standard error.
-pub fn complain(error: impl std::fmt::Display) {
-    eprintln!("cuframes: {}", plain(&error.to_string()));
+/// Runs a command and returns whether everything works.
+fn run(options: &Options, command: Command) -> io::Result<bool> {
+    match command {
+        Command::List => list::run(options),
+        Command::Top { interval, count } => top::run(options, interval, count),
+        Command::Inspect { key } => inspect::run(options, &key),
+        Command::Doctor => doctor::run(options),
+        Command::Metrics { listen } => metrics::run(options, listen.as_deref()),
+        Command::Help => print(HELP).map(|()| true),
+        Command::Version => {
+            print(concat!("cuframes ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| true)
+        }
+    }
 }
 
-/// Texts come from other processes: none may steer the terminal.
-pub fn plain(text: &str) -> String {
+/// Prints an error to standard error.
+pub(crate) fn print_error(error: impl Display) {
+    eprintln!("cuframes: {}", sanitize(&error.to_string()));
+}
+
+/// Replaces control characters: names and caps are set by other processes and must not send escape
+/// sequences to the terminal.
+pub(crate) fn sanitize(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-/// As `print!`, but a reader that is gone is an error and no panic.
-pub fn print(text: &str) -> io::Result<()> {
+/// Prints to standard output like `print!`, but returns an error where `print!` panics, such as for a
+/// closed pipe.
+pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
+/// Parses the command line.
 fn parse(mut args: lexopt::Parser) -> Result<(Options, Command), lexopt::Error> {
     let mut options = Options { runtime_dir: None };
     let mut command: Option<Command> = None;
@@ -112,7 +124,7 @@ fn parse(mut args: lexopt::Parser) -> Result<(Options, Command), lexopt::Error> 
             (Long("version") | Short('V'), _) => return Ok((options, Command::Version)),
             (Long("runtime-dir"), _) => options.runtime_dir = Some(args.value()?.into()),
             (Long("interval"), Some(Command::Top { interval, .. })) => {
-                *interval = args.value()?.parse_with(seconds)?;
+                *interval = args.value()?.parse_with(parse_interval)?;
             }
             (Long("count"), Some(Command::Top { count, .. })) => {
                 *count = Some(args.value()?.parse()?);
@@ -120,36 +132,40 @@ fn parse(mut args: lexopt::Parser) -> Result<(Options, Command), lexopt::Error> 
             (Long("listen"), Some(Command::Metrics { listen })) => {
                 *listen = Some(args.value()?.string()?);
             }
-            (Value(word), None) => {
-                command = Some(match word.string()?.as_str() {
-                    "list" => Command::List,
-                    "top" => Command::Top { interval: Duration::from_secs(1), count: None },
-                    "inspect" => Command::Inspect { key: String::new() },
-                    "doctor" => Command::Doctor,
-                    "metrics" => Command::Metrics { listen: None },
-                    "help" => Command::Help,
-                    other => return Err(format!("there is no command '{other}'").into()),
-                });
-            }
-            (Value(word), Some(Command::Inspect { key })) if key.is_empty() => {
-                *key = word.string()?;
+            (Value(name), None) => command = Some(parse_command(&name.string()?)?),
+            (Value(value), Some(Command::Inspect { key })) if key.is_empty() => {
+                *key = value.string()?;
             }
             (arg, _) => return Err(arg.unexpected()),
         }
     }
     match command {
-        None => Err("it takes a command: list, top, inspect, doctor or metrics".into()),
+        None => Err("a command is missing: list, top, inspect, doctor or metrics".into()),
         Some(Command::Inspect { key }) if key.is_empty() => {
-            Err("inspect takes a key; cuframes list shows those that there are".into())
+            Err("inspect needs a key; cuframes list shows the live keys".into())
         }
         Some(command) => Ok((options, command)),
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "it is no number of seconds".to_owned())?;
+/// Returns the command of this name with its default options.
+fn parse_command(name: &str) -> Result<Command, String> {
+    Ok(match name {
+        "list" => Command::List,
+        "top" => Command::Top { interval: Duration::from_secs(1), count: None },
+        "inspect" => Command::Inspect { key: String::new() },
+        "doctor" => Command::Doctor,
+        "metrics" => Command::Metrics { listen: None },
+        "help" => Command::Help,
+        other => return Err(format!("unknown command '{other}'")),
+    })
+}
+
+/// Parses a refresh interval in seconds.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds)
         .ok()
         .filter(|d| *d >= Duration::from_millis(100) && *d <= Duration::from_secs(86_400))
-        .ok_or_else(|| "0.1 to 86400 seconds are possible".to_owned())
+        .ok_or_else(|| "the interval must be 0.1 to 86400 seconds".to_owned())
 }

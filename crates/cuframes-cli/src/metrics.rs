@@ -1,28 +1,32 @@
-//! `cuframes metrics`: Prometheus' text format, printed once or served by HTTP.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! `cuframes metrics`: all counters in the Prometheus text format, printed once or served over HTTP.
 //!
-//! The format is a few lines of text and the server answers one kind of request, so neither takes a
+//! The format is a few lines of text and the server handles one kind of request, so neither needs a
 //! library: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cuframes::{Mode, PublisherStatus, SubscriberStatus};
+use cuframes::{PublisherStatus, SubscriberStatus, TrackStatus};
 
-use crate::look::{self, Look};
-use crate::{Options, print};
+use crate::poll::{self, Snapshot};
+use crate::{Options, format, print};
 
-/// Who asks has this long to say so, and this long to take the answer.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of a request at most.
+/// Time that a client has to send its request, and again to read each part of the response.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after a failed accept, for example while the process has too many open files.
+const ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
+/// Largest request, in bytes.
 const MAX_REQUEST: usize = 8 << 10;
 
-pub fn run(options: &Options, listen: Option<&str>) -> io::Result<bool> {
+/// Prints the metrics once, or serves them at the address `listen` until the process is ended.
+pub(crate) fn run(options: &Options, listen: Option<&str>) -> io::Result<bool> {
     let Some(address) = listen else {
-        return print(&text(&look::all(options))).map(|()| true);
+        return print(&render(&poll::poll_all(options))).map(|()| true);
     };
-    let refused = |e: io::Error| {
+    let explain = |e: io::Error| {
         io::Error::new(
             e.kind(),
             format!(
@@ -30,29 +34,29 @@ pub fn run(options: &Options, listen: Option<&str>) -> io::Result<bool> {
             ),
         )
     };
-    let listener = TcpListener::bind(address).map_err(refused)?;
+    let listener = TcpListener::bind(address).map_err(explain)?;
     print(&format!("http://{}/metrics\n", listener.local_addr()?))?;
     loop {
-        // One after the other: a scrape takes milliseconds, and who dawdles is cut off.
+        // One client at a time is enough: a scrape takes milliseconds, and CLIENT_TIMEOUT bounds it.
         match listener.accept() {
-            Ok((peer, _)) => {
-                // Who hangs up does not get its answer, and nobody else minds.
-                let _ = serve(peer, options);
+            Ok((client, _)) => {
+                // An error concerns this client only, such as a closed connection.
+                let _ = serve(client, options);
             }
-            // Out of fds, for one.
-            Err(_) => std::thread::sleep(PATIENCE),
+            Err(_) => std::thread::sleep(ACCEPT_BACKOFF),
         }
     }
 }
 
-fn serve(mut peer: TcpStream, options: &Options) -> io::Result<()> {
-    let request = read_head(&mut peer)?;
+/// Responds to one HTTP request.
+fn serve(mut client: TcpStream, options: &Options) -> io::Result<()> {
+    let request = read_head(&mut client)?;
     let mut words = request.split_ascii_whitespace();
     let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
     let path = path.split('?').next().unwrap_or("");
-    let (status, kind, body) = match (method, path) {
+    let (status, content_type, body) = match (method, path) {
         ("GET" | "HEAD", "/metrics") => {
-            ("200 OK", "text/plain; version=0.0.4; charset=utf-8", text(&look::all(options)))
+            ("200 OK", "text/plain; version=0.0.4; charset=utf-8", render(&poll::poll_all(options)))
         }
         ("GET" | "HEAD", "/") => ("200 OK", "text/plain", "The metrics are at /metrics\n".into()),
         ("GET" | "HEAD", _) => {
@@ -62,19 +66,19 @@ fn serve(mut peer: TcpStream, options: &Options) -> io::Result<()> {
     };
     let length = body.len();
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     );
-    peer.set_write_timeout(Some(PATIENCE))?;
-    peer.write_all(head.as_bytes())?;
+    client.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+    client.write_all(head.as_bytes())?;
     if method != "HEAD" {
-        peer.write_all(body.as_bytes())?;
+        client.write_all(body.as_bytes())?;
     }
     Ok(())
 }
 
-/// What comes before the empty line.
-fn read_head(peer: &mut TcpStream) -> io::Result<String> {
-    let deadline = Instant::now() + PATIENCE;
+/// Reads a request up to the empty line that ends its header.
+fn read_head(client: &mut TcpStream) -> io::Result<String> {
+    let deadline = Instant::now() + CLIENT_TIMEOUT;
     let mut bytes = Vec::new();
     let mut part = [0; 1024];
     while !bytes.windows(4).any(|w| w == b"\r\n\r\n") {
@@ -82,8 +86,8 @@ fn read_head(peer: &mut TcpStream) -> io::Result<String> {
         if left.is_zero() || bytes.len() > MAX_REQUEST {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        peer.set_read_timeout(Some(left))?;
-        match peer.read(&mut part)? {
+        client.set_read_timeout(Some(left))?;
+        match client.read(&mut part)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             n => bytes.extend(&part[..n]),
         }
@@ -91,23 +95,183 @@ fn read_head(peer: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A metric: its name, its type, what it says.
-type Metric = (&'static str, &'static str, &'static str);
+/// One metric of objects of type `T`.
+struct Metric<T> {
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    value: fn(&T) -> Value,
+}
 
-/// The values of one metric, under its heading.
-struct Family<'a>(&'a mut String, Metric, bool);
+/// The type of a metric.
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+use Kind::{Counter, Gauge};
 
-impl Family<'_> {
-    fn value(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-        let (name, kind, help) = self.1;
-        // Writing to a string can't fail.
-        if !std::mem::replace(&mut self.2, true) {
-            let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+/// The value of a sample. `Unknown` omits the sample.
+enum Value {
+    Count(u64),
+    /// A duration in ns, written in seconds.
+    Seconds(u64),
+    /// Seconds since 1970, written with milliseconds.
+    UnixTime(f64),
+    Unknown,
+}
+use Value::{Count, Seconds, UnixTime, Unknown};
+
+/// Creates a row of a table of metrics.
+const fn metric<T>(
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    value: fn(&T) -> Value,
+) -> Metric<T> {
+    Metric { name, kind, help, value }
+}
+
+#[rustfmt::skip] // one row for each metric
+const LIVE_KEY: [Metric<Snapshot>; 1] = [
+    metric("cuframes_up", Gauge, "Whether the publisher of a live key answers.",
+        |s| Count(s.status.is_ok().into())),
+];
+
+#[rustfmt::skip]
+const PUBLISHER_INFO: [Metric<PublisherStatus>; 1] = [
+    metric("cuframes_publisher_info", Gauge, "Who publishes a key, and what.",
+        |_| Count(1)),
+];
+
+#[rustfmt::skip]
+const PUBLISHER: [Metric<PublisherStatus>; 9] = [
+    metric("cuframes_frames_published_total", Counter, "Frames published.",
+        |s| Count(s.published)),
+    metric("cuframes_frames_dropped_total", Counter, "Frames for which there was no slot.",
+        |s| Count(s.dropped)),
+    metric("cuframes_publish_latency_seconds", Gauge, "How far behind their timestamps frames are published at most.",
+        |s| Seconds(s.latency_ns)),
+    metric("cuframes_frame_slots", Gauge, "Slots for frames.",
+        |s| Count(s.slots.into())),
+    metric("cuframes_frame_memory_bytes", Gauge, "Memory of the frames.",
+        |s| Count(s.bytes)),
+    metric("cuframes_subscribers", Gauge, "Subscribers.",
+        |s| Count(s.subscribers.len() as u64)),
+    metric("cuframes_max_subscribers", Gauge, "Subscribers that there may be.",
+        |s| Count(s.max_subscribers.into())),
+    metric("cuframes_max_credit_frames", Gauge, "Frames that one subscriber may hold at most.",
+        |s| Count(s.max_frames_per_subscriber.into())),
+    metric("cuframes_last_frame_timestamp_seconds", Gauge, "When the newest frame was published.",
+        |s| last_frame_time(s).map_or(Unknown, UnixTime)),
+];
+
+#[rustfmt::skip]
+const TRACK: [Metric<TrackStatus>; 4] = [
+    metric("cuframes_packets_published_total", Counter, "Packets published.",
+        |t| Count(t.published)),
+    metric("cuframes_packets_too_big_total", Counter, "Packets with more bytes than their ring.",
+        |t| Count(t.too_big)),
+    metric("cuframes_packets_kept", Gauge, "Packets in the ring.",
+        |t| Count(t.in_ring)),
+    metric("cuframes_packet_memory_bytes", Gauge, "Memory of the packets.",
+        |t| Count(t.bytes)),
+];
+
+#[rustfmt::skip]
+const SUBSCRIBER: [Metric<SubscriberStatus>; 7] = [
+    metric("cuframes_subscriber_received_frames_total", Counter, "Frames that a subscriber took.",
+        |s| Count(s.received)),
+    metric("cuframes_subscriber_skipped_frames_total", Counter, "Frames that a subscriber missed.",
+        |s| Count(s.skipped)),
+    metric("cuframes_subscriber_copied_frames_total", Counter, "Frames that a subscriber copied, since it held as many as it may.",
+        |s| Count(s.copied)),
+    metric("cuframes_subscriber_held_frames", Gauge, "Frames that a subscriber holds.",
+        |s| Count(s.held.into())),
+    metric("cuframes_subscriber_credit_frames", Gauge, "Frames that a subscriber may hold; 0 for one of packets only.",
+        |s| Count(s.max_frames.into())),
+    metric("cuframes_subscriber_lag_frames", Gauge, "Frames that are newer than what a subscriber took last.",
+        |s| Count(s.lag)),
+    metric("cuframes_subscriber_latency_seconds", Gauge, "From publication until a subscriber had the frame that it took last.",
+        |s| s.latency_ns.map_or(Unknown, Seconds)),
+];
+
+/// Returns the time at which the newest frame was published, in seconds since 1970. The status has the
+/// monotonic time, which other hosts can't compare with theirs.
+fn last_frame_time(s: &PublisherStatus) -> Option<f64> {
+    let age_ns = u64::try_from(s.time_ns - s.last_frame_ns?).ok()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    Some(now.as_secs_f64() - seconds(age_ns))
+}
+
+/// Returns all metrics of these snapshots in the text format.
+fn render(snapshots: &[Snapshot]) -> String {
+    let publishers = || snapshots.iter().filter_map(|s| s.status.as_ref().ok());
+    let tracks = || publishers().flat_map(|s| s.tracks.iter().map(move |t| (s, t)));
+    let subscribers = || publishers().flat_map(|s| s.subscribers.iter().map(move |p| (s, p)));
+
+    let mut text = String::new();
+    let keys = snapshots.iter().map(|s| (labels(&[("key", &s.key.key)]), s));
+    append(&mut text, &LIVE_KEY, keys);
+    append(&mut text, &PUBLISHER_INFO, publishers().map(|s| (info_labels(s), s)));
+    append(&mut text, &PUBLISHER, publishers().map(|s| (labels(&[("key", &s.key)]), s)));
+    append(&mut text, &TRACK, tracks().map(|(s, t)| (track_labels(s, t), t)));
+    append(&mut text, &SUBSCRIBER, subscribers().map(|(s, p)| (subscriber_labels(s, p), p)));
+    text
+}
+
+/// Appends each metric of a table: its heading, then a sample for each object with its labels.
+fn append<'a, T: 'a>(
+    text: &mut String,
+    metrics: &[Metric<T>],
+    objects: impl Iterator<Item = (String, &'a T)>,
+) {
+    let objects: Vec<_> = objects.collect();
+    for Metric { name, kind, help, value } in metrics {
+        let mut samples = objects
+            .iter()
+            .map(|(labels, object)| (labels, value(object)))
+            .filter(|(_, value)| !matches!(value, Unknown))
+            .peekable();
+        // Writing to a String never fails.
+        if samples.peek().is_some() {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         }
-        let labels: Vec<_> =
-            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
-        let _ = writeln!(self.0, "{name}{{{}}} {value}", labels.join(","));
+        for (labels, value) in samples {
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
+        }
     }
+}
+
+fn info_labels(s: &PublisherStatus) -> String {
+    labels(&[
+        ("key", &s.key),
+        ("name", &s.name),
+        ("pid", &s.pid.to_string()),
+        ("memory", &s.memory.to_string()),
+        ("caps", &s.caps),
+    ])
+}
+
+fn track_labels(s: &PublisherStatus, t: &TrackStatus) -> String {
+    labels(&[("key", &s.key), ("track", &t.track.to_string()), ("codec", format::codec(&t.caps))])
+}
+
+fn subscriber_labels(s: &PublisherStatus, p: &SubscriberStatus) -> String {
+    labels(&[
+        ("key", &s.key),
+        ("id", &p.id.to_string()),
+        ("name", &p.name),
+        ("pid", &p.pid.to_string()),
+        ("mode", format::mode(p.mode)),
+    ])
+}
+
+/// Returns labels in the text format, such as `key="cam1",track="0"`.
+fn labels(labels: &[(&str, &str)]) -> String {
+    let labels: Vec<_> =
+        labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
+    labels.join(",")
 }
 
 fn escape(value: &str) -> String {
@@ -118,174 +282,24 @@ fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-/// When the newest frame was published, in seconds since 1970: what monotonic times can't be compared with.
-fn wall_time(s: &PublisherStatus) -> Option<f64> {
-    let age = u64::try_from(s.time_ns - s.last_frame_ns?).ok()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    Some(now.as_secs_f64() - seconds(age))
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Counter => "counter",
+            Gauge => "gauge",
+        })
+    }
 }
 
-fn text(looks: &[Look]) -> String {
-    let mut text = String::new();
-    let mut family = |metric: Metric, values: &dyn Fn(&mut Family<'_>)| {
-        values(&mut Family(&mut text, metric, false));
-    };
-    family(("cuframes_up", "gauge", "Whether the publisher of a live key answers."), &|f| {
-        for look in looks {
-            f.value(&[("key", &look.key.key)], u8::from(look.status.is_ok()));
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Count(count) => write!(f, "{count}"),
+            Seconds(ns) => write!(f, "{}", seconds(ns)),
+            UnixTime(time) => write!(f, "{time:.3}"),
+            Unknown => f.write_str("NaN"),
         }
-    });
-    let all: Vec<&PublisherStatus> = looks.iter().filter_map(|l| l.status.as_ref().ok()).collect();
-    family(("cuframes_publisher_info", "gauge", "Who publishes a key, and what."), &|f| {
-        for s in &all {
-            let (pid, memory) = (s.pid.to_string(), s.memory.to_string());
-            let labels = [
-                ("key", &*s.key),
-                ("name", &s.name),
-                ("pid", &pid),
-                ("memory", &memory),
-                ("caps", &s.caps),
-            ];
-            f.value(&labels, 1);
-        }
-    });
-    type Of<T> = fn(&T) -> f64;
-    let of_publisher: [(Metric, Of<PublisherStatus>); 8] = [
-        (("cuframes_frames_published_total", "counter", "Frames published."), |s| {
-            s.published as f64
-        }),
-        (
-            ("cuframes_frames_dropped_total", "counter", "Frames for which there was no slot."),
-            |s| s.dropped as f64,
-        ),
-        (
-            (
-                "cuframes_publish_latency_seconds",
-                "gauge",
-                "How far behind their timestamps frames are published at most.",
-            ),
-            |s| seconds(s.latency_ns),
-        ),
-        (("cuframes_frame_slots", "gauge", "Slots for frames."), |s| s.slots.into()),
-        (("cuframes_frame_memory_bytes", "gauge", "Memory of the frames."), |s| s.bytes as f64),
-        (("cuframes_subscribers", "gauge", "Subscribers."), |s| s.subscribers.len() as f64),
-        (("cuframes_max_subscribers", "gauge", "Subscribers that there may be."), |s| {
-            s.max_subscribers.into()
-        }),
-        (
-            ("cuframes_max_credit_frames", "gauge", "Frames that one subscriber may hold at most."),
-            |s| s.max_frames_per_subscriber.into(),
-        ),
-    ];
-    for (metric, of) in of_publisher {
-        family(metric, &|f| all.iter().for_each(|s| f.value(&[("key", &s.key)], of(s))));
     }
-    family(
-        ("cuframes_last_frame_timestamp_seconds", "gauge", "When the newest frame was published."),
-        &|f| {
-            for (s, time) in all.iter().filter_map(|s| Some((s, wall_time(s)?))) {
-                f.value(&[("key", &s.key)], format_args!("{time:.3}"));
-            }
-        },
-    );
-    let of_track: [(Metric, Of<cuframes::TrackStatus>); 4] = [
-        (("cuframes_packets_published_total", "counter", "Packets published."), |t| {
-            t.published as f64
-        }),
-        (
-            (
-                "cuframes_packets_too_big_total",
-                "counter",
-                "Packets with more bytes than their ring.",
-            ),
-            |t| t.too_big as f64,
-        ),
-        (("cuframes_packets_kept", "gauge", "Packets in the ring."), |t| t.in_ring as f64),
-        (("cuframes_packet_memory_bytes", "gauge", "Memory of the packets."), |t| t.bytes as f64),
-    ];
-    for (metric, of) in of_track {
-        family(metric, &|f| {
-            for (s, t) in all.iter().flat_map(|s| s.tracks.iter().map(move |t| (s, t))) {
-                let track = t.track.to_string();
-                let codec = look::packets(&t.caps);
-                f.value(&[("key", &s.key), ("track", &track), ("codec", codec)], of(t));
-            }
-        });
-    }
-    let of_subscriber: [(Metric, Of<SubscriberStatus>); 6] = [
-        (
-            (
-                "cuframes_subscriber_received_frames_total",
-                "counter",
-                "Frames that a subscriber took.",
-            ),
-            |s| s.received as f64,
-        ),
-        (
-            (
-                "cuframes_subscriber_skipped_frames_total",
-                "counter",
-                "Frames that a subscriber missed.",
-            ),
-            |s| s.skipped as f64,
-        ),
-        (
-            (
-                "cuframes_subscriber_copied_frames_total",
-                "counter",
-                "Frames that a subscriber copied, since it held as many as it may.",
-            ),
-            |s| s.copied as f64,
-        ),
-        (("cuframes_subscriber_held_frames", "gauge", "Frames that a subscriber holds."), |s| {
-            s.held.into()
-        }),
-        (
-            (
-                "cuframes_subscriber_credit_frames",
-                "gauge",
-                "Frames that a subscriber may hold; 0 for one of packets only.",
-            ),
-            |s| s.max_frames.into(),
-        ),
-        (
-            (
-                "cuframes_subscriber_lag_frames",
-                "gauge",
-                "Frames that are newer than what a subscriber took last.",
-            ),
-            |s| s.lag as f64,
-        ),
-    ];
-    let subscribers = || all.iter().flat_map(|s| s.subscribers.iter().map(move |p| (s, p)));
-    let labelled = |f: &mut Family<'_>, s: &PublisherStatus, p: &SubscriberStatus, value: f64| {
-        let (id, pid) = (p.id.to_string(), p.pid.to_string());
-        let mode = match p.mode {
-            Mode::Newest => "newest",
-            Mode::Strict => "strict",
-        };
-        let labels =
-            [("key", &*s.key), ("id", &id), ("name", &p.name), ("pid", &pid), ("mode", mode)];
-        f.value(&labels, value);
-    };
-    for (metric, of) in of_subscriber {
-        family(metric, &|f| subscribers().for_each(|(s, p)| labelled(f, s, p, of(p))));
-    }
-    family(
-        (
-            "cuframes_subscriber_latency_seconds",
-            "gauge",
-            "From publication until a subscriber had the frame that it took last.",
-        ),
-        &|f| {
-            for (s, p) in subscribers() {
-                if let Some(ns) = p.latency_ns {
-                    labelled(f, s, p, seconds(ns));
-                }
-            }
-        },
-    );
-    text
 }
 
 #[cfg(test)]
@@ -293,9 +307,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_others_stay_within_their_quotes() {
+    fn label_values_are_escaped() {
+        assert_eq!(
+            labels(&[("key", "cam1"), ("name", "a\"b\\c\nd")]),
+            "key=\"cam1\",name=\"a\\\"b\\\\c\\nd\""
+        );
+    }
+
+    #[test]
+    fn metric_without_samples_has_no_heading() {
+        let metrics = [
+            metric("known", Counter, "Known.", |n: &u64| Count(*n)),
+            metric("unknown", Gauge, "Unknown.", |_: &u64| Unknown),
+        ];
         let mut text = String::new();
-        Family(&mut text, ("m", "gauge", "Help."), false).value(&[("name", "a\"b\\c\nd")], 1);
-        assert_eq!(text, "# HELP m Help.\n# TYPE m gauge\nm{name=\"a\\\"b\\\\c\\nd\"} 1\n");
+        append(&mut text, &metrics, [("a=\"1\"".to_owned(), &7)].into_iter());
+        assert_eq!(text, "# HELP known Known.\n# TYPE known counter\nknown{a=\"1\"} 7\n");
     }
 }

@@ -1,34 +1,38 @@
-//! Columns that are as wide as what is in them.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! A table of text whose columns are as wide as their longest cell.
 
-use crate::plain;
+use crate::sanitize;
 
-/// Where a column's text stands.
+/// Alignment of the cells of a column.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Align {
+pub(crate) enum Align {
     Left,
     Right,
 }
 
-pub struct Table {
+/// A heading and rows of cells. `Display` writes one line for each.
+pub(crate) struct Table {
     columns: Vec<(&'static str, Align)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub fn new(columns: &[(&'static str, Align)]) -> Self {
+    /// Creates an empty table from the headings and alignments of its columns.
+    pub(crate) fn new(columns: &[(&'static str, Align)]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
-    /// A row; what is missing at its end is empty.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().map(|cell| plain(&cell)).collect());
+    /// Appends a row. Cells that are missing at its end stay empty.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().map(|cell| sanitize(&cell)).collect());
     }
 }
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let lines = || std::iter::once(&head).chain(&self.rows);
+        let heading: Vec<String> =
+            self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let lines = || std::iter::once(&heading).chain(&self.rows);
         let width = |column: usize| {
             lines().filter_map(|l| l.get(column)).map(|cell| cell.chars().count()).max()
         };
@@ -55,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_stand_below_each_other() {
+    fn columns_are_aligned() {
         let mut table = Table::new(&[("KEY", Align::Left), ("FPS", Align::Right)]);
         table.row(["camera".to_owned(), "30.0".into()]);
         table.row(["a\u{1b}[2J".to_owned()]);
