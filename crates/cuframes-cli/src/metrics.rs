@@ -134,13 +134,13 @@ const fn metric<T>(
 
 #[rustfmt::skip] // one row for each metric
 const LIVE_KEY: [Metric<Snapshot>; 1] = [
-    metric("cuframes_up", Gauge, "Whether the publisher of a live key answers.",
+    metric("cuframes_up", Gauge, "Whether the publisher of a live key responds.",
         |s| Count(s.status.is_ok().into())),
 ];
 
 #[rustfmt::skip]
 const PUBLISHER_INFO: [Metric<PublisherStatus>; 1] = [
-    metric("cuframes_publisher_info", Gauge, "Who publishes a key, and what.",
+    metric("cuframes_publisher_info", Gauge, "Name, process, memory and caps of a publisher. The value is always 1.",
         |_| Count(1)),
 ];
 
@@ -148,21 +148,21 @@ const PUBLISHER_INFO: [Metric<PublisherStatus>; 1] = [
 const PUBLISHER: [Metric<PublisherStatus>; 9] = [
     metric("cuframes_frames_published_total", Counter, "Frames published.",
         |s| Count(s.published)),
-    metric("cuframes_frames_dropped_total", Counter, "Frames for which there was no slot.",
+    metric("cuframes_frames_dropped_total", Counter, "Frames dropped because no slot was free.",
         |s| Count(s.dropped)),
-    metric("cuframes_publish_latency_seconds", Gauge, "How far behind their timestamps frames are published at most.",
+    metric("cuframes_publish_latency_seconds", Gauge, "Largest delay of a published frame behind its timestamp.",
         |s| Seconds(s.latency_ns)),
-    metric("cuframes_frame_slots", Gauge, "Slots for frames.",
+    metric("cuframes_frame_slots", Gauge, "Frame slots.",
         |s| Count(s.slots.into())),
-    metric("cuframes_frame_memory_bytes", Gauge, "Memory of the frames.",
+    metric("cuframes_frame_memory_bytes", Gauge, "Size of the frame memory.",
         |s| Count(s.bytes)),
-    metric("cuframes_subscribers", Gauge, "Subscribers.",
+    metric("cuframes_subscribers", Gauge, "Connected subscribers.",
         |s| Count(s.subscribers.len() as u64)),
-    metric("cuframes_max_subscribers", Gauge, "Subscribers that there may be.",
+    metric("cuframes_max_subscribers", Gauge, "Largest number of subscribers.",
         |s| Count(s.max_subscribers.into())),
-    metric("cuframes_max_credit_frames", Gauge, "Frames that one subscriber may hold at most.",
+    metric("cuframes_max_credit_frames", Gauge, "Largest number of frames that one subscriber may hold.",
         |s| Count(s.max_frames_per_subscriber.into())),
-    metric("cuframes_last_frame_timestamp_seconds", Gauge, "When the newest frame was published.",
+    metric("cuframes_last_frame_timestamp_seconds", Gauge, "Time at which the newest frame was published.",
         |s| last_frame_time(s).map_or(Unknown, UnixTime)),
 ];
 
@@ -170,29 +170,29 @@ const PUBLISHER: [Metric<PublisherStatus>; 9] = [
 const TRACK: [Metric<TrackStatus>; 4] = [
     metric("cuframes_packets_published_total", Counter, "Packets published.",
         |t| Count(t.published)),
-    metric("cuframes_packets_too_big_total", Counter, "Packets with more bytes than their ring.",
+    metric("cuframes_packets_too_big_total", Counter, "Packets dropped because they are larger than the ring.",
         |t| Count(t.too_big)),
     metric("cuframes_packets_kept", Gauge, "Packets in the ring.",
         |t| Count(t.in_ring)),
-    metric("cuframes_packet_memory_bytes", Gauge, "Memory of the packets.",
+    metric("cuframes_packet_memory_bytes", Gauge, "Size of the packet ring.",
         |t| Count(t.bytes)),
 ];
 
 #[rustfmt::skip]
 const SUBSCRIBER: [Metric<SubscriberStatus>; 7] = [
-    metric("cuframes_subscriber_received_frames_total", Counter, "Frames that a subscriber took.",
+    metric("cuframes_subscriber_received_frames_total", Counter, "Frames that a subscriber received.",
         |s| Count(s.received)),
-    metric("cuframes_subscriber_skipped_frames_total", Counter, "Frames that a subscriber missed.",
+    metric("cuframes_subscriber_skipped_frames_total", Counter, "Frames that a subscriber skipped.",
         |s| Count(s.skipped)),
-    metric("cuframes_subscriber_copied_frames_total", Counter, "Frames that a subscriber copied, since it held as many as it may.",
+    metric("cuframes_subscriber_copied_frames_total", Counter, "Frames that a subscriber copied because it held its full credit.",
         |s| Count(s.copied)),
     metric("cuframes_subscriber_held_frames", Gauge, "Frames that a subscriber holds.",
         |s| Count(s.held.into())),
-    metric("cuframes_subscriber_credit_frames", Gauge, "Frames that a subscriber may hold; 0 for one of packets only.",
+    metric("cuframes_subscriber_credit_frames", Gauge, "Frames that a subscriber may hold, 0 if it takes packets only.",
         |s| Count(s.max_frames.into())),
-    metric("cuframes_subscriber_lag_frames", Gauge, "Frames that are newer than what a subscriber took last.",
+    metric("cuframes_subscriber_lag_frames", Gauge, "Frames published after the one that a subscriber took last.",
         |s| Count(s.lag)),
-    metric("cuframes_subscriber_latency_seconds", Gauge, "From publication until a subscriber had the frame that it took last.",
+    metric("cuframes_subscriber_latency_seconds", Gauge, "Time from publication to receipt of the frame that a subscriber took last.",
         |s| s.latency_ns.map_or(Unknown, Seconds)),
 ];
 
