@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Shows the whole chain for 15 s: a camera, one process that pulls and decodes
-# it, and three more that get its frames and packets: a frame counter, a
-# snapshot and a recording. Leaves out/demo.jpg and out/demo.mp4.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Shows the whole chain for 15 s: a camera, one process that receives and
+# decodes its stream, and three processes that use the frames and packets: a
+# frame counter, a snapshot and a recording. Writes out/demo.jpg and out/demo.mp4.
 #
 #   demo.sh [rtsp://CAMERA]
 #
-# Without a camera it starts one of its own. `make demo` also installs what is needed.
+# Without CAMERA it starts a simulated one. `make demo` also installs the dependencies.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 case ${1-} in -h | --help) usage; exit ;; esac
@@ -20,7 +21,7 @@ export CUFRAMES_RUNTIME_DIR=$work/run
 mkdir -m 700 "$work/run"
 declare -A pid=()
 
-# start NAME COMMAND...: runs in a process group of its own, which ends with the demo.
+# start NAME COMMAND...: starts a process group, which ends with the demo.
 start() {
     setsid "${@:2}" </dev/null >"$work/$1.log" 2>&1 &
     pid[$1]=$!
@@ -29,11 +30,11 @@ start() {
 finish() {
     trap '' INT TERM HUP
     trap - EXIT
-    local group patience=30
+    local group retries=30
     for group in "${pid[@]}"; do kill -TERM -- "-$group" 2>/dev/null || true; done
     for group in "${pid[@]}"; do
         while kill -0 -- "-$group" 2>/dev/null; do
-            ((patience--)) || { kill -KILL -- "-$group" 2>/dev/null; break; }
+            ((retries--)) || { kill -KILL -- "-$group" 2>/dev/null; break; }
             sleep 0.1
         done
     done
@@ -45,7 +46,7 @@ trap 'finish $?' EXIT
 trap 'finish 130' INT
 trap 'finish 143' TERM HUP
 
-# failed NAME SENTENCE: says what went wrong, and what that process said last.
+# failed NAME ERROR: prints the error and the last output of that process, and exits.
 failed() {
     echo "demo: $2" >&2
     [[ -s $work/$1.log ]] && { echo "demo: the last lines of $1:" && tail -n 15 "$work/$1.log"; } >&2
@@ -54,11 +55,11 @@ failed() {
 
 running() { kill -0 "${pid[$1]}" 2>/dev/null; }
 
-# Connections that the camera has, and has had so far, by its own count.
+# Prints the numbers of current and of all connections, as the simulated camera counts them.
 connections() { sed -n 's/^clients \([0-9]*\) total \([0-9]*\)/\1 \2/p' "$work/camera.log" | tail -n 1; }
 
-# How many processes have a video decoder loaded, of those that share the
-# runtime directory: all that the demo started but the camera.
+# Prints how many processes have a video decoder loaded. It checks the processes with the runtime directory of
+# the demo in their environment, which are all of the demo except the camera.
 decoders() {
     local environ count=0
     while read -r environ; do
@@ -85,31 +86,31 @@ exec 3<"$work/lines"
 
 SECONDS=0
 while read -r -t 5 -u 3 line || failed watch "the frame counter has stopped"; do
-    running publisher || failed publisher "the publisher has ended"
-    if [[ $line == *fps* && ! ${pid[recorder]-} ]]; then # the first frame is here
+    running publisher || failed publisher "the publisher exited"
+    if [[ $line == *fps* && ! ${pid[recorder]-} ]]; then # the first frame has arrived
         start snapshot pipelines/snapshot.sh cam1 "$work/demo.jpg"
         start recorder pipelines/record.sh cam1 "$work/demo.mp4" 15
     fi
     count=$(connections 2>/dev/null || true) loaded=$(decoders)
     echo "$line${count:+ | RTSP connections ${count% *}} | decoders $loaded"
     if [[ ! ${pid[recorder]-} ]]; then
-        ((SECONDS < 20)) || failed publisher "no frame has come for 20 s"
+        ((SECONDS < 20)) || failed publisher "no frame arrived within 20 s"
     elif ! running recorder; then
         break
     fi
-    ((SECONDS < 60)) || failed recorder "the recorder does not end"
+    ((SECONDS < 60)) || failed recorder "the recorder does not exit"
 done
 
 wait "${pid[recorder]}" || failed recorder "the recording failed"
 wait "${pid[snapshot]}" || failed snapshot "the snapshot failed"
-[[ ${count:-1 1} == "1 1" ]] || failed camera "the camera had ${count#* } connections, not one"
-((loaded == 1)) || failed publisher "$loaded processes decode, not one"
+[[ ${count:-1 1} == "1 1" ]] || failed camera "the camera had ${count#* } connections instead of one"
+((loaded == 1)) || failed publisher "$loaded processes decode instead of one"
 gst-launch-1.0 -q filesrc location="$work/demo.jpg" ! jpegdec ! fakesink >"$work/check.log" 2>&1 ||
-    failed check "the JPEG is not whole"
+    failed check "the JPEG is incomplete"
 frames=$(gst-launch-1.0 -v filesrc location="$work/demo.mp4" ! decodebin ! fakesink silent=false \
     2>"$work/check.log" | grep -c 'chain ') || failed check "the recording does not play"
-((frames >= 100)) || failed recorder "the recording has $frames frames only"
+((frames >= 100)) || failed recorder "the recording has only $frames frames"
 
 mkdir -p out
 mv "$work/demo.jpg" "$work/demo.mp4" out/
-echo "demo: $repo/out/demo.jpg and $repo/out/demo.mp4 ($frames frames, all decode)"
+echo "demo: $repo/out/demo.jpg and $repo/out/demo.mp4 ($frames frames, all decodable)"

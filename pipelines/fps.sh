@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints once a second how many frames per second arrive from KEY.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Prints the frame rate that arrives from KEY, once a second.
 #
 #   fps.sh KEY
 set -euo pipefail

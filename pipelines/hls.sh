@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Writes the packets that are published under KEY into DIR as HTTP Live
-# Streaming, without decoding: DIR/live.m3u8 and the last segments. Any web
-# server serves it; so does `python3 -m http.server -d DIR`.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Writes the packets of KEY into DIR as HTTP Live Streaming, without decoding:
+# DIR/live.m3u8 and the latest segments. Any web server can serve DIR, for
+# example `python3 -m http.server -d DIR`.
 #
 #   hls.sh KEY DIR [SECONDS]
 #
-# A segment has SECONDS (2), but whole groups of pictures: viewers are some
-# three segments late, so the camera should send a keyframe that often.
+# A segment has SECONDS (default 2), rounded up to whole GOPs. Players start
+# about three segments behind, so set the camera to send keyframes that often.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Publishes the frames and packets of a file (H.264 or H.265 in any container)
-# under KEY, in real time.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Publishes the frames and packets of FILE under KEY, in real time. FILE is
+# H.264 or H.265 video in any container.
 #
 #   publish-file.sh [--loop] FILE KEY
 #
-# With --loop the file starts over when it ends: a new life of the publisher,
-# which subscribers survive.
+# With --loop the file is played again at its end. Each time a new publisher
+# starts, to which subscribers reconnect.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -14,7 +15,7 @@ loop='' forward=true
 if [[ $1 == --loop ]]; then loop=yes forward=false && shift; fi
 (($# == 2)) || { usage >&2; exit 2; }
 file=$1 key=$2
-[[ -r $file ]] || fail "$file cannot be read"
+[[ -r $file ]] || fail "$file is not readable"
 codec=$(codec filesrc location="$file" ! parsebin) || fail "$file has no H.264 or H.265 video"
 read -ra decoder < <(decoder "$codec")
 

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# Pulls a camera once, decodes it once, and publishes its frames and packets
-# under KEY. Comes back by itself when the camera drops; Ctrl-C ends it.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Connects to a camera once, decodes its stream once, and publishes its frames
+# and packets under KEY. Reconnects when the connection is lost; Ctrl-C ends it.
 #
 #   publish-rtsp.sh [--codec h264|h265] [--scaled WxH] [--sound] URL KEY
 #
-# Without --codec it tries both. --scaled also publishes smaller frames of the
-# same decode as KEY.sub, for detectors. --sound asks the camera first, by a
-# short connection, and publishes AAC, Opus or G.711 as track 1.
+# Without --codec it tries both codecs. --scaled also publishes smaller frames of
+# the same decoder as KEY.sub, for detectors. --sound also publishes audio (AAC,
+# Opus or G.711) as track 1; a short first connection finds the audio codec.
 set -uo pipefail
 . "$(dirname "$0")/common.sh"
 arguments 2 "$@"
-codec=h264 other=h265 left=1 scaled='' ask='' sound=() pause=1 gst='' nap=''
+codec=h264 other=h265 retries=1 scaled='' probe='' audio=() pause=1 gst='' nap=''
 while (($# > 2)); do
     case $1 in
-        --codec) codec=$2 left=0 && shift 2 ;;
-        --scaled) [[ $2 =~ ^[0-9]+x[0-9]+$ ]] || fail "--scaled takes a size such as 640x360"; scaled=$2 && shift 2 ;;
-        --sound) ask=yes && shift ;;
+        --codec) codec=$2 retries=0 && shift 2 ;;
+        --scaled) [[ $2 =~ ^[0-9]+x[0-9]+$ ]] || fail "--scaled needs a size such as 640x360"; scaled=$2 && shift 2 ;;
+        --sound) probe=yes && shift ;;
         *) usage >&2; exit 2 ;;
     esac
 done
@@ -23,24 +24,26 @@ done
 url=$1 key=$2 log=$(mktemp)
 trap 'kill -INT $gst 2>/dev/null; kill $nap 2>/dev/null; wait; exit 130' INT TERM
 trap 'rm -f "$log"' EXIT
-# With sound linked, rtspsrc would not say that nothing takes the picture: the codec has to be known.
-ask() {
+# probe: finds the codecs of the camera. With audio linked, rtspsrc reports no error for video that is not linked,
+# so the video codec has to be known before.
+probe() {
     timeout 15 gst-launch-1.0 -v rtspsrc location="$url" protocols=tcp latency=0 \
         ! fakesink num-buffers=1 >"$log" 2>&1 & gst=$! && wait "$gst"
     gst=''
-    said=$(offered "$(<"$log")") || { grep -m1 '^ERROR' "$log" >&2; return 1; }
-    read -r codec said <<<"$said" && read -ra sound <<<"$said" && left=1
-    [[ ${sound[0]+x} ]] || echo "${0##*/}: $key: the camera offers no sound that subscribers know" >&2
+    local offer
+    offer=$(offered "$(<"$log")") || { grep -m1 '^ERROR' "$log" >&2; return 1; }
+    read -r codec offer <<<"$offer" && read -ra audio <<<"$offer" && retries=1
+    [[ ${audio[0]+x} ]] || echo "${0##*/}: $key: the camera offers no supported audio codec" >&2
 }
-# again: the camera is gone, or not yet there.
-again() {
-    echo "${0##*/}: $key: the camera is gone; trying again in $pause s" >&2
+# reconnect_later: waits before the next attempt, longer each time.
+reconnect_later() {
+    echo "${0##*/}: $key: no connection to the camera; trying again in $pause s" >&2
     sleep "$pause" & gst='' nap=$! && wait "$nap"
     nap='' pause=$((pause < 16 ? pause * 2 : 30))
 }
 while :; do
-    [[ ! $ask ]] || ask || { again; continue; }
-    said=$(decoder "$codec") || exit; read -ra decoder <<<"$said"
+    [[ ! $probe ]] || probe || { reconnect_later; continue; }
+    element=$(decoder "$codec") || exit; read -ra decoder <<<"$element"
     SECONDS=0 packed=avc frames=() memory=''
     [[ $codec == h264 ]] || packed=hvc1
     if [[ $scaled ]]; then
@@ -49,9 +52,9 @@ while :; do
             "!" "video/x-raw$memory,width=${scaled%x*},height=${scaled#*x},pixel-aspect-ratio=1/1"
             "!" cuframessink key="$key.sub" forward-eos=false frames. "!" queue leaky=downstream)
     fi
-    # In avc and hvc1 a packet is what the camera marked as one picture, however many slices it has.
-    # A decoder that is too slow loses pictures (leaky), not packets: recordings stay whole.
-    # The watchdog ends a connection over which nothing has come for 10 s. To subscribers it is a pause.
+    # In avc and hvc1 a packet is a whole frame as the camera marked it, with all of its slices.
+    # The leaky queue drops frames in front of a decoder that is too slow; packets, and so recordings, stay complete.
+    # The watchdog ends a connection that delivered nothing for 10 s. Subscribers see a gap.
     gst-launch-1.0 -q rtspsrc name=rtsp location="$url" protocols=tcp latency=200 \
         ! "application/x-rtp,media=video,encoding-name=${codec^^}" ! "rtp${codec}depay" \
         ! "video/x-$codec,stream-format=$packed,alignment=au" ! "${codec}parse" config-interval=-1 ! watchdog timeout=10000 \
@@ -59,12 +62,12 @@ while :; do
         camera. ! queue leaky=downstream ! "${decoder[@]}" "${frames[@]}" \
         ! cuframessink name=publisher key="$key" forward-eos=false \
         camera. ! queue ! publisher.packets_0 \
-        ${sound[0]+rtsp. ! "${sound[@]}" ! queue ! publisher.packets_1} 2>"$log" & gst=$! && wait "$gst"
-    if grep -q 'reason not-linked' "$log"; then # it speaks another codec
-        ((left--)) || fail "the camera sends neither H.264 nor H.265, or not the one asked for"
+        ${audio[0]+rtsp. ! "${audio[@]}" ! queue ! publisher.packets_1} 2>"$log" & gst=$! && wait "$gst"
+    if grep -q 'reason not-linked' "$log"; then # the camera sends another codec
+        ((retries--)) || fail "the camera sends neither H.264 nor H.265, or not the codec of --codec"
         read -r codec other <<<"$other $codec" && continue
     fi
     cat "$log" >&2
     ((SECONDS < 30)) || pause=1
-    again
+    reconnect_later
 done

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Records an event from its past on: the packets that are published under KEY,
-# from BEFORE seconds ago until AFTER seconds from now. How much of the past
-# there is depends on packet-buffer-time of the publisher, 10 s by default.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Records an event including the time before it: the packets of KEY from BEFORE
+# seconds ago until AFTER seconds from now. The publisher keeps the packets of
+# its packet-buffer-time, 10 s by default.
 #
 #   record-event.sh KEY FILE.mp4|FILE.mkv BEFORE AFTER
 #
-# Starts at a keyframe, so up to one group of pictures and a second earlier. For example:
+# The file starts at a keyframe, so up to one GOP and a second earlier. Example:
 #   until is-door-open; do sleep 0.1; done; record-event.sh cam1 door.mp4 5 10
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -17,10 +18,10 @@ case $file in
     *.mkv) muxer=matroskamux ;;
     *) fail "$file: the name must end in .mp4 or .mkv" ;;
 esac
-[[ $before =~ ^[0-9]+$ && $after =~ ^[1-9][0-9]*$ ]] || fail "$before and $after have to be numbers of seconds"
+[[ $before =~ ^[0-9]+$ && $after =~ ^[1-9][0-9]*$ ]] || fail "$before and $after must be numbers of seconds"
 SECONDS=0
 codec=$(codec cuframespacketsrc key="$key" connect-timeout=10000000000) || fail "$key has no packets"
 
-# What finding out the codec took is past by now, and what the start takes will be.
+# Finding the codec took SECONDS, and starting the pipeline takes up to one more: go back further by both.
 record "$after" cuframespacketsrc key="$key" preroll-time="$((before + SECONDS + 1))000000000" \
     ! "${codec}parse" ! "$muxer" ! filesink location="$file"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes the next frame that is published under KEY as a JPEG. Gives up when
-# there is no publisher for 10 s.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Writes the next frame of KEY as a JPEG. Fails if there is no publisher for 10 s.
 #
 #   snapshot.sh KEY FILE.jpg
 set -euo pipefail
