@@ -1,19 +1,32 @@
-//! From a detection back to the packet that its frame was decoded from: `detection KEY [DETECTIONS]`.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Finds the packet that a frame with a detection was decoded from: `detection KEY [DETECTIONS]`.
 //!
-//! The packets of a key are at hand beside its frames, and each frame says which packet it comes from. So
-//! what was detected in a picture can be cut out of the stream, without encoding anything anew. The
-//! detector here finds every thirtieth frame remarkable.
+//! Each frame carries the track and the sequence number of its packet, and the packets of a key are
+//! available beside its frames. A program can therefore cut a detection out of the stream without encoding
+//! it again. The detector of this example reports every 30th frame.
 
 use std::collections::BTreeMap;
 
 use gst::prelude::*;
 
-type Failure = Box<dyn std::error::Error>;
+type Error = Box<dyn std::error::Error>;
 
-/// Packets that are kept: at 30 a second, those of 20 s.
-const KEPT: usize = 600;
+/// Number of packets to keep: 20 s at 30 packets per second.
+const MAX_PACKETS: usize = 600;
 
-fn main() -> Result<(), Failure> {
+/// Identifies a packet of a key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct PacketId {
+    track: u32,
+    seq: u64,
+}
+
+struct Packet {
+    bytes: usize,
+    keyframe: bool,
+}
+
+fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let key = arguments.next().ok_or("usage: detection KEY [DETECTIONS]")?;
     let wanted: usize = arguments.next().map_or(Ok(usize::MAX), |n| n.parse())?;
@@ -32,28 +45,33 @@ fn main() -> Result<(), Failure> {
     let (frames, packets) = (sink("frames")?, sink("packets")?);
     pipeline.set_state(gst::State::Playing)?;
 
-    // Bytes, and whether it is a keyframe, by track and sequence number.
-    let mut recent: BTreeMap<(u32, u64), (usize, bool)> = BTreeMap::new();
+    let mut recent: BTreeMap<PacketId, Packet> = BTreeMap::new();
     let mut detections = 0;
     for number in 1.. {
         let Ok(sample) = frames.pull_sample() else { break };
+        // Usually a packet arrives before the frame that was decoded from it.
         while let Some(sample) = packets.try_pull_sample(gst::ClockTime::ZERO) {
-            let packet = sample.buffer().ok_or("a sample has a buffer")?;
-            let key = !packet.flags().contains(gst::BufferFlags::DELTA_UNIT);
-            recent.extend(packet_of(packet).map(|id| (id, (packet.size(), key))));
-            if recent.len() > KEPT {
+            let buffer = sample.buffer().ok_or("a sample without a buffer")?;
+            if let Some(id) = packet_id(buffer) {
+                let keyframe = !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
+                recent.insert(id, Packet { bytes: buffer.size(), keyframe });
+            }
+            if recent.len() > MAX_PACKETS {
                 recent.pop_first();
             }
         }
         if number % 30 != 0 {
             continue;
         }
-        let frame = sample.buffer().ok_or("a sample has a buffer")?;
-        let Some(id) = packet_of(frame) else { continue };
-        // One that was published before this program came is not here.
-        let Some((bytes, key)) = recent.get(&id) else { continue };
-        let kind = if *key { "keyframe" } else { "packet" };
-        println!("frame {number} comes from {kind} {} of track {}: {bytes} bytes", id.1, id.0);
+        let frame = sample.buffer().ok_or("a sample without a buffer")?;
+        let Some(id) = packet_id(frame) else { continue };
+        // None for a packet from before the start of this program.
+        let Some(packet) = recent.get(&id) else { continue };
+        let kind = if packet.keyframe { "keyframe" } else { "packet" };
+        println!(
+            "frame {number} comes from {kind} {} of track {}: {} bytes",
+            id.seq, id.track, packet.bytes
+        );
         detections += 1;
         if detections == wanted {
             break;
@@ -63,9 +81,9 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Track and sequence number of the packet that a frame was decoded from, or that a packet is.
-fn packet_of(buffer: &gst::BufferRef) -> Option<(u32, u64)> {
+/// Returns the ID of a packet, or of the packet that a frame was decoded from.
+fn packet_id(buffer: &gst::BufferRef) -> Option<PacketId> {
     let meta = gst::meta::CustomMeta::from_buffer(buffer, "GstCuframesPacketMeta").ok()?;
     let structure = meta.structure();
-    Some((structure.get("track").ok()?, structure.get("seq").ok()?))
+    Some(PacketId { track: structure.get("track").ok()?, seq: structure.get("seq").ok()? })
 }

@@ -1,5 +1,5 @@
-//! Records what happens, with what came before it: whenever the picture changes, a file is written that
-//! begins some seconds earlier.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Records events: whenever the image changes, a file is written that starts some seconds before the change.
 //!
 //! ```sh
 //! cargo run --release --example event-recorder -- cam1 events/
@@ -7,11 +7,11 @@
 //! events/1.mp4: done
 //! ```
 //!
-//! One source takes the decoded frames and looks for motion; only while there is some does another take
-//! the packets, which the publisher has kept, and writes them as they are. Nothing is encoded.
+//! One pipeline detects motion in the decoded frames. During motion a second pipeline writes the packets,
+//! which are never encoded again. The publisher keeps recent packets, which the file starts with.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -20,14 +20,17 @@ use gst::prelude::*;
 const HELP: &str = "\
 event-recorder KEY DIRECTORY [--before SECONDS] [--after SECONDS] [--threshold PERCENT] [--events N]
 
-Writes DIRECTORY/1.mp4, 2.mp4 and so on, from H.264 in track 0 of KEY. A file begins 5 s before the
-change (--before) and ends when nothing has changed for 5 s (--after). A change is 2 % of the picture
-(--threshold). With --events it ends after so many files.";
+Writes DIRECTORY/1.mp4, 2.mp4 and so on, from H.264 packets in track 0 of KEY.
 
-/// Frames are compared at this size, where noise does not count.
+  --before SECONDS     start of a file, before the first change (default 5)
+  --after SECONDS      end of a file, after the last change (default 5)
+  --threshold PERCENT  pixels that count as a change of the image (default 2)
+  --events N           exit after N files";
+
+/// Caps of the frames that are compared. Scaling them down removes noise.
 const SMALL: &str = "video/x-raw,format=GRAY8,width=64,height=36";
-/// A pixel has changed by this much of 255.
-const CHANGED: u8 = 25;
+/// Smallest difference of a changed pixel, of 255.
+const MIN_DIFFERENCE: u8 = 25;
 
 struct Options {
     key: String,
@@ -63,22 +66,22 @@ impl Options {
     }
 }
 
-/// A pipeline that ends with its scope.
+/// A pipeline that is stopped when dropped.
 struct Pipeline(gst::Pipeline);
 
 impl Pipeline {
     fn play(description: &str) -> Result<Self, Box<dyn Error>> {
         let pipeline = gst::parse::launch(description)?.downcast::<gst::Pipeline>();
         let pipeline = Self(pipeline.map_err(|_| "not a pipeline")?);
-        // A failed start says why on the bus.
+        // If the start fails, the error message is on the bus.
         let _ = pipeline.0.set_state(gst::State::Playing);
         Ok(pipeline)
     }
 
-    /// Fails if the pipeline has; waits for its end, if it is to come.
-    fn check(&self, wait: impl Into<Option<gst::ClockTime>>) -> Result<(), Box<dyn Error>> {
+    /// Waits for the end of the stream, up to `timeout`. Fails if the pipeline has failed.
+    fn check(&self, timeout: impl Into<Option<gst::ClockTime>>) -> Result<(), Box<dyn Error>> {
         let kinds = [gst::MessageType::Error, gst::MessageType::Eos];
-        let message = self.0.bus().ok_or("no bus")?.timed_pop_filtered(wait, &kinds);
+        let message = self.0.bus().ok_or("no bus")?.timed_pop_filtered(timeout, &kinds);
         match message.as_ref().map(|m| m.view()) {
             Some(gst::MessageView::Error(e)) => Err(e.error().into()),
             _ => Ok(()),
@@ -92,20 +95,51 @@ impl Drop for Pipeline {
     }
 }
 
-/// The packets of the key into a file, from `before` ago on.
-fn record(options: &Options, file: &Path) -> Result<Pipeline, Box<dyn Error>> {
-    Pipeline::play(&format!(
-        "cuframespacketsrc key={} preroll-time={} ! h264parse ! mp4mux ! filesink location=\"{}\"",
-        options.key,
-        options.before.as_nanos(),
-        file.display()
-    ))
+/// A file that is being written.
+struct Recording {
+    pipeline: Pipeline,
+    file: PathBuf,
+    /// The time of the last change of the image.
+    changed: Instant,
 }
 
-/// How many percent of the pixels differ.
-fn difference(a: &[u8], b: &[u8]) -> f64 {
-    let changed = a.iter().zip(b).filter(|(a, b)| a.abs_diff(**b) >= CHANGED).count();
-    100.0 * changed as f64 / a.len().max(1) as f64
+impl Recording {
+    /// Starts to write the packets of the key to a file, beginning `options.before` ago.
+    fn start(options: &Options, file: PathBuf) -> Result<Self, Box<dyn Error>> {
+        let pipeline = Pipeline::play(&format!(
+            "cuframespacketsrc key={} preroll-time={} ! h264parse ! mp4mux ! filesink location=\"{}\"",
+            options.key,
+            options.before.as_nanos(),
+            file.display()
+        ))?;
+        Ok(Self { pipeline, file, changed: Instant::now() })
+    }
+
+    /// Completes the file.
+    fn finish(self) -> Result<(), Box<dyn Error>> {
+        // At the end of the stream the muxer writes the index of the file.
+        self.pipeline.0.send_event(gst::event::Eos::new());
+        self.pipeline.check(gst::ClockTime::NONE)?;
+        println!("{}: done", self.file.display());
+        Ok(())
+    }
+}
+
+/// Compares each frame with the previous one.
+#[derive(Default)]
+struct MotionDetector {
+    previous: Vec<u8>,
+}
+
+impl MotionDetector {
+    /// Returns the percentage of pixels that differ from the previous frame.
+    fn change(&mut self, buffer: &gst::BufferRef) -> Result<f64, Box<dyn Error>> {
+        let current = buffer.map_readable()?.to_vec();
+        let pixels = current.iter().zip(&self.previous);
+        let changed = pixels.filter(|(a, b)| a.abs_diff(**b) >= MIN_DIFFERENCE).count();
+        self.previous = current;
+        Ok(100.0 * changed as f64 / self.previous.len().max(1) as f64)
+    }
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
@@ -118,42 +152,36 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         options.key
     ))?;
     let sink = frames.0.by_name("frames").and_downcast::<gst_app::AppSink>().ok_or("no appsink")?;
+    let mut detector = MotionDetector::default();
+    let mut recording: Option<Recording> = None;
     let mut events = 0;
-    let mut last: Vec<u8> = Vec::new();
-    let mut recording: Option<(Pipeline, PathBuf, Instant)> = None;
     loop {
-        // Now and then without a frame, so that a file ends also when the camera does.
+        // The timeout ends a recording also when the camera delivers no more frames.
         let sample = sink.try_pull_sample(gst::ClockTime::from_mseconds(200));
         let change = match sample.as_ref().and_then(|s| s.buffer()) {
-            Some(buffer) => {
-                let picture = buffer.map_readable()?.to_vec();
-                let before = std::mem::replace(&mut last, picture);
-                if before.is_empty() { 0.0 } else { difference(&before, &last) }
-            }
+            Some(buffer) => detector.change(buffer)?,
             None => 0.0,
         };
-        let moves = change >= options.threshold;
-        match &mut recording {
-            None if moves => {
-                events += 1;
-                let file = options.directory.join(format!("{events}.mp4"));
-                println!("{}: {change:.1} % of the picture changed", file.display());
-                recording = Some((record(options, &file)?, file, Instant::now()));
+        if change >= options.threshold {
+            match &mut recording {
+                Some(recording) => recording.changed = Instant::now(),
+                None => {
+                    events += 1;
+                    let file = options.directory.join(format!("{events}.mp4"));
+                    println!("{}: {change:.1} % of the picture changed", file.display());
+                    recording = Some(Recording::start(options, file)?);
+                }
             }
-            Some((_, _, moved)) if moves => *moved = Instant::now(),
-            _ => {}
         }
-        let over = |(.., moved): &mut (_, _, Instant)| moved.elapsed() > options.after;
-        if let Some((pipeline, file, _)) = recording.take_if(over) {
-            // The muxer completes the file.
-            pipeline.0.send_event(gst::event::Eos::new());
-            pipeline.check(gst::ClockTime::NONE)?;
-            println!("{}: done", file.display());
+        if let Some(ended) = recording.take_if(|r| r.changed.elapsed() > options.after) {
+            ended.finish()?;
             if events == options.events {
                 return Ok(());
             }
         }
-        for pipeline in [Some(&frames), recording.as_ref().map(|r| &r.0)].into_iter().flatten() {
+        for pipeline in
+            [Some(&frames), recording.as_ref().map(|r| &r.pipeline)].into_iter().flatten()
+        {
             pipeline.check(gst::ClockTime::ZERO)?;
         }
         if sink.is_eos() && recording.is_none() {

@@ -1,12 +1,13 @@
-//! An RTSP server for what is published: `rtsp://HOST:8554/KEY` gives the packets of KEY, picture and
-//! sound, as they are. Nothing is decoded, and all clients of a key share one subscriber.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! An RTSP server for the packets of keys: `rtsp://HOST:8554/KEY` serves video and audio of KEY, without
+//! decoding. All clients of a key share one subscriber.
 //!
 //! ```sh
-//! cargo run --release --example restream -- cam1 cam2      # --listen 127.0.0.1:8554 for this host alone
+//! cargo run --release --example restream -- cam1 cam2      # for this host only: --listen 127.0.0.1:8554
 //! ```
 //!
-//! A key need not be live yet: a client is refused until it is. Who may connect may watch; put a
-//! proxy or a firewall in front of it where that is too many.
+//! A key may be published later; until then its clients are refused. There is no authentication: every
+//! client that can connect can watch, so restrict access with a proxy or a firewall.
 
 use std::process::ExitCode;
 
@@ -17,10 +18,12 @@ use gst_rtsp_server::RTSPServer;
 use gst_rtsp_server::prelude::*;
 use gst_rtsp_server::subclass::prelude::*;
 
-/// The elements that put a track on the net, for the codecs that RTSP clients know.
+/// Returns the elements that convert packets with these caps to RTP, for the codecs that RTSP clients
+/// support.
 fn payloader(caps: &str) -> Option<&'static str> {
     Some(match caps.split([',', '(']).next()? {
-        // The payloaders would put the parameter sets before each slice of a keyframe, which ffmpeg takes for two.
+        // The parsers insert the parameter sets once for each keyframe. The payloaders would insert them before each
+        // slice, and ffmpeg would take one keyframe for several.
         "video/x-h264" => "h264parse config-interval=-1 ! rtph264pay",
         "video/x-h265" => "h265parse config-interval=-1 ! rtph265pay",
         "audio/mpeg" => "aacparse ! rtpmp4gpay",
@@ -31,17 +34,20 @@ fn payloader(caps: &str) -> Option<&'static str> {
     })
 }
 
-/// All tracks of a key, as gst-rtsp-server wants them: payloaders with the names pay0, pay1 …
+/// Returns a pipeline of all tracks of a key. gst-rtsp-server finds the payloaders by their names pay0, pay1
+/// and so on.
 fn launch(key: &str) -> Result<String, String> {
     let status = cuframes::status(key, None).map_err(|error| error.to_string())?;
     let tracks = status.tracks.iter().filter_map(|t| Some((t.track, payloader(&t.caps)?)));
     let streams = tracks.enumerate().map(|(n, (track, payloader))| {
-        let number = 96 + n;
-        format!("cuframespacketsrc key={key} track={track} ! {payloader} name=pay{n} pt={number} ")
+        let payload_type = 96 + n;
+        format!(
+            "cuframespacketsrc key={key} track={track} ! {payloader} name=pay{n} pt={payload_type} "
+        )
     });
     let launch: String = streams.collect();
     match launch.is_empty() {
-        true => Err(format!("'{key}' has no packets that RTSP clients know")),
+        true => Err(format!("'{key}' has no packets of a codec that RTSP clients support")),
         false => Ok(launch),
     }
 }
@@ -62,14 +68,14 @@ mod imp {
     impl ObjectImpl for Factory {}
 
     impl RTSPMediaFactoryImpl for Factory {
-        /// The first client of a key has come, or the first after all were gone.
+        /// Creates the pipeline of a key when its first client connects.
         fn create_element(&self, url: &gst_rtsp_server::gst_rtsp::RTSPUrl) -> Option<gst::Element> {
-            // The first component is what is before the first slash: nothing.
+            // The path starts with a slash, so its first component is empty.
             let key = url.decode_path_components().into_iter().nth(1)?;
-            let made = launch(&key).and_then(|launch| {
+            let bin = launch(&key).and_then(|launch| {
                 gst::parse::bin_from_description(&launch, false).map_err(|error| error.to_string())
             });
-            match made {
+            match bin {
                 Ok(bin) => Some(bin.upcast()),
                 Err(error) => {
                     eprintln!("restream: {error}");
@@ -85,7 +91,7 @@ glib::wrapper! {
 }
 
 fn serve(listen: &str, keys: &[String]) -> Result<(), String> {
-    let (address, port) = listen.rsplit_once(':').ok_or("--listen takes ADDRESS:PORT")?;
+    let (address, port) = listen.rsplit_once(':').ok_or("--listen needs ADDRESS:PORT")?;
     gst::init().map_err(|error| error.to_string())?;
     gstcuframes::plugin_register_static().map_err(|error| error.to_string())?;
     let server = RTSPServer::new();
@@ -96,11 +102,11 @@ fn serve(listen: &str, keys: &[String]) -> Result<(), String> {
         factory.set_shared(true);
         server
             .mount_points()
-            .expect("a new server has them")
+            .expect("a new server has mount points")
             .add_factory(&format!("/{key}"), factory);
     }
     let attached = server.attach(None);
-    let _source = attached.map_err(|_| format!("{listen} can't be listened on: is it in use?"))?;
+    let _source = attached.map_err(|_| format!("can't listen on {listen}: use a free port"))?;
     for key in keys {
         println!("ready rtsp://{address}:{}/{key}", server.bound_port());
     }
@@ -112,7 +118,7 @@ fn main() -> ExitCode {
     let mut keys: Vec<String> = std::env::args().skip(1).collect();
     let mut listen = "0.0.0.0:8554".to_owned();
     if keys.len() > 2 && keys[0] == "--listen" {
-        listen = keys.drain(..2).nth(1).expect("there are two");
+        listen = keys.drain(..2).nth(1).expect("two arguments were drained");
     }
     if keys.is_empty() || keys[0].starts_with('-') {
         eprintln!("usage: restream [--listen ADDRESS:PORT] KEY...");

@@ -1,4 +1,5 @@
-//! Prints once a second what arrives from a key: frame rate, latency, losses.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Prints frame rate, latency and losses of a key once a second.
 //!
 //! ```sh
 //! cargo run --release --example watch -- cam1
@@ -37,8 +38,14 @@ impl Options {
     }
 }
 
-/// What the last second brought, as one line.
-fn line(source: &gst::Element, options: &Options, received: &mut u64, elapsed: Duration) -> String {
+/// Returns a line about the time since the previous one. `received` is the frame count of the previous
+/// line, and is updated.
+fn report(
+    source: &gst::Element,
+    options: &Options,
+    received: &mut u64,
+    elapsed: Duration,
+) -> String {
     let stats = source.property::<gst::Structure>("stats");
     let count = |name: &str| stats.get::<u64>(name).unwrap_or(0);
     let micros = |name: &str| count(name) / 1000;
@@ -52,7 +59,7 @@ fn line(source: &gst::Element, options: &Options, received: &mut u64, elapsed: D
     let video = caps.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok());
     let key = &options.key;
     if options.json {
-        // A key has no character that JSON would want escaped.
+        // The characters of a key need no escaping in JSON.
         let (width, height, format) = video.map_or((0, 0, ""), |video| {
             (video.width(), video.height(), video.format().to_str().as_str())
         });
@@ -75,7 +82,7 @@ fn line(source: &gst::Element, options: &Options, received: &mut u64, elapsed: D
     )
 }
 
-/// Runs until the time is over or something fails.
+/// Runs until the given time is over, the pipeline fails or the output is closed.
 fn watch(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     gst::init()?;
     gstcuframes::plugin_register_static()?;
@@ -83,7 +90,7 @@ fn watch(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let pipeline = gst::Pipeline::new();
     let source = gst::ElementFactory::make("cuframessrc")
         .property("key", &options.key)
-        // The next publisher of the key is of interest as well.
+        // After the end of the stream, wait for the next publisher of the key.
         .property_from_str("on-eos", "wait")
         .build()?;
     let sink = gst::ElementFactory::make("fakesink").property("sync", false).build()?;
@@ -93,18 +100,18 @@ fn watch(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let main_loop = glib::MainLoop::new(None, false);
     let seconds = options.seconds;
 
-    let mut last = Instant::now();
+    let mut last_report = Instant::now();
     let (mut received, mut ticks) = (0, 0);
     let quit = main_loop.clone();
-    let counted = source.clone();
+    let timed_source = source.clone();
     glib::timeout_add_seconds_local(1, move || {
         let now = Instant::now();
-        let line = line(&counted, &options, &mut received, now - last);
-        last = now;
+        let line = report(&timed_source, &options, &mut received, now - last_report);
+        last_report = now;
         ticks += 1;
-        // Nobody reads on in `watch cam1 | head`.
-        let unread = writeln!(std::io::stdout(), "{line}").is_err();
-        if unread || seconds.is_some_and(|seconds| ticks >= seconds) {
+        // Fails if the reader has closed the pipe, as in `watch cam1 | head`.
+        let closed = writeln!(std::io::stdout(), "{line}").is_err();
+        if closed || seconds.is_some_and(|seconds| ticks >= seconds) {
             quit.quit();
         }
         glib::ControlFlow::Continue
@@ -113,12 +120,12 @@ fn watch(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let quit = main_loop.clone();
     let bus = pipeline.bus().expect("a pipeline has a bus");
     let failure = Rc::new(RefCell::new(None));
-    let failed = failure.clone();
+    let bus_failure = failure.clone();
     let _watch = bus.add_watch_local(move |_, message| {
         match message.view() {
             gst::MessageView::Eos(_) => quit.quit(),
             gst::MessageView::Error(error) => {
-                failed.replace(Some(error.error()));
+                bus_failure.replace(Some(error.error()));
                 quit.quit();
             }
             _ => {}
@@ -126,7 +133,7 @@ fn watch(options: Options) -> Result<(), Box<dyn std::error::Error>> {
         glib::ControlFlow::Continue
     })?;
 
-    // A failed start says why on the bus.
+    // If the start fails, the error message is on the bus.
     let _ = pipeline.set_state(gst::State::Playing);
     main_loop.run();
     pipeline.set_state(gst::State::Null)?;

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""From a detection back to the packet that its frame was decoded from.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Finds the packet that a frame with a detection was decoded from.
 
 usage: detection.py KEY [DETECTIONS]
 
-Each frame says which packet it comes from, and the packets of the key are at
-hand beside its frames: what was detected in a picture can be cut out of the
-stream as it was sent. The detector here finds every thirtieth frame
-remarkable. Needs PyGObject (Debian, Ubuntu: python3-gi
+Each frame carries the track and the sequence number of its packet, and the
+packets of a key are available beside its frames. A program can therefore cut a
+detection out of the stream without encoding it again. The detector of this
+example reports every 30th frame. Needs PyGObject (Debian, Ubuntu: python3-gi
 gir1.2-gst-plugins-base-1.0).
 """
 
@@ -18,12 +19,12 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstApp", "1.0")
 from gi.repository import Gst, GstApp  # noqa: E402, F401
 
-# Packets that are kept: at 30 a second, those of 20 s.
-KEPT = 600
+# Number of packets to keep: 20 s at 30 packets per second.
+MAX_PACKETS = 600
 
 
-def packet_of(buffer):
-    """Track and sequence number of the packet that a frame was decoded from, or that a packet is."""
+def packet_id(buffer):
+    """Returns track and sequence number of a packet, or of the packet that a frame was decoded from."""
     meta = buffer.get_custom_meta("GstCuframesPacketMeta")
     if meta is None:
         return None
@@ -46,16 +47,17 @@ def main():
     number = 0
     while left and (sample := frames.emit("pull-sample")):
         number += 1
+        # Usually a packet arrives before the frame that was decoded from it.
         while packet := packets.emit("try-pull-sample", 0):
-            recent[packet_of(packet.get_buffer())] = packet
-            if len(recent) > KEPT:
+            recent[packet_id(packet.get_buffer())] = packet
+            if len(recent) > MAX_PACKETS:
                 recent.pop(next(iter(recent)))
-        # One that was published before this program came is not there.
-        packet = recent.get(packet_of(sample.get_buffer()))
+        # None for a packet from before the start of this program.
+        packet = recent.get(packet_id(sample.get_buffer()))
         if number % 30 == 0 and packet:
             buffer = packet.get_buffer()
             kind = "packet" if buffer.has_flags(Gst.BufferFlags.DELTA_UNIT) else "keyframe"
-            track, seq = packet_of(buffer)
+            track, seq = packet_id(buffer)
             print(f"frame {number} comes from {kind} {seq} of track {track}: {buffer.get_size()} bytes", flush=True)
             left -= 1
     pipeline.set_state(Gst.State.NULL)

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""Takes the frames of a key as tensors, without a copy: tensor.py KEY [FRAMES] [torch|cupy]
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Reads the frames of a key as GPU tensors, without a copy.
 
-The publisher's memory, mapped read-only into this process, is wrapped by its address. GStreamer's Python
-bindings can't hand out addresses of GPU memory, so this calls the C library by ctypes; it needs no
-PyGObject. Prints the mean of the luma plane of each frame.
+usage: tensor.py KEY [FRAMES] [torch|cupy]
+
+A tensor wraps the address of the publisher's memory, which is mapped read-only into this process. The Python
+bindings of GStreamer do not expose addresses in GPU memory, so this program calls the C library through ctypes
+and needs no PyGObject. Prints the mean of the luma plane of each frame.
 """
+
 import ctypes as c
 import sys
 
@@ -26,7 +30,7 @@ class MapInfo(c.Structure):
 
 
 class VideoMeta(c.Structure):
-    """The head of a GstVideoMeta."""
+    """The first fields of a GstVideoMeta."""
 
     _fields_ = [
         ("meta", c.c_void_p * 2),
@@ -58,33 +62,34 @@ for lib, name, result, *arguments in (
     function.restype, function.argtypes = result, arguments
 
 PLAYING, NULL = 4, 1
-# GST_MAP_READ | GST_MAP_CUDA: the address on the GPU instead of a download.
+# GST_MAP_READ | GST_MAP_CUDA: maps to the address on the GPU, without a download.
 MAP_CUDA = 1 | 1 << 17
 
 
 class Plane:
-    """The luma plane, as any library for GPU arrays takes it. Valid while the frame is; not to be written."""
+    """The luma plane, for any library that supports the CUDA array interface. Read-only, and valid as long as the
+    frame."""
 
     def __init__(self, address, width, height, stride):
         self.__cuda_array_interface__ = {
-            # Nobody may write it, and the driver sees to that; but PyTorch takes no read-only data.
+            # False: writable. The driver rejects writes, but PyTorch refuses arrays that are marked read-only.
             "data": (address, False),
             "shape": (height, width),
             "strides": (stride, 1),
             "typestr": "|u1",
             "version": 3,
-            # The frame is complete when it gets here: there is no stream to wait for.
+            # The frame is complete on arrival, so there is no stream to synchronize with.
             "stream": None,
         }
 
 
 def frames(key):
-    """Yields a Plane for each frame. Work with it has to be done before the next is asked for."""
+    """Yields a Plane for each frame. Finish all work on it before requesting the next one."""
     gst.gst_init(None, None)
     text = f"cuframessrc key={key} ! video/x-raw(memory:CUDAMemory),format=NV12 ! appsink name=out sync=false max-buffers=1 drop=true"
     pipeline = gst.gst_parse_launch(text.encode(), None)
     if not pipeline:
-        sys.exit("the pipeline can't be made: is cuframes installed, and GStreamer 1.24 or later?")
+        sys.exit("the pipeline can't be created: install cuframes and GStreamer 1.24 or later")
     out = gst.gst_bin_get_by_name(pipeline, b"out")
     gst.gst_element_set_state(pipeline, PLAYING)
     try:
@@ -119,7 +124,7 @@ def main():
             array = cupy.asarray(plane)
             same = array.data.ptr == plane.__cuda_array_interface__["data"][0]
             mean = float(array.mean())
-        # What reads the frame is done by now, since its result is here.
+        # The result is on the host, so the GPU has finished reading the frame.
         print(f"{number} {plane.__cuda_array_interface__['shape']} mean {mean:.3f} {'no copy' if same else 'COPIED'}")
 
 
