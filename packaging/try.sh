@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Installs target/debian/cuframes_*.deb in a bare Debian or Ubuntu, made for that and thrown away,
-# uses it as its first user would, and purges it again. Needs root, mmdebstrap and a mirror.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Installs target/debian/cuframes_*.deb in a temporary bare Debian or Ubuntu system, uses it as a first
+# user does, and purges it again. Needs root, mmdebstrap and a package mirror.
 #
 #   try.sh [SUITE [MIRROR...]]
 #
-# SUITE is bookworm, or another one, such as trixie; MIRROR what mmdebstrap takes for one.
+# SUITE is bookworm by default, or another one such as trixie. MIRROR is a mirror argument of mmdebstrap.
 set -euo pipefail
 
-# In a subshell of the caller's: it is replaced, so that a signal to it ends the command.
+# as USER GROUP COMMAND...: replaces the calling subshell by the command, so that a signal to the subshell ends it.
 as() { exec setpriv --reuid "$1" --regid "$2" --clear-groups --reset-env "${@:3}"; }
 
-# shares USER GROUP USER GROUP: the first publishes, and the second gets 30 frames.
+# shares USER GROUP USER GROUP: publishes as the first user, and receives 30 frames as the second.
 shares() {
     (as "$1" "$2" gst-launch-1.0 -q videotestsrc is-live=true ! cuframessink key=cam1) &
     (as "$3" "$4" timeout 60 gst-launch-1.0 -q cuframessrc key=cam1 num-buffers=30 ! fakesink)
@@ -18,6 +19,7 @@ shares() {
     wait $! || true
 }
 
+# purged: removes the package, and fails if any of its files or its user is left.
 purged() {
     apt-get purge -qq --yes cuframes >/dev/null
     local left
@@ -35,7 +37,7 @@ if [[ ${1-} == inside ]]; then
     rm -r "/tmp/cuframes-$(id -u nobody)"
     purged
 
-    # With systemd there are a directory for all users, and a user who publishes there.
+    # systemd creates the directory for all users, and the user that publishes there.
     install systemd /tmp/cuframes.deb
     systemd-analyze verify cuframes-publish@cam1.service
     stat -c '%U %G %a %n' /run/cuframes /etc/cuframes
@@ -47,10 +49,10 @@ if [[ ${1-} == inside ]]; then
 fi
 
 cd "$(dirname "$0")/.."
-case ${1-} in -h | --help) sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"; exit ;; esac
+case ${1-} in -h | --help) sed -n '3,/^[^#]/ s/^# \{0,1\}//p' "$0"; exit ;; esac
 packages=("${CARGO_TARGET_DIR:-target}"/debian/cuframes_*.deb)
-[[ -f ${packages[0]} ]] || { echo "$0: there is no package; run: make deb" >&2; exit 1; }
-# shellcheck disable=SC2016 # mmdebstrap names the new root $1
+[[ -f ${packages[0]} ]] || { echo "$0: the package is missing; run: make deb" >&2; exit 1; }
+# shellcheck disable=SC2016 # mmdebstrap passes the root of the new system as $1
 exec mmdebstrap --quiet --variant=minbase --include=apt --format=null \
     --customize-hook="upload '${packages[-1]}' /tmp/cuframes.deb" \
     --customize-hook='upload packaging/try.sh /tmp/try.sh' \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every script parses, answers --help, complains about missing arguments, and
-# passes shellcheck where that is installed.
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Checks that every script parses, prints its help on --help, fails on missing
+# arguments, and passes shellcheck if that is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,17 +10,17 @@ bash -n "${scripts[@]}"
 if command -v shellcheck >/dev/null; then
     shellcheck --external-sources --source-path=SCRIPTDIR "${scripts[@]}"
 else
-    echo "$0: shellcheck is not installed: left out"
+    echo "$0: shellcheck is not installed: skipped"
 fi
 
 for script in pipelines/*.sh; do
     name=${script##*/}
     case $name in common.sh) continue ;; esac
     help=$("$script" --help </dev/null) || { echo "$script --help failed"; exit 1; }
-    [[ $help == *"$name"* ]] || { echo "$script --help does not show how it is called"; exit 1; }
+    [[ $help == *"$name"* ]] || { echo "$script --help does not show its usage"; exit 1; }
     case $name in demo.sh) continue ;; esac # needs no argument
     if "$script" </dev/null >/dev/null 2>&1; then
-        echo "$script takes no arguments for an answer"
+        echo "$script succeeds without arguments"
         exit 1
     fi
 done
