@@ -22,8 +22,8 @@ use gst_rtsp_server::subclass::prelude::*;
 /// support.
 fn payloader(caps: &str) -> Option<&'static str> {
     Some(match caps.split([',', '(']).next()? {
-        // The parsers insert the parameter sets once for each keyframe. The payloaders would insert them before each
-        // slice, and ffmpeg would take one keyframe for several.
+        // The parsers insert the parameter sets once for each keyframe. The payloaders would insert them
+        // before each slice, and ffmpeg would treat one keyframe as two.
         "video/x-h264" => "h264parse config-interval=-1 ! rtph264pay",
         "video/x-h265" => "h265parse config-interval=-1 ! rtph265pay",
         "audio/mpeg" => "aacparse ! rtpmp4gpay",
@@ -68,7 +68,8 @@ mod imp {
     impl ObjectImpl for Factory {}
 
     impl RTSPMediaFactoryImpl for Factory {
-        /// Creates the pipeline of a key when its first client connects.
+        /// Creates the pipeline of a key for its first client, and again for the first one after all clients
+        /// have disconnected.
         fn create_element(&self, url: &gst_rtsp_server::gst_rtsp::RTSPUrl) -> Option<gst::Element> {
             // The path starts with a slash, so its first component is empty.
             let key = url.decode_path_components().into_iter().nth(1)?;
