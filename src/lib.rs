@@ -22,8 +22,7 @@ use gst::prelude::*;
 mod caps;
 mod device;
 mod framesrc;
-#[doc(hidden)]
-pub mod gstcuda;
+mod gstcuda;
 mod log;
 mod messages;
 mod meta;
@@ -31,6 +30,8 @@ mod packetsrc;
 mod properties;
 mod sink;
 mod source;
+#[doc(hidden)]
+pub mod testing;
 mod time;
 mod uri;
 

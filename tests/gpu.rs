@@ -453,7 +453,7 @@ fn caps_change_while_frames_flow() {
             frame.plane_data(0).unwrap().len() / frame.plane_stride()[0] as usize,
             info.height() as usize
         );
-        (info.width(), gstcuframes::gstcuda::is_cuda(buffer.peek_memory(0)))
+        (info.width(), buffer.peek_memory(0).is_type("gst.cuda.memory"))
     });
     let last = |width, cuda| {
         let seen = seen.clone();
@@ -484,17 +484,14 @@ fn caps_change_while_frames_flow() {
 #[ignore = "needs an NVIDIA GPU"]
 fn a_subscriber_that_writes_is_refused_and_nobody_notices() {
     use cuframes::cuda::Stream;
-    use gstcuframes::gstcuda;
+    use gstcuframes::testing;
     let site = Site::new("write");
     let other = site.subscriber("other.raw", "");
     let vandal = site.play("cuframessrc name=src key=cam1 ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false");
     let refused = vandal.probe("out", |_, buffer| {
         let memory = buffer.peek_memory(0);
-        let context = gstcuda::memory_context(memory).unwrap().driver_context().unwrap();
-        let (address, len) = {
-            let map = gstcuda::map_device(memory).unwrap();
-            (map.address(), map.len())
-        };
+        let context = testing::memory_context(memory).unwrap();
+        let (address, len) = testing::device_range(memory).unwrap();
         // SAFETY: zeros are a valid GstMapInfo; the memory is valid, and not mapped if that fails.
         let mapped = unsafe {
             let mut info: gst::ffi::GstMapInfo = std::mem::zeroed();
@@ -516,7 +513,7 @@ fn a_subscriber_that_writes_is_refused_and_nobody_notices() {
 #[ignore = "needs an NVIDIA GPU"]
 fn a_frame_stays_until_the_gpu_has_read_it() {
     use cuframes::cuda::{DeviceMemory, Stream};
-    use gstcuframes::gstcuda;
+    use gstcuframes::testing;
     let site = Site::new("pending");
     for mode in ["import", "copy"] {
         let watched = site.play(&format!("cuframessrc name=src key=cam1 io-mode={mode} ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false enable-last-sample=false"));
@@ -529,20 +526,16 @@ fn a_frame_stays_until_the_gpu_has_read_it() {
         };
         let enqueued = watched.probe("out", move |_, buffer| {
             let memory = buffer.peek_memory(0);
-            let gst_context = gstcuda::memory_context(memory).unwrap();
-            let context = gst_context.driver_context().unwrap();
-            let own = gstcuda::memory_stream(memory).unwrap().driver_stream(&context);
+            let context = testing::memory_context(memory).unwrap();
+            let own = testing::memory_stream(memory).unwrap();
             // Copies need not be complete.
             own.synchronize().unwrap();
             let stream = match turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 3 {
                 0 => own,
                 1 => Stream::default_of(&context),
-                _ => gstcuda::CudaStream::new(&gst_context).unwrap().driver_stream(&context),
+                _ => testing::new_stream(memory).unwrap(),
             };
-            let (address, len) = {
-                let map = gstcuda::map_device(memory).unwrap();
-                (map.address(), map.len())
-            };
+            let (address, len) = testing::device_range(memory).unwrap();
             // On a stream that does not wait for the others.
             let before = read(&Stream::new(&context).unwrap(), address, len);
             let [ballast, copy] =
@@ -572,13 +565,15 @@ fn a_frame_stays_until_the_gpu_has_read_it() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn frames_come_on_the_stream_of_downstream() {
-    use gstcuframes::gstcuda;
+    use gstcuframes::testing;
     let site = Site::new("stream");
     let watched = site.play(
         "cuframessrc name=src key=cam1 ! cudaconvertscale name=scale \
          ! video/x-raw(memory:CUDAMemory),width=320,height=180 ! fakesink name=out sync=false",
     );
-    let stream = |_: &gst::Pad, buffer: &gst::Buffer| gstcuda::memory_stream(buffer.peek_memory(0));
+    let stream = |_: &gst::Pad, buffer: &gst::Buffer| {
+        testing::memory_stream(buffer.peek_memory(0)).map(|stream| stream.handle() as usize)
+    };
     let (before, behind) = (watched.probe("scale", stream), watched.probe("out", stream));
     let _running = site.camera("--size 640x360 --gop 15", "h264");
     until(|| behind.lock().unwrap().len() >= 5);
@@ -591,12 +586,12 @@ fn frames_come_on_the_stream_of_downstream() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn downstream_changes_its_mind() {
-    use gstcuframes::gstcuda;
     let site = Site::new("mind");
     let watched = site.play(
         "cuframessrc key=cam1 mode=strict ! capsfilter name=wish ! fakesink name=out sync=false",
     );
-    let look = |_: &gst::Pad, b: &gst::Buffer| (gstcuda::is_cuda(b.peek_memory(0)), b.offset());
+    let look =
+        |_: &gst::Pad, b: &gst::Buffer| (b.peek_memory(0).is_type("gst.cuda.memory"), b.offset());
     let seen = watched.probe("out", look);
     let _publisher = site.play(
         "videotestsrc is-live=true ! video/x-raw,format=NV12 ! cudaupload ! cuframessink key=cam1",
@@ -752,13 +747,13 @@ const ON_SECOND: &str = "videotestsrc is-live=true pattern=ball ! video/x-raw,fo
      ! cudaupload cuda-device-id=1 ! cuframessink name=sink key=cam1";
 
 /// Sums of the bytes of frames: the ball moves, so they differ, and both see the same.
-fn sums(site: &Site, source: &str, device: u32) -> Vec<(u64, u64)> {
+fn sums(site: &Site, source: &str, device: i32) -> Vec<(u64, u64)> {
     let watched = site
         .play(&format!("{source} ! video/x-raw(memory:CUDAMemory) ! fakesink name=out sync=false"));
     let seen = watched.probe("out", move |_, buffer| {
         let memory = buffer.peek_memory(0);
-        let context = gstcuframes::gstcuda::memory_context(memory).unwrap();
-        assert_eq!(context.device_id(), device);
+        let context = gstcuframes::testing::memory_context(memory).unwrap();
+        assert_eq!(context.device().ordinal(), device);
         let map = buffer.map_readable().unwrap();
         (buffer.offset(), map.iter().map(|b| u64::from(*b)).sum())
     });

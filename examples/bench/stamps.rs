@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use gst::prelude::*;
 use gst_video::prelude::*;
-use gstcuframes::gstcuda;
+use gstcuframes::testing;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use crate::Failure;
@@ -109,7 +109,7 @@ impl Stamps {
     /// Until the frame is complete: what copies frames on a GPU hands them on before.
     pub fn wait(self, buffer: &gst::BufferRef) {
         if self.place == Place::Device {
-            gstcuda::sync(buffer.peek_memory(0));
+            testing::sync(buffer.peek_memory(0));
         }
     }
 
@@ -119,7 +119,7 @@ impl Stamps {
         let [time, publisher] = page.unwrap_or([-1, 0]);
         let numbered = Some(buffer.offset()).filter(|n| self.numbered && *n != u64::MAX);
         let stamp = Stamp { time, number: numbered, publisher, torn: false };
-        let is_on_device = || gstcuda::is_cuda(buffer.peek_memory(0));
+        let is_on_device = || buffer.peek_memory(0).is_type("gst.cuda.memory");
         match self.place {
             Place::Pixels => {
                 let map = buffer.map_readable().ok()?;

@@ -199,7 +199,7 @@ impl CudaEmitter {
         // reads of the destination are ordered before the copy.
         unsafe {
             match frame.memory().context().filter(|_| !self.can_read(&frame)) {
-                Some(owner) => self.driver_stream.copy_from_peer((from, owner), to, size)?,
+                Some(owner) => self.driver_stream.copy_from_peer(from, owner, to, size)?,
                 None => self.driver_stream.copy(from, to, size)?,
             }
         }

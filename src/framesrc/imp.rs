@@ -148,7 +148,7 @@ impl CuframesSrc {
     /// The context is created when the first device memory arrives.
     fn importer(&self, device_id: i32) -> Importer {
         let weak = self.obj().downgrade();
-        Importer::cuda_when_needed(move |publishers| {
+        Importer::cuda_lazy(move |publishers| {
             let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
             let obj = weak.upgrade().ok_or_else(gone)?;
             // The publisher's GPU is found by its UUID, because it may have another number here.

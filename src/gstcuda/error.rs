@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
 //! Errors of GStreamer's CUDA library and of the driver beneath it.
 
 use std::fmt;
@@ -5,20 +6,25 @@ use std::io;
 
 use cuframes::cuda;
 
+/// Error of an operation on CUDA frames. Its text says what failed and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Error {
-    /// The driver refused a call or is missing.
+pub(crate) enum Error {
+    /// The driver is missing or refused a call.
     Driver(cuda::Error),
     /// GStreamer's CUDA library can't be used.
     NoLibrary { problem: String },
     /// GStreamer's CUDA library refused a call.
     Call { function: &'static str },
-    /// Caps, memory or pixels don't fit together.
+    /// Caps, memory or pixels don't belong together.
     Mismatch { problem: String },
 }
 
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Returns the error of a call to the library that failed.
+pub(super) fn failed<T>(function: &'static str) -> Result<T> {
+    Err(Error::Call { function })
+}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,10 +34,9 @@ impl fmt::Display for Error {
                 f,
                 "GStreamer's CUDA library can't be used ({problem}): frames in GPU memory need libgstcuda of GStreamer 1.24 or later (Debian and Ubuntu: libgstreamer-plugins-bad1.0-0)"
             ),
-            Self::Call { function } => write!(
-                f,
-                "{function} failed: see what GStreamer's log says about it (GST_DEBUG=cuda*:5)"
-            ),
+            Self::Call { function } => {
+                write!(f, "{function} failed: run with GST_DEBUG=cuda*:5 to see the reason")
+            }
             Self::Mismatch { problem } => f.write_str(problem),
         }
     }
@@ -66,9 +71,9 @@ mod tests {
     use super::Error;
     use crate::gstcuda::GstCuda;
 
-    /// On a machine with a GPU the same call succeeds.
+    /// The call succeeds on a machine with a GPU and returns an error elsewhere.
     #[test]
-    fn missing_library_is_a_sentence() {
+    fn missing_library_has_advice() {
         gst::init().unwrap();
         let Err(e) = GstCuda::get() else { return };
         let text = e.to_string();

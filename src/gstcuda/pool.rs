@@ -1,13 +1,16 @@
-//! A buffer pool that GStreamer's CUDA elements take for one of their own, with memory from elsewhere.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! A buffer pool that GStreamer's CUDA elements accept, with memory from elsewhere.
 //!
-//! They accept no other than a GstCudaBufferPool, and ask that for an exact context. So this is a class
-//! derived from it, made at run time as the library is, which overrides all that has to do with memory.
+//! The elements accept a GstCudaBufferPool of their own context only. Therefore the pool's class is
+//! derived from GstCudaBufferPool. It is made at run time, because the library is opened at run time,
+//! and overrides every method that deals with memory.
 
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use cuframes::sync::lock;
 use gst::ffi::{
     GstBuffer, GstBufferPool, GstBufferPoolAcquireParams, GstBufferPoolClass, GstFlowReturn,
     GstStructure,
@@ -16,8 +19,10 @@ use gst::glib::ffi::{GFALSE, GTRUE, gboolean, gpointer};
 use gst::glib::{self, gobject_ffi, translate::*};
 use gst::prelude::*;
 
-use super::library::{CudaContext, CudaStream, GstCuda, RawContext, failed};
-use super::{Error, Result};
+use super::context::CudaContext;
+use super::error::{Error, Result, failed};
+use super::library::{GstCuda, RawContext};
+use super::stream::CudaStream;
 
 /// The public head of a GstCudaBufferPool, the same from 1.22 to 1.28.
 #[repr(C)]
@@ -26,39 +31,43 @@ struct RawPool {
     context: *mut RawContext,
 }
 
-/// What upstream wants its buffers to be.
+/// Buffers that upstream asks for, from the configuration of the pool.
 #[derive(Clone)]
-pub struct Wanted {
-    pub video: gst_video::VideoInfo,
-    /// What upstream enqueues its work on; `None` is the default stream.
-    pub stream: Option<std::sync::Arc<CudaStream>>,
+pub(crate) struct BufferSpec {
+    pub(crate) video: gst_video::VideoInfo,
+    /// The stream on which upstream enqueues its work; `None` is the default stream.
+    pub(crate) stream: Option<Arc<CudaStream>>,
 }
 
-/// Gives a buffer. The closure that it is handed says whether to give up waiting for one.
-type Lend = dyn Fn(&Wanted, &dyn Fn() -> bool) -> Result<gst::Buffer, gst::FlowError> + Send + Sync;
+/// Returns a buffer. The closure passed to it returns whether a wait for a buffer is cancelled.
+type AcquireFn =
+    dyn Fn(&BufferSpec, &dyn Fn() -> bool) -> Result<gst::Buffer, gst::FlowError> + Send + Sync;
 
 struct State {
-    lend: Box<Lend>,
-    wanted: Mutex<Option<Wanted>>,
+    acquire: Box<AcquireFn>,
+    spec: Mutex<Option<BufferSpec>>,
     flushing: AtomicBool,
 }
 
-/// A pool for elements in this context. `lend` makes the buffers, and has them back when nobody has a
-/// reference to their memory any more.
+/// Returns a pool for elements in this context. `acquire` makes its buffers. The pool keeps none of them:
+/// the memory of a buffer is reused by its owner, when the last reference to it is dropped.
 ///
-/// Errors: the library can't be used.
-pub fn lending_pool(
+/// Fails if the class can't be registered.
+pub(crate) fn new_pool(
     context: &CudaContext,
-    lend: impl Fn(&Wanted, &dyn Fn() -> bool) -> Result<gst::Buffer, gst::FlowError>
+    acquire: impl Fn(&BufferSpec, &dyn Fn() -> bool) -> Result<gst::Buffer, gst::FlowError>
     + Send
     + Sync
     + 'static,
 ) -> Result<gst::BufferPool> {
     let class = class(context.lib)?;
-    let state =
-        State { lend: Box::new(lend), wanted: Mutex::default(), flushing: AtomicBool::new(false) };
-    // SAFETY: the class is derived from GstBufferPool, and its first fields are those of `RawPool`; the
-    // context is a reference that the parent class gives up. The state is freed with the object.
+    let state = State {
+        acquire: Box::new(acquire),
+        spec: Mutex::default(),
+        flushing: AtomicBool::new(false),
+    };
+    // SAFETY: the class is derived from GstCudaBufferPool, whose first fields are those of `RawPool`. The
+    // parent class drops the reference to the context. The state is freed with the object.
     unsafe {
         let raw = gobject_ffi::g_object_new(class, std::ptr::null());
         if raw.is_null() {
@@ -73,17 +82,18 @@ pub fn lending_pool(
     }
 }
 
-/// The stream that whoever offers this pool enqueues its work on, if it is one of this context and says so.
-pub fn stream_of(context: &CudaContext, pool: &gst::BufferPool) -> Option<CudaStream> {
+/// Returns the stream named in the configuration of a CUDA pool of this context. The element that offers
+/// the pool enqueues its work there.
+pub(crate) fn stream_of(context: &CudaContext, pool: &gst::BufferPool) -> Option<CudaStream> {
     let lib = context.lib;
-    // SAFETY: what the library gives is a type.
+    // SAFETY: the library returns a registered type.
     let class: glib::Type = unsafe { from_glib((lib.gst_cuda_buffer_pool_get_type)()) };
     if !pool.type_().is_a(class) {
         return None;
     }
     let raw: *mut GstBufferPool = pool.as_ptr();
-    // SAFETY: the pool is of that class, whose context is set once. The configuration is a copy of ours,
-    // and what comes out of it is null or a reference of ours.
+    // SAFETY: the pool is of that class, whose context is set once. The configuration is a copy, which is
+    // freed here. The stream is null or a new reference.
     unsafe {
         if (*raw.cast::<RawPool>()).context != context.raw() {
             return None;
@@ -97,20 +107,20 @@ pub fn stream_of(context: &CudaContext, pool: &gst::BufferPool) -> Option<CudaSt
 
 fn quark() -> glib::ffi::GQuark {
     static QUARK: OnceLock<glib::Quark> = OnceLock::new();
-    QUARK.get_or_init(|| glib::Quark::from_str("cuframes-lending-pool")).into_glib()
+    QUARK.get_or_init(|| glib::Quark::from_str("cuframes-cuda-pool")).into_glib()
 }
 
 unsafe extern "C" fn free_state(state: gpointer) {
-    // SAFETY: boxed in `lending_pool`; GObject calls this once.
+    // SAFETY: boxed in `new_pool`; GObject calls this once.
     drop(unsafe { Box::from_raw(state.cast::<State>()) });
 }
 
-/// The class, registered with the first call.
+/// Returns the class, which the first call registers.
 fn class(lib: &'static GstCuda) -> Result<glib::ffi::GType> {
     static CLASS: OnceLock<Option<usize>> = OnceLock::new();
     let class = CLASS.get_or_init(|| {
-        // SAFETY: the parent is a class that the library registers; sizes are its own, since nothing is
-        // added to it. Types are never taken back, nor is this code.
+        // SAFETY: the parent is a class of the library. The sizes are the parent's, because no field is
+        // added. Neither the type nor this code is ever unloaded.
         unsafe {
             let parent = (lib.gst_cuda_buffer_pool_get_type)();
             let mut sizes: gobject_ffi::GTypeQuery = std::mem::zeroed();
@@ -129,7 +139,7 @@ fn class(lib: &'static GstCuda) -> Result<glib::ffi::GType> {
                 instance_init: None,
                 value_table: std::ptr::null(),
             };
-            let name = c"GstCuframesLendingPool".as_ptr();
+            let name = c"GstCuframesCudaPool".as_ptr();
             let class = gobject_ffi::g_type_register_static(parent, name, &info, 0);
             (class != gobject_ffi::G_TYPE_INVALID).then_some(class)
         }
@@ -138,11 +148,11 @@ fn class(lib: &'static GstCuda) -> Result<glib::ffi::GType> {
 }
 
 unsafe extern "C" fn class_init(class: gpointer, _data: gpointer) {
-    // SAFETY: GObject hands over the new class, which begins with that of its parents.
+    // SAFETY: GObject passes the new class, which begins with those of its parents.
     let class = unsafe { &mut *class.cast::<GstBufferPoolClass>() };
     class.set_config = Some(set_config);
-    class.start = Some(nothing_to_do);
-    class.stop = Some(nothing_to_do);
+    class.start = Some(succeed);
+    class.stop = Some(succeed);
     class.acquire_buffer = Some(acquire_buffer);
     class.release_buffer = Some(release_buffer);
     class.flush_start = Some(flush_start);
@@ -150,16 +160,16 @@ unsafe extern "C" fn class_init(class: gpointer, _data: gpointer) {
 }
 
 /// # Safety
-/// `pool` has to be one of `lending_pool`, and valid for as long as the result is used.
+/// `pool` must be made by `new_pool`, and stay valid while the result is in use.
 unsafe fn state<'a>(pool: *mut GstBufferPool) -> Option<&'a State> {
-    // SAFETY: by the caller's promise; the state lives as long as the object.
+    // SAFETY: the caller's contract; the state is freed with the object.
     unsafe { gobject_ffi::g_object_get_qdata(pool.cast(), quark()).cast::<State>().as_ref() }
 }
 
 unsafe extern "C" fn set_config(pool: *mut GstBufferPool, config: *mut GstStructure) -> gboolean {
     let accept = || {
-        // SAFETY: GStreamer hands over a pool of this class and a configuration; the stream that comes
-        // is ours, and caps are borrowed. The pool's base class has a function of that name.
+        // SAFETY: GStreamer passes a pool of this class and a configuration. The stream is null or a new
+        // reference; the caps are borrowed. The base class implements the method.
         unsafe {
             let state = state(pool)?;
             let (mut caps, mut size, mut min, mut max) = (std::ptr::null_mut(), 0, 0, 0);
@@ -172,13 +182,11 @@ unsafe extern "C" fn set_config(pool: *mut GstBufferPool, config: *mut GstStruct
             let video = gst_video::VideoInfo::from_caps(gst::CapsRef::from_ptr(caps)).ok()?;
             let lib = GstCuda::get().ok()?;
             let stream = (lib.gst_buffer_pool_config_get_cuda_stream)(config);
-            let stream = (!stream.is_null())
-                .then(|| std::sync::Arc::new(CudaStream::from_full(lib, stream)));
+            let stream = (!stream.is_null()).then(|| Arc::new(CudaStream::from_full(lib, stream)));
             let size = size.max(video.size() as u32);
             gst::ffi::gst_buffer_pool_config_set_params(config, caps, size, min, max);
-            *state.wanted.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(Wanted { video, stream });
-            // Not the parent's, which allocates memory.
+            *lock(&state.spec) = Some(BufferSpec { video, stream });
+            // The base class's method, because the parent's allocates memory.
             let base = gobject_ffi::g_type_class_peek(gst::ffi::gst_buffer_pool_get_type());
             let set_config = (*base.cast::<GstBufferPoolClass>()).set_config?;
             Some(set_config(pool, config))
@@ -187,8 +195,8 @@ unsafe extern "C" fn set_config(pool: *mut GstBufferPool, config: *mut GstStruct
     catch_unwind(AssertUnwindSafe(accept)).ok().flatten().unwrap_or(GFALSE)
 }
 
-/// Buffers are made when they are asked for, and not kept.
-unsafe extern "C" fn nothing_to_do(_pool: *mut GstBufferPool) -> gboolean {
+/// Start and stop of the pool: buffers are made on demand, so there is nothing to allocate or free.
+unsafe extern "C" fn succeed(_pool: *mut GstBufferPool) -> gboolean {
     GTRUE
 }
 
@@ -198,20 +206,20 @@ unsafe extern "C" fn acquire_buffer(
     _params: *mut GstBufferPoolAcquireParams,
 ) -> GstFlowReturn {
     let acquire = || {
-        // SAFETY: GStreamer hands over a pool of this class, valid during the call.
+        // SAFETY: GStreamer passes a pool of this class, valid during the call.
         let state = unsafe { state(pool) }.ok_or(gst::FlowError::Error)?;
+        // SYNC(flush/acquire): set by `flush_start`.
         let flushing = || state.flushing.load(Ordering::Acquire);
         if flushing() {
             return Err(gst::FlowError::Flushing);
         }
-        let wanted = state.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (state.lend)(&wanted.ok_or(gst::FlowError::NotNegotiated)?, &flushing)
+        let spec = lock(&state.spec).clone();
+        (state.acquire)(&spec.ok_or(gst::FlowError::NotNegotiated)?, &flushing)
     };
-    let lent = catch_unwind(AssertUnwindSafe(acquire)).unwrap_or(Err(gst::FlowError::Error));
-    match lent {
-        Ok(lent) => {
-            // SAFETY: GStreamer hands over where the buffer goes, and owns it from here on.
-            unsafe { *buffer = lent.into_glib_ptr() };
+    match catch_unwind(AssertUnwindSafe(acquire)).unwrap_or(Err(gst::FlowError::Error)) {
+        Ok(acquired) => {
+            // SAFETY: GStreamer passes the destination of the buffer, and owns it from here on.
+            unsafe { *buffer = acquired.into_glib_ptr() };
             gst::ffi::GST_FLOW_OK
         }
         Err(e) => e.into_glib() as c_int,
@@ -219,13 +227,14 @@ unsafe extern "C" fn acquire_buffer(
 }
 
 unsafe extern "C" fn release_buffer(_pool: *mut GstBufferPool, buffer: *mut GstBuffer) {
-    // SAFETY: GStreamer gives the buffer away. Its memory says when nobody has it any more.
+    // SAFETY: GStreamer gives up its reference.
     unsafe { gst::ffi::gst_mini_object_unref(buffer.cast()) };
 }
 
 unsafe extern "C" fn flush_start(pool: *mut GstBufferPool) {
     // SAFETY: a pool of this class, valid during the call.
     if let Some(state) = unsafe { state(pool) } {
+        // SYNC(flush/acquire): read by `acquire_buffer`, also while it waits for a slot.
         state.flushing.store(true, Ordering::Release);
     }
 }
@@ -233,6 +242,44 @@ unsafe extern "C" fn flush_start(pool: *mut GstBufferPool) {
 unsafe extern "C" fn flush_stop(pool: *mut GstBufferPool) {
     // SAFETY: a pool of this class, valid during the call.
     if let Some(state) = unsafe { state(pool) } {
+        // SYNC(flush/acquire): read by `acquire_buffer`.
         state.flushing.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caps::CUDA_MEMORY;
+    use crate::gstcuda::allocate;
+    use crate::gstcuda::fixture::{FRAME, Gpu};
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn pool_is_a_cuda_pool_and_calls_acquire() {
+        let gpu = Gpu::new();
+        let video = gpu.nv12();
+        let mut caps = video.to_caps().unwrap();
+        caps.make_mut().set_features_simple(Some(gst::CapsFeatures::new([CUDA_MEMORY])));
+        let acquired = Arc::new(AtomicBool::new(false));
+        let (called, context) = (acquired.clone(), gpu.context.clone());
+        let pool = new_pool(&gpu.context, move |spec, _| {
+            called.store(true, Ordering::Release);
+            let memory = allocate(&context, spec.stream.as_deref(), &spec.video);
+            let mut buffer = gst::Buffer::new();
+            buffer.make_mut().append_memory(memory.map_err(|_| gst::FlowError::Error)?);
+            Ok(buffer)
+        });
+        let pool = pool.unwrap();
+        assert!(pool.type_().is_a(glib::Type::from_name("GstCudaBufferPool").unwrap()));
+        let mut config = pool.config();
+        config.set_params(Some(&caps), FRAME as u32, 0, 0);
+        pool.set_config(config).unwrap();
+        pool.set_active(true).unwrap();
+        let buffer = pool.acquire_buffer(None).unwrap();
+        assert!(acquired.load(Ordering::Acquire));
+        assert!(buffer.peek_memory(0).is_type("gst.cuda.memory"));
+        drop(buffer);
+        pool.set_active(false).unwrap();
     }
 }

@@ -112,7 +112,7 @@ impl DeviceSlots {
         let layout = aligned(&video)?;
         let (slots, publisher) = (self.clone(), Arc::downgrade(publisher));
         let own = context.clone();
-        let pool = pool::lending_pool(context, move |wanted, flushing| {
+        let pool = pool::new_pool(context, move |wanted, flushing| {
             slots.lend(&publisher, &own, wanted, &|| flushing() || sink())
         })?;
         query.add_allocation_pool(Some(&pool), layout.size() as u32, MORE_THAN_SURFACES, 0);
@@ -156,7 +156,7 @@ impl DeviceSlots {
         &self,
         publisher: &Weak<Publisher>,
         context: &CudaContext,
-        wanted: &pool::Wanted,
+        wanted: &pool::BufferSpec,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<gst::Buffer, gst::FlowError> {
         let publisher = publisher.upgrade().ok_or(gst::FlowError::Flushing)?;

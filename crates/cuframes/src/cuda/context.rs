@@ -1,4 +1,5 @@
-//! Devices and contexts.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! GPUs, and the contexts that a process has on them.
 
 use std::any::Any;
 use std::ffi::{c_char, c_int};
@@ -8,19 +9,20 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUdevice_attribute as A};
 
-use super::driver::{Driver, cu};
+use super::driver::{Driver, cu, cu_in};
 use super::{Error, Result};
 
-/// What identifies a GPU, or a part of one (MIG), in every process and container of a host.
+/// Identifies a GPU, or a part of one (MIG), in every process and container of a host.
+///
+/// Its text has the form that nvidia-smi prints.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Uuid(pub [u8; 16]);
 
 impl Uuid {
-    /// No GPU.
+    /// Stands for "no GPU", as for host memory.
     pub const NONE: Self = Self([0; 16]);
 }
 
-/// As nvidia-smi writes it.
 impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("GPU")?;
@@ -39,6 +41,8 @@ impl fmt::Debug for Uuid {
 }
 
 /// A GPU.
+///
+/// Its text has the name and the number, as errors and messages use it.
 #[derive(Clone, Copy)]
 pub struct Device {
     pub(super) driver: &'static Driver,
@@ -59,7 +63,6 @@ impl fmt::Debug for Device {
     }
 }
 
-/// With its name and number, as errors and messages call it.
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name().unwrap_or_else(|_| "a GPU".into());
@@ -68,9 +71,10 @@ impl fmt::Display for Device {
 }
 
 impl Device {
-    /// All that are visible to this process, in the driver's order.
+    /// Returns all GPUs that this process sees, in the driver's order.
     ///
-    /// Errors: no driver, an old one, or one that can't be initialised.
+    /// # Errors
+    /// The driver is missing, too old, or can't be initialized.
     pub fn all() -> Result<Vec<Self>> {
         let driver = Driver::get()?;
         let mut count = 0;
@@ -86,9 +90,9 @@ impl Device {
             .collect()
     }
 
-    fn find(wanted: impl fmt::Display, is_it: impl Fn(&Self) -> bool) -> Result<Self> {
+    fn find(wanted: impl fmt::Display, matches: impl Fn(&Self) -> bool) -> Result<Self> {
         let all = Self::all()?;
-        all.iter().copied().find(is_it).ok_or_else(|| Error::NoDevice {
+        all.iter().copied().find(matches).ok_or_else(|| Error::NoDevice {
             wanted: wanted.to_string(),
             present: all
                 .iter()
@@ -97,22 +101,33 @@ impl Device {
         })
     }
 
-    /// The GPU of a number: what GStreamer calls `cuda-device-id`.
+    /// Returns the GPU with this number in the driver's order. GStreamer calls the number
+    /// `cuda-device-id`.
+    ///
+    /// # Errors
+    /// As for [`Device::all`], or [`Error::NoDevice`].
     pub fn by_ordinal(ordinal: u32) -> Result<Self> {
         let wanted = format!("GPU with cuda-device-id {ordinal}");
         Self::find(wanted, |d| u32::try_from(d.handle) == Ok(ordinal))
     }
 
-    /// The GPU that another process may know under another number.
+    /// Returns the GPU with this UUID. Another process may know the same GPU by another number.
+    ///
+    /// # Errors
+    /// As for [`Device::all`], or [`Error::NoDevice`].
     pub fn by_uuid(uuid: Uuid) -> Result<Self> {
         Self::find(uuid, |d| d.uuid() == Ok(uuid))
     }
 
-    /// What GStreamer calls `cuda-device-id`.
+    /// Returns the GPU's number in this process. GStreamer calls it `cuda-device-id`.
     pub fn ordinal(&self) -> i32 {
         self.handle
     }
 
+    /// Returns the GPU's UUID.
+    ///
+    /// # Errors
+    /// The driver refused the call.
     pub fn uuid(&self) -> Result<Uuid> {
         let mut uuid = cudarc::driver::sys::CUuuid { bytes: [0; 16] };
         // SAFETY: the driver writes 16 bytes.
@@ -120,6 +135,10 @@ impl Device {
         Ok(Uuid(uuid.bytes.map(|b| b as u8)))
     }
 
+    /// Returns the GPU's product name.
+    ///
+    /// # Errors
+    /// The driver refused the call.
     pub fn name(&self) -> Result<String> {
         let mut name = [0; 256];
         let len = name.len() as c_int;
@@ -130,77 +149,77 @@ impl Device {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// What the driver says about itself: 12040 is CUDA 12.4.
+    /// Returns the CUDA version of the driver: 12040 is CUDA 12.4.
     pub fn driver_version(&self) -> i32 {
         self.driver.version
     }
 
-    /// Whether it has the property. One that the driver has never heard of, it does not have.
+    /// Returns whether the GPU has the property. An attribute that the driver does not know counts as
+    /// absent.
     fn has(&self, attribute: CUdevice_attribute) -> bool {
         let mut value = 0;
         // SAFETY: the driver writes an int.
-        let asked =
+        let queried =
             unsafe { cu!(self.driver, cuDeviceGetAttribute(&mut value, attribute, self.handle)) };
-        asked.is_ok() && value != 0
+        queried.is_ok() && value != 0
     }
 
-    /// Memory can be exported as a POSIX file descriptor. Not so under WSL, and on some vGPUs.
+    /// Returns whether memory can be exported as a POSIX file descriptor. WSL and some vGPUs lack this.
     pub fn can_export_fds(&self) -> bool {
         self.has(A::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)
             && self.has(A::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED)
     }
 
-    /// A stream can write a 64-bit number to memory: [`super::Stream::write_value`].
+    /// Returns whether a stream can write a 64-bit number to memory ([`super::Stream::write_value`]).
     pub fn can_write_values(&self) -> bool {
         self.driver.cuStreamWriteValue64_v2.is_some()
             && self.has(A::CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS)
     }
 
-    /// Host memory can be registered while it is mapped read-only.
+    /// Returns whether host memory that is mapped read-only can be registered
+    /// ([`super::HostAccess::ReadOnly`]).
     pub fn can_register_read_only(&self) -> bool {
         self.has(A::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED)
     }
 
-    /// It can read the other's memory over NVLink or PCIe.
+    /// Returns whether this GPU can read the other's memory over NVLink or PCIe. A GPU can always read
+    /// its own.
     pub fn can_access(&self, peer: &Self) -> bool {
         let mut can = 0;
         // SAFETY: the driver writes an int.
-        let asked =
+        let queried =
             unsafe { cu!(self.driver, cuDeviceCanAccessPeer(&mut can, self.handle, peer.handle)) };
-        self == peer || (asked.is_ok() && can != 0)
+        self == peer || (queried.is_ok() && can != 0)
     }
-}
-
-enum Owner {
-    Primary,
-    /// Keeps the context alive that somebody else made.
-    Other {
-        _keep: Box<dyn Any + Send + Sync>,
-    },
 }
 
 struct Inner {
     device: Device,
     handle: CUcontext,
-    owner: Owner,
+    /// Keeps a foreign context alive. `None` for the primary context, which `drop` releases.
+    foreign: Option<Box<dyn Any + Send + Sync>>,
 }
 
-// SAFETY: a context may be made current on any thread, and on several at a time.
+// SAFETY: a context may be current on any thread, and on several at the same time.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Owner::Primary = self.owner {
-            // SAFETY: retained once in `primary`. What was made in the context holds a `Context`.
+        if self.foreign.is_none() {
+            // SAFETY: retained once in `primary`. Objects made in the context hold a `Context`, so none
+            // is left.
             let _ =
                 unsafe { (self.device.driver.cuDevicePrimaryCtxRelease_v2)(self.device.handle) };
         }
     }
 }
 
-/// A context of the driver. Everything that is made in it keeps it alive.
+/// A CUDA context: the state that a process has on a GPU.
+///
+/// Clones refer to the same context. Streams, events and memory made in it keep it alive. Two values
+/// are equal if they refer to the same context of the driver.
 #[derive(Clone)]
 pub struct Context(Arc<Inner>);
 
@@ -210,7 +229,6 @@ impl fmt::Debug for Context {
     }
 }
 
-/// The same context of the driver.
 impl PartialEq for Context {
     fn eq(&self, other: &Self) -> bool {
         self.0.handle == other.0.handle
@@ -219,59 +237,65 @@ impl PartialEq for Context {
 
 impl Eq for Context {}
 
-/// A context is current on this thread while this lives.
+/// Pops the current context of this thread on drop.
 struct Entered<'a> {
     driver: &'static Driver,
-    /// Bound to the thread that it was pushed on.
+    /// The raw pointer makes this `!Send`: it must be dropped on the thread that pushed the context.
     _thread: PhantomData<(&'a Context, *const ())>,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let mut popped = std::ptr::null_mut();
-        // SAFETY: the driver writes the context that this guard has pushed on this thread.
+        // SAFETY: the driver writes the context that was pushed on this thread for this guard.
         let _ = unsafe { (self.driver.cuCtxPopCurrent_v2)(&mut popped) };
     }
 }
 
 impl Context {
-    /// The context that the process shares with the CUDA runtime (PyTorch, CuPy and others).
+    /// Returns the device's primary context, which the process shares with the CUDA runtime (PyTorch,
+    /// CuPy and others).
+    ///
+    /// # Errors
+    /// The driver can't make the context, for example because the GPU's memory is exhausted.
     pub fn primary(device: &Device) -> Result<Self> {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the driver writes a context.
         unsafe { cu!(device.driver, cuDevicePrimaryCtxRetain(&mut handle, device.handle)) }?;
-        Ok(Self(Arc::new(Inner { device: *device, handle, owner: Owner::Primary })))
+        Ok(Self(Arc::new(Inner { device: *device, handle, foreign: None })))
     }
 
-    /// A context that somebody else made.
+    /// Wraps a context that another library made. `keep` is dropped with the last clone.
+    ///
+    /// # Errors
+    /// The driver can't be used, or refuses the context.
     ///
     /// # Safety
-    /// `handle` has to be a valid context, and to stay one until `keep` is dropped.
+    /// `handle` must be a valid context, and stay valid until `keep` is dropped.
     pub unsafe fn from_raw(
         handle: CUcontext,
         keep: impl Any + Send + Sync + 'static,
     ) -> Result<Self> {
         let driver = Driver::get()?;
-        let device = Device { driver, handle: 0 };
-        let context = |device| {
-            Self(Arc::new(Inner { device, handle, owner: Owner::Other { _keep: Box::new(keep) } }))
-        };
-        let mut current = 0;
-        {
-            // SAFETY: the handle is valid, by the caller's promise; the guard pops what is pushed.
+        let device = {
+            // SAFETY: the handle is valid, by the caller's contract. The guard pops it again.
             unsafe { cu!(driver, cuCtxPushCurrent_v2(handle)) }?;
             let _entered = Entered { driver, _thread: PhantomData };
-            // SAFETY: the driver writes the device of the context that is current.
-            unsafe { cu!(driver, cuCtxGetDevice(&mut current)) }?;
-        }
-        Ok(context(Device { handle: current, ..device }))
+            let mut device = 0;
+            // SAFETY: the driver writes the device of the current context.
+            unsafe { cu!(driver, cuCtxGetDevice(&mut device)) }?;
+            Device { driver, handle: device }
+        };
+        Ok(Self(Arc::new(Inner { device, handle, foreign: Some(Box::new(keep)) })))
     }
 
+    /// Returns the GPU of the context.
     pub fn device(&self) -> &Device {
         &self.0.device
     }
 
-    /// For functions of other libraries. Valid while this context lives.
+    /// Returns the driver's handle, for calls to other libraries. It is valid while a clone of this
+    /// context exists.
     pub fn handle(&self) -> CUcontext {
         self.0.handle
     }
@@ -280,35 +304,25 @@ impl Context {
         self.0.device.driver
     }
 
-    /// Runs `f` while the context is current on this thread.
+    /// Runs `f` with this context current on the calling thread, and restores the previous one.
+    ///
+    /// # Errors
+    /// The driver refused to make the context current, or `f` returned an error.
     pub fn with<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let driver = self.driver();
-        // SAFETY: the context is valid while `self` lives; the guard pops it on this thread, after
-        // whatever `f` pushes, since that is popped when `f` ends.
+        // SAFETY: the context is valid while `self` exists. The guard pops it on this thread after `f`,
+        // whose own pushes are popped by then.
         unsafe { cu!(driver, cuCtxPushCurrent_v2(self.0.handle)) }?;
         let _entered = Entered { driver, _thread: PhantomData };
         f()
     }
 
-    /// Waits until all work that was enqueued in the context is done.
+    /// Waits until all work enqueued in the context is done.
+    ///
+    /// # Errors
+    /// Enqueued work failed, or the driver refused the call.
     pub fn synchronize(&self) -> Result<()> {
-        // SAFETY: it acts on the context that `with` made current.
-        self.with(|| unsafe { cu!(self.driver(), cuCtxSynchronize()) })
-    }
-
-    /// Lets work in this context use memory that was allocated in the other (not VMM memory, whose
-    /// access is part of its mapping).
-    pub fn enable_peer_access(&self, peer: &Self) -> Result<()> {
-        const ALREADY_ENABLED: u32 = 704;
-        if self.device() == peer.device() {
-            return Ok(());
-        }
-        // SAFETY: both contexts are valid.
-        let enabled =
-            self.with(|| unsafe { cu!(self.driver(), cuCtxEnablePeerAccess(peer.handle(), 0)) });
-        match enabled {
-            Err(e) if e.code() == Some(ALREADY_ENABLED) => Ok(()),
-            other => other,
-        }
+        // SAFETY: acts on the context that `with` made current.
+        unsafe { cu_in!(self, cuCtxSynchronize()) }
     }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
 //! The driver's functions, looked up once at run time.
 
 #![allow(non_snake_case)]
@@ -9,57 +10,51 @@ use cudarc::driver::sys::{
     CUipcEventHandle, CUipcMemHandle, CUmemAccessDesc, CUmemAllocationGranularity_flags,
     CUmemAllocationHandleType, CUmemAllocationProp, CUmemGenericAllocationHandle, CUstream, CUuuid,
 };
-use libloading::Library;
 use once_cell::sync::OnceCell;
 
+use super::library::Library;
 use super::{Error, Result};
 
-/// The oldest driver for which all functions of the table exist: 470, which is also the first that
-/// tells apart the UUIDs of the parts of a GPU (MIG).
-pub const MIN_VERSION: i32 = 11040;
+/// Oldest supported driver: 470 (CUDA 11.4). It has all required functions, and is the first to give
+/// the parts of a GPU (MIG) UUIDs of their own.
+pub(super) const MIN_VERSION: i32 = 11040;
 
 const LIBRARY: &str = "libcuda.so.1";
 
 const SUCCESS: u32 = 0;
 const NOT_READY: u32 = 600;
 
-/// Looks up what a library has under a name.
-///
-/// # Safety
-/// `F` has to be the function's type, and must not be used after the library was closed.
-pub unsafe fn find<F: Copy>(library: &Library, name: &str) -> Option<F> {
-    // SAFETY: the caller's promise.
-    unsafe { library.get::<F>(name.as_bytes()) }.ok().map(|symbol| *symbol)
-}
-
 macro_rules! table {
     (required { $($name:ident($($argument:ty),*);)* } optional { $($opt:ident($($opt_argument:ty),*);)* }) => {
         /// The functions in use, by the names of their symbols.
         ///
-        /// They return a plain number: the enum of the bindings has no value for errors that newer
-        /// drivers know, and would be undefined behaviour with one.
-        pub struct Driver {
-            $(pub $name: unsafe extern "C" fn($($argument),*) -> u32,)*
-            $(pub $opt: Option<unsafe extern "C" fn($($opt_argument),*) -> u32>,)*
+        /// They return `u32` instead of the bindings' enum: newer drivers return error numbers that the
+        /// enum lacks, and such a value of the enum would be undefined behaviour.
+        pub(super) struct Driver {
+            $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> u32,)*
+            $(pub(super) $opt: Option<unsafe extern "C" fn($($opt_argument),*) -> u32>,)*
             cuGetErrorName: unsafe extern "C" fn(u32, *mut *const c_char) -> u32,
-            pub version: i32,
+            /// CUDA version: 12040 is CUDA 12.4.
+            pub(super) version: i32,
         }
 
-        // The bindings, which are generated from NVIDIA's header, have the same arguments.
+        // The arguments are those of the bindings, which are generated from NVIDIA's header.
         $(const _: unsafe fn($($argument),*) -> sys::CUresult = sys::$name;)*
         $(const _: unsafe fn($($opt_argument),*) -> sys::CUresult = sys::$opt;)*
 
         impl Driver {
+            /// Looks up all functions. Fails with the name of the first required one that is missing.
+            ///
             /// # Safety
-            /// The library has to be the driver's, and must never be closed.
+            /// The library must be the driver's, and must stay open while the result is in use.
             unsafe fn look_up(library: &Library, version: i32) -> Result<Self, &'static str> {
-                // SAFETY: the types are those of the bindings, by the assertions above; the library
-                // is the driver's and stays open, by the caller's promise.
+                // SAFETY: the types are those of the bindings, by the assertions above. The library is
+                // the driver's and stays open, by the caller's contract.
                 unsafe {
                     Ok(Self {
-                        $($name: find(library, stringify!($name)).ok_or(stringify!($name))?,)*
-                        $($opt: find(library, stringify!($opt)),)*
-                        cuGetErrorName: find(library, "cuGetErrorName").ok_or("cuGetErrorName")?,
+                        $($name: library.find(stringify!($name)).ok_or(stringify!($name))?,)*
+                        $($opt: library.find(stringify!($opt)),)*
+                        cuGetErrorName: library.find("cuGetErrorName").ok_or("cuGetErrorName")?,
                         version,
                     })
                 }
@@ -84,7 +79,6 @@ table! {
         cuCtxPopCurrent_v2(*mut CUcontext);
         cuCtxGetDevice(*mut CUdevice);
         cuCtxSynchronize();
-        cuCtxEnablePeerAccess(CUcontext, c_uint);
 
         cuStreamCreate(*mut CUstream, c_uint);
         cuStreamDestroy_v2(CUstream);
@@ -131,15 +125,15 @@ table! {
         cuIpcOpenEventHandle(*mut CUevent, CUipcEventHandle);
     }
     optional {
-        // Of driver 515 (CUDA 11.7) and later. Its predecessor had to be switched on in the kernel module.
+        // Since driver 515 (CUDA 11.7). Its predecessor has to be enabled in the kernel module.
         cuStreamWriteValue64_v2(CUstream, CUdeviceptr, u64, c_uint);
     }
 }
 
-// What the signatures above take for granted where C says "long long".
+// The signatures above use CUdeviceptr where the header says "long long".
 const _: () = assert!(size_of::<c_longlong>() == size_of::<CUdeviceptr>());
 
-/// Calls a function of the table and turns what it returns into a `Result`.
+/// Calls a function of the driver and converts its return value to a `Result`.
 macro_rules! cu {
     ($driver:expr, $function:ident($($argument:expr),* $(,)?)) => {{
         let driver: &$crate::cuda::driver::Driver = $driver;
@@ -148,44 +142,55 @@ macro_rules! cu {
 }
 pub(super) use cu;
 
+/// As [`cu!`], with a context current on this thread during the call.
+macro_rules! cu_in {
+    ($context:expr, $function:ident($($argument:expr),* $(,)?)) => {{
+        let context: &$crate::cuda::Context = $context;
+        context.with(|| $crate::cuda::driver::cu!(context.driver(), $function($($argument),*)))
+    }};
+}
+pub(super) use cu_in;
+
 impl Driver {
-    /// The driver of this system. What fails is tried again by the next caller: a driver may be
-    /// installed, and a GPU plugged in, while a process runs.
-    pub fn get() -> Result<&'static Self> {
+    /// Returns the driver of this system. After a failure the next call tries again, because a driver
+    /// may be installed, and a GPU plugged in, while a process runs.
+    pub(super) fn get() -> Result<&'static Self> {
         static DRIVER: OnceCell<Driver> = OnceCell::new();
         DRIVER.get_or_try_init(|| Self::load(LIBRARY))
     }
 
+    /// Opens the library, checks its version and initializes the driver.
     pub(super) fn load(name: &str) -> Result<Self> {
         let missing = |function: &'static str| Error::NoFunction {
             library: name.to_owned(),
             function: function.to_owned(),
         };
-        // SAFETY: the driver's library may be opened at any time by any thread.
-        let library = unsafe { Library::new(name) }
-            .map_err(|e| Error::NoDriver { problem: reason(name, &e) })?;
-        // SAFETY: the signature is that of the driver's header. It is called before the library could
-        // be closed, and may be called before cuInit.
+        // SAFETY: any thread may open the driver's library at any time.
+        let library =
+            unsafe { Library::open(name) }.map_err(|problem| Error::NoDriver { problem })?;
+        // SAFETY: the signature is that of the driver's header. The library is still open, and the
+        // function may be called before cuInit.
         let version = unsafe {
             let get: unsafe extern "C" fn(*mut c_int) -> u32 =
-                find(&library, "cuDriverGetVersion").ok_or(missing("cuDriverGetVersion"))?;
+                library.find("cuDriverGetVersion").ok_or(missing("cuDriverGetVersion"))?;
             let mut version = 0;
             if get(&mut version) == SUCCESS { version } else { 0 }
         };
         if version < MIN_VERSION {
             return Err(Error::OldDriver { version });
         }
-        // SAFETY: it has the functions of the driver's name; it is forgotten below or, where that is
-        // not reached, so is the table.
+        // SAFETY: the library has the driver's name and functions. It is leaked below; an early return
+        // drops the table together with it.
         let driver = unsafe { Self::look_up(&library, version) }.map_err(missing)?;
-        // SAFETY: cuInit may be called at any time, and again.
+        // SAFETY: cuInit may be called at any time and more than once.
         unsafe { cu!(&driver, cuInit(0)) }?;
-        // The driver has threads and exit handlers of its own: it is never closed.
-        std::mem::forget(library);
+        // The driver starts threads and registers exit handlers, so it must stay loaded.
+        library.leak();
         Ok(driver)
     }
 
-    pub fn check(&self, function: &'static str, code: u32) -> Result<()> {
+    /// Converts the return value of `function` to a `Result`.
+    pub(super) fn check(&self, function: &'static str, code: u32) -> Result<()> {
         if code == SUCCESS {
             return Ok(());
         }
@@ -193,25 +198,18 @@ impl Driver {
         // SAFETY: the driver writes a pointer to a constant text, or null for a number it doesn't know.
         let known = unsafe { (self.cuGetErrorName)(code, &mut name) } == SUCCESS && !name.is_null();
         let name = match known {
-            // SAFETY: as above.
+            // SAFETY: the driver wrote a pointer to a constant text.
             true => unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned(),
             false => "an unknown error".to_owned(),
         };
         Err(Error::Call { function, code, name })
     }
 
-    /// As [`Driver::check`], for the functions that ask whether something is done.
-    pub fn check_done(&self, function: &'static str, code: u32) -> Result<bool> {
+    /// As [`Driver::check`], for functions that query completion: "not ready" is `Ok(false)`.
+    pub(super) fn check_done(&self, function: &'static str, code: u32) -> Result<bool> {
         match code {
             NOT_READY => Ok(false),
             code => self.check(function, code).map(|()| true),
         }
     }
-}
-
-/// What the loader says, and on the file's account in any case.
-pub fn reason(name: &str, e: &libloading::Error) -> String {
-    use std::error::Error;
-    let text = e.source().map_or_else(|| e.to_string(), |source| source.to_string());
-    if text.contains(name) { text } else { format!("{name}: {text}") }
 }

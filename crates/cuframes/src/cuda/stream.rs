@@ -1,6 +1,8 @@
-//! Streams, events, and the work that is enqueued on them.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Streams, events, and the work enqueued on them.
 
 use std::any::Any;
+use std::ffi::c_char;
 use std::fmt;
 
 use cudarc::driver::sys::{
@@ -8,26 +10,22 @@ use cudarc::driver::sys::{
     CUstream, CUstream_flags,
 };
 
-use super::driver::cu;
+use super::driver::cu_in;
 use super::{Context, Error, IpcHandle, RegisteredHost, Result};
 
 const _: () = assert!(CU_IPC_HANDLE_SIZE as usize == size_of::<IpcHandle>());
 
-enum Owner {
-    /// This object made it.
-    Own,
-    /// Keeps the stream alive that somebody else made.
-    Other { _keep: Box<dyn Any + Send + Sync> },
-}
-
-/// A queue of work for the GPU, which is done in order.
+/// A queue of GPU work, which is executed in order.
+///
+/// All methods that enqueue work return before it is done, except where they say that they wait.
 pub struct Stream {
     handle: CUstream,
     context: Context,
-    owner: Owner,
+    /// Keeps a foreign stream alive. `None` for a stream that this object made, and destroys.
+    foreign: Option<Box<dyn Any + Send + Sync>>,
 }
 
-// SAFETY: streams may be used from any thread, and from several at a time.
+// SAFETY: streams may be used from any thread, and from several at the same time.
 unsafe impl Send for Stream {}
 // SAFETY: as above.
 unsafe impl Sync for Stream {}
@@ -40,125 +38,142 @@ impl fmt::Debug for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Owner::Own = self.owner {
-            let driver = self.context.driver();
+        if self.foreign.is_none() {
             // SAFETY: made in `new`. The driver finishes the work that is still enqueued.
-            let _ = self.context.with(|| unsafe { cu!(driver, cuStreamDestroy_v2(self.handle)) });
+            let _ = unsafe { cu_in!(&self.context, cuStreamDestroy_v2(self.handle)) };
         }
     }
 }
 
-/// An end of a copy.
+/// Source or destination of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address {
+    /// An address on the device.
     Device(u64),
+    /// An address of this process.
     Host(*mut u8),
 }
 
-/// A copy of rows, which lie apart by more than they are long.
+/// A copy of rows from one pitched area to another. All numbers but `height` are bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Copy2d {
+    /// First row of the source.
     pub from: Address,
-    /// Bytes from one row to the next.
+    /// Distance from one row of the source to the next.
     pub from_pitch: usize,
+    /// First row of the destination.
     pub to: Address,
+    /// Distance from one row of the destination to the next.
     pub to_pitch: usize,
-    /// Bytes of a row.
+    /// Length of a row.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
 }
 
 impl Stream {
-    /// A stream that waits for no other.
+    /// Makes a stream that does not synchronize with the context's default stream.
+    ///
+    /// # Errors
+    /// The driver refused the call.
     pub fn new(context: &Context) -> Result<Self> {
-        let driver = context.driver();
         let mut handle = std::ptr::null_mut();
         let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: the driver writes a stream of the context that is current.
-        context.with(|| unsafe { cu!(driver, cuStreamCreate(&mut handle, flags)) })?;
-        Ok(Self { handle, context: context.clone(), owner: Owner::Own })
+        // SAFETY: the driver writes a stream of the current context.
+        unsafe { cu_in!(context, cuStreamCreate(&mut handle, flags)) }?;
+        Ok(Self { handle, context: context.clone(), foreign: None })
     }
 
-    /// The context's default stream, where everything goes that names no stream.
+    /// Returns the context's default stream, which carries all work enqueued without naming a stream.
     pub fn default_of(context: &Context) -> Self {
-        let owner = Owner::Other { _keep: Box::new(()) };
-        Self { handle: std::ptr::null_mut(), context: context.clone(), owner }
+        let foreign: Option<Box<dyn Any + Send + Sync>> = Some(Box::new(()));
+        Self { handle: std::ptr::null_mut(), context: context.clone(), foreign }
     }
 
-    /// A stream that somebody else made.
+    /// Wraps a stream that another library made. `keep` is dropped with the result.
     ///
     /// # Safety
-    /// `handle` has to be a stream of the context, or null for its default stream, and to stay valid
-    /// until `keep` is dropped.
+    /// `handle` must be a stream of the context, or null for its default stream, and stay valid until
+    /// `keep` is dropped.
     pub unsafe fn from_raw(
         context: &Context,
         handle: CUstream,
         keep: impl Any + Send + Sync + 'static,
     ) -> Self {
-        Self { handle, context: context.clone(), owner: Owner::Other { _keep: Box::new(keep) } }
+        Self { handle, context: context.clone(), foreign: Some(Box::new(keep)) }
     }
 
+    /// Returns the context of the stream.
     pub fn context(&self) -> &Context {
         &self.context
     }
 
-    /// For functions of other libraries. Valid while this stream lives.
+    /// Returns the driver's handle, for calls to other libraries. It is valid while this stream exists.
     pub fn handle(&self) -> CUstream {
         self.handle
     }
 
-    /// Waits until all that was enqueued is done.
+    /// Waits until all enqueued work is done.
+    ///
+    /// # Errors
+    /// Enqueued work failed, or the driver refused the call.
     pub fn synchronize(&self) -> Result<()> {
-        let driver = self.context.driver();
-        // SAFETY: the stream is valid while `self` lives.
-        self.context.with(|| unsafe { cu!(driver, cuStreamSynchronize(self.handle)) })
+        // SAFETY: the stream is valid while `self` exists.
+        unsafe { cu_in!(&self.context, cuStreamSynchronize(self.handle)) }
     }
 
-    /// Whether all that was enqueued is done.
+    /// Returns whether all enqueued work is done.
+    ///
+    /// # Errors
+    /// Enqueued work failed, or the driver refused the call.
     pub fn is_done(&self) -> Result<bool> {
         self.context.with(|| self.query(self.handle))
     }
 
-    /// Whether what would be enqueued now would have nothing to wait for: neither on this stream nor on the default
-    /// one, which waits for others, as others do for it.
+    /// Returns whether work enqueued now would start at once. The default stream has to be done as well,
+    /// because it and the other streams wait for each other.
+    ///
+    /// # Errors
+    /// Enqueued work failed, or the driver refused the call.
     pub fn is_idle(&self) -> Result<bool> {
         let default = std::ptr::null_mut();
         self.context.with(|| Ok(self.query(self.handle)? && self.query(default)?))
     }
 
-    /// In the context that is current, which is this stream's.
+    /// Queries a stream of this stream's context, which must be current.
     fn query(&self, stream: CUstream) -> Result<bool> {
         let driver = self.context.driver();
-        // SAFETY: both streams that this is asked about are valid while `self` lives.
+        // SAFETY: the callers pass `self.handle` or the default stream; both are valid while `self` exists.
         driver.check_done("cuStreamQuery", unsafe { (driver.cuStreamQuery)(stream) })
     }
 
-    /// What is enqueued from now on comes after the event's last recording.
+    /// Makes work enqueued from now on wait for the last recording of the event.
+    ///
+    /// # Errors
+    /// The driver refused the call.
     pub fn wait_for(&self, event: &Event) -> Result<()> {
-        let driver = self.context.driver();
-        // SAFETY: both are valid while they are borrowed; the driver takes what it needs of the event.
-        self.context
-            .with(|| unsafe { cu!(driver, cuStreamWaitEvent(self.handle, event.handle, 0)) })
+        // SAFETY: both are valid while they are borrowed. The event may be dropped before the wait ends.
+        unsafe { cu_in!(&self.context, cuStreamWaitEvent(self.handle, event.handle, 0)) }
     }
 
-    /// Writes a number to registered host memory once all that was enqueued before is done and
-    /// visible to everybody.
+    /// Enqueues the write of a number to registered host memory. The number becomes visible after all
+    /// work enqueued before is done and visible to every process and device.
     ///
-    /// Errors: the device has no such operation ([`super::Device::can_write_values`]), `offset` is
-    /// outside the memory or not a multiple of 8, or the memory was registered in another context.
+    /// # Errors
+    /// The device lacks the operation ([`super::Device::can_write_values`]), `offset` is outside the
+    /// memory or not a multiple of 8, or the memory was registered in another context.
     pub fn write_value(&self, to: &RegisteredHost, offset: usize, value: u64) -> Result<()> {
         let driver = self.context.driver();
         let write = driver.cuStreamWriteValue64_v2.ok_or_else(|| Error::Unsupported {
             device: self.context.device().to_string(),
             what: "write numbers in stream order: update the driver to version 515 or later",
         })?;
-        // Only so does the memory wait for this stream before it is unregistered.
+        // On drop, the memory waits for the streams of its own context only.
         if to.context() != &self.context {
             let problem = "The memory is registered in another context than the stream's".into();
-            return Err(Error::Value { problem });
+            return Err(Error::InvalidArgument { problem });
         }
-        let address = to.writable(offset)?;
+        let address = to.word_address(offset)?;
         // SAFETY: 8 bytes at the address are registered and writable until `to` is dropped, which
         // waits for the work of the context.
         self.context.with(|| unsafe {
@@ -166,48 +181,55 @@ impl Stream {
         })
     }
 
-    /// Copies bytes of device memory.
+    /// Enqueues a copy of `len` bytes of device memory.
+    ///
+    /// # Errors
+    /// The driver refused the call.
     ///
     /// # Safety
-    /// Both ranges have to be device memory that is accessible in the stream's context, and to stay so
-    /// until the stream is past the copy.
+    /// Both ranges must be device memory that is accessible in the stream's context, and stay so until
+    /// the stream has executed the copy.
     pub unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<()> {
-        let driver = self.context.driver();
-        // SAFETY: the caller's promise.
-        self.context
-            .with(|| unsafe { cu!(driver, cuMemcpyDtoDAsync_v2(to, from, len, self.handle)) })
+        // SAFETY: the caller's contract.
+        unsafe { cu_in!(&self.context, cuMemcpyDtoDAsync_v2(to, from, len, self.handle)) }
     }
 
-    /// Copies bytes of device memory from another GPU, also where neither can access the other.
+    /// Enqueues a copy of `len` bytes from the memory of another GPU. Works also where neither GPU can
+    /// access the other's memory.
+    ///
+    /// # Errors
+    /// The driver refused the call.
     ///
     /// # Safety
-    /// As for [`Stream::copy`], with `from` in the context `from_context`.
+    /// As for [`Stream::copy`], with `from` valid in `from_context`.
     pub unsafe fn copy_from_peer(
         &self,
-        (from, from_context): (u64, &Context),
+        from: u64,
+        from_context: &Context,
         to: u64,
         len: usize,
     ) -> Result<()> {
-        let driver = self.context.driver();
         let (own, peer) = (self.context.handle(), from_context.handle());
-        // SAFETY: the caller's promise.
-        self.context.with(|| unsafe {
-            cu!(driver, cuMemcpyPeerAsync(to, own, from, peer, len, self.handle))
-        })
+        // SAFETY: the caller's contract.
+        unsafe { cu_in!(&self.context, cuMemcpyPeerAsync(to, own, from, peer, len, self.handle)) }
     }
 
-    /// Copies rows.
+    /// Enqueues a copy of rows.
+    ///
+    /// # Errors
+    /// A pitch is shorter than the width, or the driver refused the call.
     ///
     /// # Safety
-    /// As for [`Stream::copy`]; an end in host memory has to be valid for the process.
+    /// As for [`Stream::copy`]. A host address must be valid for all rows until the stream has executed
+    /// the copy.
     pub unsafe fn copy_2d(&self, copy: &Copy2d) -> Result<()> {
         use CUmemorytype::{CU_MEMORYTYPE_DEVICE as DEVICE, CU_MEMORYTYPE_HOST as HOST};
-        let end = |address| match address {
+        let side = |address| match address {
             Address::Device(at) => (DEVICE, at, std::ptr::null_mut()),
             Address::Host(at) => (HOST, 0, at.cast()),
         };
-        let ((from_type, from_device, from_host), (to_type, to_device, to_host)) =
-            (end(copy.from), end(copy.to));
+        let (from_type, from_device, from_host) = side(copy.from);
+        let (to_type, to_device, to_host) = side(copy.to);
         let copy = CUDA_MEMCPY2D {
             srcXInBytes: 0,
             srcY: 0,
@@ -226,55 +248,58 @@ impl Stream {
             WidthInBytes: copy.width,
             Height: copy.height,
         };
-        let driver = self.context.driver();
-        // SAFETY: the caller's promise; the driver reads the description before it returns.
-        self.context.with(|| unsafe { cu!(driver, cuMemcpy2DAsync_v2(&copy, self.handle)) })
+        // SAFETY: the caller's contract; the driver reads the description before it returns.
+        unsafe { cu_in!(&self.context, cuMemcpy2DAsync_v2(&copy, self.handle)) }
     }
 
-    /// Reads device memory, and waits for it.
+    /// Reads device memory into `to`, and waits for it.
+    ///
+    /// # Errors
+    /// Enqueued work failed, or the driver refused the call.
     ///
     /// # Safety
-    /// `from` has to be as many bytes of device memory, accessible in the stream's context.
+    /// `to.len()` bytes from `from` on must be device memory that is accessible in the stream's context.
     pub unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        let driver = self.context.driver();
         let (ptr, len) = (to.as_mut_ptr().cast(), to.len());
-        // SAFETY: `to` is borrowed until the copy is done, since the stream is waited for below.
-        self.context
-            .with(|| unsafe { cu!(driver, cuMemcpyDtoHAsync_v2(ptr, from, len, self.handle)) })?;
+        // SAFETY: the caller's contract; `to` is borrowed until `synchronize` returns.
+        unsafe { cu_in!(&self.context, cuMemcpyDtoHAsync_v2(ptr, from, len, self.handle)) }?;
         self.synchronize()
     }
 
-    /// Writes device memory, and waits for it.
+    /// Writes `from` to device memory, and waits for it.
+    ///
+    /// # Errors
+    /// Enqueued work failed, or the driver refused the call.
     ///
     /// # Safety
-    /// `to` has to be as many bytes of device memory, writable in the stream's context.
+    /// `from.len()` bytes from `to` on must be device memory that is writable in the stream's context.
     pub unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
-        let driver = self.context.driver();
         let (ptr, len) = (from.as_ptr().cast(), from.len());
-        // SAFETY: `from` is borrowed until the copy is done, since the stream is waited for below.
-        self.context
-            .with(|| unsafe { cu!(driver, cuMemcpyHtoDAsync_v2(to, ptr, len, self.handle)) })?;
+        // SAFETY: the caller's contract; `from` is borrowed until `synchronize` returns.
+        unsafe { cu_in!(&self.context, cuMemcpyHtoDAsync_v2(to, ptr, len, self.handle)) }?;
         self.synchronize()
     }
 
-    /// Fills device memory with a byte.
+    /// Enqueues filling `len` bytes of device memory with a byte.
+    ///
+    /// # Errors
+    /// The driver refused the call.
     ///
     /// # Safety
     /// As for [`Stream::copy`].
     pub unsafe fn fill(&self, to: u64, byte: u8, len: usize) -> Result<()> {
-        let driver = self.context.driver();
-        // SAFETY: the caller's promise.
-        self.context.with(|| unsafe { cu!(driver, cuMemsetD8Async(to, byte, len, self.handle)) })
+        // SAFETY: the caller's contract.
+        unsafe { cu_in!(&self.context, cuMemsetD8Async(to, byte, len, self.handle)) }
     }
 }
 
-/// A mark in a stream, to be waited for elsewhere.
+/// A mark in a stream, for which other streams, threads and processes can wait.
 pub struct Event {
     handle: CUevent,
     context: Context,
 }
 
-// SAFETY: events may be used from any thread, and from several at a time.
+// SAFETY: events may be used from any thread, and from several at the same time.
 unsafe impl Send for Event {}
 // SAFETY: as above.
 unsafe impl Sync for Event {}
@@ -287,75 +312,88 @@ impl fmt::Debug for Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let driver = self.context.driver();
-        // SAFETY: made by this object. The driver frees it when what was recorded is done.
-        let _ = self.context.with(|| unsafe { cu!(driver, cuEventDestroy_v2(self.handle)) });
+        // SAFETY: made by this object. The driver frees it after the recorded work is done.
+        let _ = unsafe { cu_in!(&self.context, cuEventDestroy_v2(self.handle)) };
     }
 }
 
 impl Event {
     fn create(context: &Context, flags: u32) -> Result<Self> {
-        let driver = context.driver();
         let mut handle = std::ptr::null_mut();
-        // SAFETY: the driver writes an event of the context that is current.
-        context.with(|| unsafe { cu!(driver, cuEventCreate(&mut handle, flags)) })?;
+        // SAFETY: the driver writes an event of the current context.
+        unsafe { cu_in!(context, cuEventCreate(&mut handle, flags)) }?;
         Ok(Self { handle, context: context.clone() })
     }
 
-    /// An event of this process.
+    /// Makes an event for use inside this process.
+    ///
+    /// # Errors
+    /// The driver refused the call.
     pub fn new(context: &Context) -> Result<Self> {
         Self::create(context, CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
     }
 
-    /// An event that other processes can open.
+    /// Makes an event that other processes can open by its [handle](Self::ipc_handle).
+    ///
+    /// # Errors
+    /// The driver refused the call.
     pub fn interprocess(context: &Context) -> Result<Self> {
         use CUevent_flags::{CU_EVENT_DISABLE_TIMING, CU_EVENT_INTERPROCESS};
         Self::create(context, CU_EVENT_DISABLE_TIMING as u32 | CU_EVENT_INTERPROCESS as u32)
     }
 
-    /// What another process opens an interprocess event by.
+    /// Returns a handle that lets another process open an [interprocess](Self::interprocess) event. It is
+    /// valid while `self` exists.
+    ///
+    /// # Errors
+    /// The event is not an interprocess event, or the driver on this system does not support CUDA IPC.
     pub fn ipc_handle(&self) -> Result<IpcHandle> {
-        let driver = self.context.driver();
         let mut handle = CUipcEventHandle { reserved: [0; 64] };
-        // SAFETY: the driver writes a handle; the event is valid while `self` lives.
-        self.context
-            .with(|| unsafe { cu!(driver, cuIpcGetEventHandle(&mut handle, self.handle)) })?;
+        // SAFETY: the driver writes a handle; the event is valid while `self` exists.
+        unsafe { cu_in!(&self.context, cuIpcGetEventHandle(&mut handle, self.handle)) }?;
         Ok(handle.reserved.map(|b| b as u8))
     }
 
-    /// Opens an interprocess event of another process. The bytes need not be trusted: the driver
-    /// refuses those that are no handle.
+    /// Opens an interprocess event of another process. The handle may come from an untrusted peer: the
+    /// driver rejects bytes that are not a handle.
+    ///
+    /// # Errors
+    /// The handle is invalid, or the processes are in different PID or IPC namespaces.
     pub fn open(context: &Context, handle: &IpcHandle) -> Result<Self> {
-        let driver = context.driver();
-        let handle = CUipcEventHandle { reserved: handle.map(|b| b as std::ffi::c_char) };
+        let handle = CUipcEventHandle { reserved: handle.map(|b| b as c_char) };
         let mut event = std::ptr::null_mut();
         // SAFETY: the driver writes an event.
-        context.with(|| unsafe { cu!(driver, cuIpcOpenEventHandle(&mut event, handle)) })?;
+        unsafe { cu_in!(context, cuIpcOpenEventHandle(&mut event, handle)) }?;
         Ok(Self { handle: event, context: context.clone() })
     }
 
-    /// Marks what is enqueued on the stream by now.
+    /// Marks the work enqueued on the stream so far. Replaces the previous mark.
     ///
-    /// Errors: also where the stream is of another context than the event.
+    /// # Errors
+    /// The stream and the event are in different contexts, or the driver refused the call.
     pub fn record(&self, stream: &Stream) -> Result<()> {
-        let driver = self.context.driver();
         // SAFETY: both are valid while they are borrowed.
-        stream.context.with(|| unsafe { cu!(driver, cuEventRecord(self.handle, stream.handle)) })
+        unsafe { cu_in!(&stream.context, cuEventRecord(self.handle, stream.handle)) }
     }
 
-    /// Whether what was marked is done.
+    /// Returns whether the marked work is done. True for an event that was never recorded.
+    ///
+    /// # Errors
+    /// Enqueued work failed, or the driver refused the call.
     pub fn is_done(&self) -> Result<bool> {
         let driver = self.context.driver();
-        // SAFETY: the event is valid while `self` lives.
+        // SAFETY: the event is valid while `self` exists.
         self.context.with(|| unsafe {
             driver.check_done("cuEventQuery", (driver.cuEventQuery)(self.handle))
         })
     }
 
-    /// Waits until what was marked is done.
+    /// Waits until the marked work is done.
+    ///
+    /// # Errors
+    /// Enqueued work failed, or the driver refused the call.
     pub fn synchronize(&self) -> Result<()> {
-        let driver = self.context.driver();
-        // SAFETY: the event is valid while `self` lives.
-        self.context.with(|| unsafe { cu!(driver, cuEventSynchronize(self.handle)) })
+        // SAFETY: the event is valid while `self` exists.
+        unsafe { cu_in!(&self.context, cuEventSynchronize(self.handle)) }
     }
 }

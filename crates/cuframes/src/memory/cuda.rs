@@ -1,7 +1,9 @@
-//! Device memory that travels as an fd: one VMM allocation a chunk.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Device memory that is shared as an fd: each chunk is a VMM allocation.
 //!
-//! Subscribers map it read-only, in any namespace: the fd is all that they need. It lives until nobody
-//! has it any more, so one whose publisher dies goes on reading what it has.
+//! Subscribers map it read-only. The fd is all they need, so they may be in any namespace. The memory
+//! stays allocated while any process has it, so a subscriber can read its frames even after the
+//! publisher died.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,10 +12,10 @@ use std::sync::Arc;
 use super::{Attached, Backend, Chunk, Geometry, Imported, Kind};
 use crate::cuda::{Access, Context, Error, Uuid, VmmAllocation, VmmMapping};
 
-/// Slots begin on multiples of this, which serves textures (512 bytes), and whatever else there is.
-pub(super) const ALIGNMENT: usize = 4096;
+/// Alignment of slots in bytes. Textures, which have the largest requirement, need 512.
+const ALIGNMENT: usize = 4096;
 
-/// The geometry of a chunk whose slots are aligned for the device.
+/// Returns the geometry of a chunk whose slots are aligned for the device.
 pub(super) fn device_geometry(slots: u32, size: usize) -> io::Result<Geometry> {
     let stride = size.checked_next_multiple_of(ALIGNMENT).ok_or(io::ErrorKind::InvalidInput)?;
     let geometry = Geometry { slots, stride: stride as u64, size: size as u64 };
@@ -21,22 +23,24 @@ pub(super) fn device_geometry(slots: u32, size: usize) -> io::Result<Geometry> {
     Ok(geometry)
 }
 
-/// The allocation's bytes: as many as the driver hands out at least.
-fn whole(context: &Context, geometry: Geometry) -> io::Result<usize> {
-    let bytes = geometry.bytes().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, "the numbers of the memory make no sense")
-    })?;
+/// Returns the length of the allocation: that of the chunk, rounded up to the driver's granularity.
+fn allocation_len(context: &Context, geometry: Geometry) -> io::Result<usize> {
+    let bytes = geometry.announced_bytes()?;
     let granularity = VmmAllocation::granularity(context)?;
     Ok(bytes.checked_next_multiple_of(granularity).ok_or(io::ErrorKind::InvalidData)?)
 }
 
+/// Allocates device memory that is shared as fds of the driver ([`Kind::CudaVmm`]).
 #[derive(Debug)]
 pub struct CudaBackend {
     context: Context,
 }
 
 impl CudaBackend {
-    /// Errors: the device, or the driver on this system, exports no memory as fds.
+    /// Returns a backend that allocates on the context's device.
+    ///
+    /// # Errors
+    /// The device, or the driver on this system, can't export memory as fds.
     pub fn new(context: Context) -> Result<Self, Error> {
         if !context.device().can_export_fds() {
             return Err(Error::Unsupported {
@@ -47,6 +51,7 @@ impl CudaBackend {
         Ok(Self { context })
     }
 
+    /// Returns the context in which the chunks are mapped.
     pub fn context(&self) -> &Context {
         &self.context
     }
@@ -57,13 +62,13 @@ impl Backend for CudaBackend {
         Kind::CudaVmm
     }
 
-    fn device(&self) -> [u8; 16] {
-        self.context.device().uuid().unwrap_or(Uuid::NONE).0
+    fn device(&self) -> Uuid {
+        self.context.device().uuid().unwrap_or(Uuid::NONE)
     }
 
     fn allocate(&self, slots: u32, size: usize) -> io::Result<Arc<dyn Chunk>> {
         let geometry = device_geometry(slots, size)?;
-        let len = whole(&self.context, geometry)?;
+        let len = allocation_len(&self.context, geometry)?;
         let allocation = VmmAllocation::create(&self.context, len)?;
         let fd = allocation.export()?;
         let map = VmmMapping::new(&self.context, &allocation, len, Access::ReadWrite)?;
@@ -79,7 +84,7 @@ struct CudaChunk {
     geometry: Geometry,
 }
 
-// SAFETY: the addresses lie in the mapping that the chunk owns.
+// SAFETY: the slots are inside the mapping that the chunk owns.
 unsafe impl Chunk for CudaChunk {
     fn geometry(&self) -> Geometry {
         self.geometry
@@ -100,7 +105,7 @@ unsafe impl Chunk for CudaChunk {
 
 /// A chunk of another process, mapped read-only for the subscriber's device.
 #[derive(Debug)]
-pub struct CudaImport {
+pub(super) struct CudaImport {
     attached: Attached,
     map: VmmMapping,
     geometry: Geometry,
@@ -108,15 +113,15 @@ pub struct CudaImport {
 
 impl CudaImport {
     pub(super) fn new(context: &Context, fd: OwnedFd, geometry: Geometry) -> io::Result<Self> {
-        let len = whole(context, geometry)?;
+        let len = allocation_len(context, geometry)?;
         let allocation = VmmAllocation::import(context, fd.as_fd())?;
-        // An allocation that is smaller than announced can't be mapped at this length.
+        // The driver refuses to map more than the allocation has, so its real length needs no check.
         let map = VmmMapping::new(context, &allocation, len, Access::ReadOnly)?;
         Ok(Self { attached: Attached::default(), map, geometry })
     }
 }
 
-// SAFETY: the addresses lie in the mapping that the import owns.
+// SAFETY: the slots are inside the mapping that the import owns.
 unsafe impl Imported for CudaImport {
     fn kind(&self) -> Kind {
         Kind::CudaVmm

@@ -1,9 +1,10 @@
-//! Device memory by the driver's older way to share it: a handle of 64 bytes.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Device memory that is shared by CUDA IPC, the driver's older mechanism: a handle of 64 bytes.
 //!
-//! For systems whose driver exports no fds. It has its limits: both processes have to be in the same
-//! PID and IPC namespaces, a process can't open its own memory, and subscribers could write to it.
+//! It serves systems whose driver can't export fds. Its limits: both processes must be in the same PID
+//! and IPC namespaces, a process can't open its own memory, and subscribers get write access.
 //!
-//! For devices that can't write numbers in the order of a stream there is an event for each slot, too.
+//! For devices that can't write numbers in stream order, a chunk can also have an event for each slot.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,39 +16,50 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::cuda::device_geometry;
-use super::{Attached, Backend, Chunk, Geometry, Imported, Kind};
+use super::{Attached, Backend, Chunk, Geometry, Imported, Kind, invalid};
 use crate::cuda::{Context, DeviceMemory, Event, IpcHandle, IpcMemory, Uuid};
 use crate::shm::layout::MAX_SLOTS;
 
 const HANDLE: usize = size_of::<IpcHandle>();
 
-/// Puts the handles into a file of their own, that of the memory first and then those of the events, if
-/// any: a chunk travels as an fd, of whatever kind it is.
-fn write_handles(handles: &[IpcHandle]) -> io::Result<OwnedFd> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let mut file = File::from(memfd_create("cuframes-ipc", flags)?);
-    file.write_all(handles.as_flattened())?;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
-    Ok(file.into())
+/// The handles of a chunk. They travel in a sealed memfd, because chunks of every kind travel as an fd.
+#[derive(Debug, PartialEq, Eq)]
+struct Handles {
+    memory: IpcHandle,
+    /// One for each slot, or none.
+    events: Vec<IpcHandle>,
 }
 
-/// The handle of the memory, and as many of events as there are slots, or none.
-fn read_handles(fd: OwnedFd, slots: u32) -> io::Result<(IpcHandle, Vec<IpcHandle>)> {
-    let bad = |text| io::Error::new(io::ErrorKind::InvalidData, text);
-    let file = File::from(fd);
-    // Nothing waits here: only a memfd has seals.
-    fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| bad("the fd is not a memfd"))?;
-    let read = |n: usize| {
-        let mut handle = [0; HANDLE];
-        file.read_exact_at(&mut handle, (n * HANDLE) as u64).map(|()| handle)
-    };
-    let events = if file.metadata()?.len() <= HANDLE as u64 { 0 } else { slots };
-    if events > MAX_SLOTS {
-        return Err(bad("there can't be as many slots"));
+impl Handles {
+    /// Writes the handles to a new memfd: first the memory's, then those of the events.
+    fn write(&self) -> io::Result<OwnedFd> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let mut file = File::from(memfd_create("cuframes-ipc", flags)?);
+        file.write_all(&self.memory)?;
+        file.write_all(self.events.as_flattened())?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
+        Ok(file.into())
     }
-    Ok((read(0)?, (1..=events as usize).map(read).collect::<io::Result<_>>()?))
+
+    /// Reads the handles of a chunk with this number of slots. The fd is untrusted.
+    fn read(fd: OwnedFd, slots: u32) -> io::Result<Self> {
+        let file = File::from(fd);
+        // Only a memfd has seals. Reads from other files, such as pipes, could block.
+        fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| invalid("the fd is not a memfd"))?;
+        let read = |n: usize| {
+            let mut handle = [0; HANDLE];
+            file.read_exact_at(&mut handle, (n * HANDLE) as u64).map(|()| handle)
+        };
+        let events = if file.metadata()?.len() <= HANDLE as u64 { 0 } else { slots };
+        if events > MAX_SLOTS {
+            return Err(invalid("the chunk has too many slots"));
+        }
+        let memory = read(0)?;
+        Ok(Self { memory, events: (1..=events as usize).map(read).collect::<io::Result<_>>()? })
+    }
 }
 
+/// Allocates device memory that is shared by CUDA IPC ([`Kind::CudaIpc`]).
 #[derive(Debug)]
 pub struct CudaIpcBackend {
     context: Context,
@@ -55,11 +67,13 @@ pub struct CudaIpcBackend {
 }
 
 impl CudaIpcBackend {
-    /// With `events`, subscribers wait for an event of the slot ([`Chunk::event`]).
+    /// Returns a backend that allocates on the context's device. With `events`, each slot has an event
+    /// ([`Chunk::event`]), for which subscribers wait.
     pub fn new(context: Context, events: bool) -> Self {
         Self { context, events }
     }
 
+    /// Returns the context in which the chunks are allocated.
     pub fn context(&self) -> &Context {
         &self.context
     }
@@ -70,8 +84,8 @@ impl Backend for CudaIpcBackend {
         Kind::CudaIpc
     }
 
-    fn device(&self) -> [u8; 16] {
-        self.context.device().uuid().unwrap_or(Uuid::NONE).0
+    fn device(&self) -> Uuid {
+        self.context.device().uuid().unwrap_or(Uuid::NONE)
     }
 
     fn allocate(&self, slots: u32, size: usize) -> io::Result<Arc<dyn Chunk>> {
@@ -81,11 +95,11 @@ impl Backend for CudaIpcBackend {
         let event = |_| Event::interprocess(&self.context);
         let events: Vec<Event> =
             (0..slots).filter(|_| self.events).map(event).collect::<Result<_, _>>()?;
-        let mut handles = vec![memory.ipc_handle()?];
-        for event in &events {
-            handles.push(event.ipc_handle()?);
-        }
-        let (attached, fd) = (Attached::default(), write_handles(&handles)?);
+        let handles = Handles {
+            memory: memory.ipc_handle()?,
+            events: events.iter().map(Event::ipc_handle).collect::<Result<_, _>>()?,
+        };
+        let (attached, fd) = (Attached::default(), handles.write()?);
         Ok(Arc::new(CudaIpcChunk { attached, memory, events, fd, geometry }))
     }
 }
@@ -100,7 +114,7 @@ struct CudaIpcChunk {
     geometry: Geometry,
 }
 
-// SAFETY: the addresses lie in the mapping that the chunk owns.
+// SAFETY: the slots are inside the allocation that the chunk owns.
 unsafe impl Chunk for CudaIpcChunk {
     fn geometry(&self) -> Geometry {
         self.geometry
@@ -125,7 +139,7 @@ unsafe impl Chunk for CudaIpcChunk {
 
 /// A chunk of another process.
 #[derive(Debug)]
-pub struct CudaIpcImport {
+pub(super) struct CudaIpcImport {
     attached: Attached,
     memory: IpcMemory,
     events: Vec<Event>,
@@ -134,21 +148,19 @@ pub struct CudaIpcImport {
 
 impl CudaIpcImport {
     pub(super) fn new(context: &Context, fd: OwnedFd, geometry: Geometry) -> io::Result<Self> {
-        let bad = |text| io::Error::new(io::ErrorKind::InvalidData, text);
-        let bytes =
-            geometry.bytes().ok_or_else(|| bad("the numbers of the memory make no sense"))?;
-        let (handle, events) = read_handles(fd, geometry.slots)?;
-        let memory = IpcMemory::open(context, &handle)?;
+        let bytes = geometry.announced_bytes()?;
+        let handles = Handles::read(fd, geometry.slots)?;
+        let memory = IpcMemory::open(context, &handles.memory)?;
         if memory.len() < bytes {
-            return Err(bad("the memory is shorter than announced"));
+            return Err(invalid("the memory is shorter than announced"));
         }
         let open = |handle| Event::open(context, handle);
-        let events = events.iter().map(open).collect::<Result<_, _>>()?;
+        let events = handles.events.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { attached: Attached::default(), memory, events, geometry })
     }
 }
 
-// SAFETY: the addresses lie in the mapping that the import owns.
+// SAFETY: the slots are inside the memory that the import owns, whose length `new` checked.
 unsafe impl Imported for CudaIpcImport {
     fn kind(&self) -> Kind {
         Kind::CudaIpc
@@ -180,25 +192,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn handles_travel_as_a_file_that_nobody_can_change() {
-        let handles = [1, 2, 3].map(|n| -> IpcHandle { std::array::from_fn(|i| i as u8 * n) });
-        let fd = write_handles(&handles).unwrap();
+    fn handle_file_is_sealed() {
+        let [memory, events @ ..] =
+            [1, 2, 3].map(|n| -> IpcHandle { std::array::from_fn(|i| i as u8 * n) });
+        let handles = Handles { memory, events: events.to_vec() };
+        let fd = handles.write().unwrap();
         let mut other = File::from(fd.try_clone().unwrap());
         assert!(other.write_all(b"x").is_err());
         assert!(other.set_len(0).is_err());
-        assert_eq!(read_handles(fd, 2).unwrap(), (handles[0], handles[1..].to_vec()));
-        let alone = write_handles(&handles[..1]).unwrap();
-        assert_eq!(read_handles(alone, 2).unwrap(), (handles[0], vec![]));
+        assert_eq!(Handles::read(fd, 2).unwrap(), handles);
+        let without_events = Handles { memory, events: vec![] };
+        assert_eq!(Handles::read(without_events.write().unwrap(), 2).unwrap(), without_events);
     }
 
     #[test]
-    fn what_is_no_handle_is_refused() {
+    fn bad_handle_file_is_refused() {
         let null = File::open("/dev/null").unwrap();
-        assert!(read_handles(null.into(), 1).is_err());
+        assert!(Handles::read(null.into(), 1).is_err());
         let short = memfd_create("short", MFdFlags::MFD_CLOEXEC).unwrap();
-        assert!(read_handles(short, 1).is_err());
-        let few = write_handles(&[[0; HANDLE]; 2]).unwrap();
-        assert!(read_handles(few.try_clone().unwrap(), 2).is_err());
-        assert!(read_handles(few, u32::MAX).is_err());
+        assert!(Handles::read(short, 1).is_err());
+        let few = Handles { memory: [0; HANDLE], events: vec![[0; HANDLE]] }.write().unwrap();
+        assert!(Handles::read(few.try_clone().unwrap(), 2).is_err());
+        assert!(Handles::read(few, u32::MAX).is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! Host memory: one sealed memfd a chunk.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Host memory: each chunk is a sealed memfd.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,9 +8,10 @@ use std::sync::Arc;
 use super::{Backend, Chunk, Geometry, Imported, Kind};
 use crate::shm::mapping::{Mapping, Sharing};
 
-/// Slots begin on pages, which serves every alignment that a decoder asks for.
+/// Slots begin on page boundaries, which satisfies every alignment that a decoder asks for.
 const PAGE: usize = 4096;
 
+/// Allocates host memory, for frames that the CPU writes.
 #[derive(Debug, Default)]
 pub struct HostBackend;
 
@@ -34,7 +36,7 @@ struct HostChunk {
     geometry: Geometry,
 }
 
-// SAFETY: the addresses lie in the mapping that the chunk owns.
+// SAFETY: the slots are inside the mapping that the chunk owns.
 unsafe impl Chunk for HostChunk {
     fn geometry(&self) -> Geometry {
         self.geometry
@@ -51,21 +53,19 @@ unsafe impl Chunk for HostChunk {
 
 /// A chunk of another process, mapped read-only.
 #[derive(Debug)]
-pub struct HostImport {
+pub(super) struct HostImport {
     map: Mapping,
     geometry: Geometry,
 }
 
 impl HostImport {
     pub(super) fn new(fd: OwnedFd, geometry: Geometry) -> io::Result<Self> {
-        let bytes = geometry
-            .bytes()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "impossible geometry"))?;
+        let bytes = geometry.announced_bytes()?;
         Ok(Self { map: Mapping::import(fd.as_fd(), bytes, Sharing::ReadOnly)?, geometry })
     }
 }
 
-// SAFETY: the addresses lie in the mapping that the import owns.
+// SAFETY: the slots are inside the mapping that the import owns.
 unsafe impl Imported for HostImport {
     fn kind(&self) -> Kind {
         Kind::Host

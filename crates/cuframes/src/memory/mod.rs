@@ -1,4 +1,12 @@
-//! Where pixels live. One publisher uses one kind of memory; a subscriber takes whatever comes.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Memory that holds frames, shared between processes.
+//!
+//! A publisher allocates [`Chunk`]s from a [`Backend`]. Each chunk has several slots, and each slot
+//! holds one frame. The chunk's fd is sent to the subscribers, whose [`Importer`] maps it as an
+//! [`Imported`] chunk.
+//!
+//! A publisher uses one backend at a time; a subscriber maps every [`Kind`] that its importer supports.
+//! A program may bring a backend of its own, as long as its fds can be imported as one of the kinds.
 
 pub mod cuda;
 pub mod cuda_ipc;
@@ -12,20 +20,21 @@ use std::sync::{Arc, OnceLock};
 
 use crate::cuda::{Context, Device, Event, Uuid};
 
-/// A kind of memory, by its number in the protocol.
+/// How a chunk's memory is shared. The values are those of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Kind {
-    /// Memfds, mapped by the CPU.
+    /// Host memory. The fd is a memfd sealed against shrinking.
     Host = 1,
-    /// Device memory, as fds of the driver.
+    /// Device memory. The fd is exported by the driver ([`crate::cuda::VmmAllocation`]).
     CudaVmm = 2,
-    /// Device memory, as handles of the driver in small memfds.
+    /// Device memory. The fd is a memfd that contains the [`crate::cuda::IpcHandle`] of the memory and,
+    /// optionally, those of one event for each slot.
     CudaIpc = 3,
 }
 
 impl Kind {
-    /// Addresses are those of a device.
+    /// Returns whether addresses are those of a device.
     pub fn is_device(self) -> bool {
         self != Self::Host
     }
@@ -33,6 +42,7 @@ impl Kind {
 
 impl TryFrom<u32> for Kind {
     type Error = u32;
+
     fn try_from(kind: u32) -> Result<Self, u32> {
         match kind {
             1 => Ok(Self::Host),
@@ -53,98 +63,131 @@ impl fmt::Display for Kind {
     }
 }
 
-/// How many slots of which size one allocation has.
+/// Number and size of the slots of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
+    /// Number of slots; at least 1.
     pub slots: u32,
-    /// Bytes from one slot to the next.
+    /// Bytes from the start of one slot to the next.
     pub stride: u64,
-    /// Bytes that a frame may take in a slot; at most `stride`.
+    /// Bytes of a slot that a frame may use; 1 to `stride`.
     pub size: u64,
 }
 
 impl Geometry {
-    /// Bytes of the whole, or `None` where the numbers make no sense.
+    /// Returns the length of the chunk in bytes, or `None` if a number is out of range.
     pub fn bytes(&self) -> Option<usize> {
         let whole = self.stride.checked_mul(self.slots.into())?;
         (self.slots > 0 && self.size > 0 && self.size <= self.stride)
             .then(|| usize::try_from(whole).ok().filter(|w| *w <= isize::MAX as usize))?
     }
 
-    /// Where the slot begins in memory that begins at `start`.
-    fn address(&self, start: u64, slot: u32) -> u64 {
+    /// Returns the address of a slot in a chunk that begins at `start`.
+    ///
+    /// # Panics
+    /// `slot` is not less than `self.slots`.
+    pub fn address(&self, start: u64, slot: u32) -> u64 {
         assert!(slot < self.slots);
         start + u64::from(slot) * self.stride
     }
+
+    /// Returns the length of a chunk that another process announced.
+    fn announced_bytes(&self) -> io::Result<usize> {
+        self.bytes().ok_or_else(|| invalid("the numbers of the chunk are out of range"))
+    }
 }
 
-/// The publisher's side: makes chunks.
+/// Returns the error for data of a peer that breaks the protocol.
+fn invalid(problem: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem.to_owned())
+}
+
+/// Allocates the memory of a publisher.
 pub trait Backend: Send + Sync {
+    /// Returns how the chunks are shared.
     fn kind(&self) -> Kind;
 
-    /// The UUID of the GPU that the memory is on; zeros for the host.
-    fn device(&self) -> [u8; 16] {
-        [0; 16]
+    /// Returns the GPU that holds the memory; [`Uuid::NONE`] for host memory.
+    fn device(&self) -> Uuid {
+        Uuid::NONE
     }
 
-    /// Allocates a chunk for frames of `size` bytes.
+    /// Allocates a chunk with `slots` slots for frames of up to `size` bytes.
+    ///
+    /// # Errors
+    /// A number is out of range, or the system or the GPU has no memory or fd left.
     fn allocate(&self, slots: u32, size: usize) -> io::Result<Arc<dyn Chunk>>;
 }
 
-/// Several slots in one allocation that other processes can map.
+/// An allocation of several slots that other processes can map.
 ///
 /// # Safety
-/// For each slot of the geometry, `size` bytes from its address on have to be memory of the backend's
-/// kind, writable and used by nobody else, until the chunk is dropped.
+/// For each slot of the geometry, `size` bytes from its address on must be writable memory of the
+/// backend's kind, and unused by others, until the chunk is dropped.
 pub unsafe trait Chunk: Send + Sync {
+    /// Returns number and size of the slots. Always the same.
     fn geometry(&self) -> Geometry;
 
-    /// What is sent to subscribers.
+    /// Returns the fd that is sent to subscribers, of the file that [`Kind`] describes.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// Where the slot begins: an address of the CPU or of the device.
+    /// Returns the address of a slot: a CPU address for [`Kind::Host`], otherwise a device address.
+    ///
+    /// # Panics
+    /// `slot` is out of range.
     fn address(&self, slot: u32) -> u64;
 
-    /// What has to be recorded behind the work that writes the slot, if subscribers wait for that.
+    /// Returns the event that the publisher records after the work that writes the slot, or `None` if
+    /// subscribers don't wait for events.
     fn event(&self, _slot: u32) -> Option<&Event> {
         None
     }
 
-    /// Of memory for which it makes sense.
+    /// Returns the user data stored with this chunk; `None` for host memory.
     fn attached(&self) -> Option<&Attached> {
         None
     }
 }
 
-/// The subscriber's side of a [`Chunk`].
+/// A [`Chunk`] of another process, mapped by a subscriber.
 ///
 /// # Safety
-/// As for [`Chunk`], but readable.
+/// For each slot of the geometry, `size` bytes from its address on must be readable memory of the kind,
+/// until the chunk is dropped.
 pub unsafe trait Imported: Send + Sync {
+    /// Returns how the chunk is shared.
     fn kind(&self) -> Kind;
 
+    /// Returns number and size of the slots. Always the same.
     fn geometry(&self) -> Geometry;
 
-    /// Where the slot begins: an address of the CPU or of the device, to be read only.
+    /// Returns the address of a slot, for reading only: a CPU address for [`Kind::Host`], otherwise a
+    /// device address.
+    ///
+    /// # Panics
+    /// `slot` is out of range.
     fn address(&self, slot: u32) -> u64;
 
-    /// What the frame in the slot is complete behind. It was recorded before the frame was published.
+    /// Returns the event after which the frame in the slot is complete. The publisher records it before
+    /// it publishes the frame. `None` if the chunk has no events.
     fn event(&self, _slot: u32) -> Option<&Event> {
         None
     }
 
-    /// The context that addresses of a device are valid in.
+    /// Returns the context in which device addresses are valid; `None` for host memory.
     fn context(&self) -> Option<&Context> {
         None
     }
 
-    /// Of memory for which it makes sense.
+    /// Returns the user data stored with this chunk; `None` for host memory.
     fn attached(&self) -> Option<&Attached> {
         None
     }
 }
 
-/// What the user of some memory keeps with it, and goes before it does: the first field of what owns it.
+/// Typed user data owned by a chunk.
+///
+/// Must be the owner's first field, so that it is dropped before the memory.
 #[derive(Default)]
 pub struct Attached(OnceLock<Box<dyn Any + Send + Sync>>);
 
@@ -155,14 +198,26 @@ impl fmt::Debug for Attached {
 }
 
 impl Attached {
-    /// The `T` of the memory; of a second type, one that is not kept.
+    /// Returns a clone of the stored `T`, creating it on first use. A chunk stores one type; asking for
+    /// another returns a fresh, unstored value.
     pub fn get<T: Any + Clone + Default + Send + Sync>(&self) -> T {
         let any = self.0.get_or_init(|| Box::new(T::default()));
         any.downcast_ref().cloned().unwrap_or_default()
     }
 }
 
-/// What a subscriber can map. Host memory always; device memory, if it has a context for it.
+/// A chunk as its publisher announced it. The numbers are untrusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkInfo {
+    /// How the chunk is shared.
+    pub kind: Kind,
+    /// The GPU that holds the memory; [`Uuid::NONE`] for host memory.
+    pub device: Uuid,
+    /// Number and size of the slots.
+    pub geometry: Geometry,
+}
+
+/// Maps the chunks of publishers: always host memory, and device memory if it has a CUDA context.
 #[derive(Clone, Default)]
 pub struct Importer {
     cuda: Option<Cuda>,
@@ -171,40 +226,40 @@ pub struct Importer {
 #[derive(Clone)]
 enum Cuda {
     Context(Context),
-    WhenNeeded(Arc<dyn Fn(Uuid) -> io::Result<Context> + Send + Sync>),
+    Lazy(Arc<dyn Fn(Uuid) -> io::Result<Context> + Send + Sync>),
 }
 
 impl fmt::Debug for Importer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.cuda {
-            None => "Importer of host memory",
-            Some(Cuda::Context(_)) => "Importer of device memory",
-            Some(Cuda::WhenNeeded(_)) => "Importer of device memory, when there is some",
+            None => "Importer(host)",
+            Some(Cuda::Context(_)) => "Importer(cuda)",
+            Some(Cuda::Lazy(_)) => "Importer(cuda_lazy)",
         })
     }
 }
 
 impl Importer {
-    /// Host memory only.
+    /// Returns an importer of host memory.
     pub fn host() -> Self {
         Self::default()
     }
 
-    /// Also device memory, for use in the context.
+    /// Returns an importer of host memory and of device memory, for use in the context.
     pub fn cuda(context: Context) -> Self {
         Self { cuda: Some(Cuda::Context(context)) }
     }
 
-    /// Also device memory, for a context that `make` gives for each chunk, which is handed the
-    /// publisher's GPU: a context takes memory of the GPU, which a subscriber of host memory need not
-    /// spend.
-    pub fn cuda_when_needed(
-        make: impl Fn(Uuid) -> io::Result<Context> + Send + Sync + 'static,
-    ) -> Self {
-        Self { cuda: Some(Cuda::WhenNeeded(Arc::new(make))) }
+    /// Returns an importer of host memory and of device memory that asks `make` for a context when it
+    /// imports a chunk of device memory. `make` is given the UUID of the publisher's GPU.
+    ///
+    /// A context takes memory of the GPU, which a subscriber of host memory saves this way.
+    pub fn cuda_lazy(make: impl Fn(Uuid) -> io::Result<Context> + Send + Sync + 'static) -> Self {
+        Self { cuda: Some(Cuda::Lazy(Arc::new(make))) }
     }
 
-    /// The GPU that device memory is mapped for; zeros without one, or while that is not known.
+    /// Returns the GPU for which device memory is mapped; [`Uuid::NONE`] for an importer without a
+    /// context, or one that asks for it later.
     pub fn gpu(&self) -> Uuid {
         match &self.cuda {
             Some(Cuda::Context(context)) => context.device().uuid().unwrap_or(Uuid::NONE),
@@ -212,60 +267,64 @@ impl Importer {
         }
     }
 
-    /// Maps a chunk that a publisher sent, of memory on the GPU `owner`. Its numbers are not trusted.
+    /// Maps a chunk that a publisher sent. Neither the description nor the fd needs to be trusted.
     ///
-    /// Device memory is mapped in the importer's context, if its GPU can read that of the owner, else
-    /// in a context on the owner's: then [`Imported::context`] is another, and frames have to be copied.
+    /// Device memory is mapped in the importer's context if its GPU can read the chunk's device.
+    /// Otherwise it is mapped in a context on the chunk's device: [`Imported::context`] then differs
+    /// from the importer's, and frames have to be copied.
     ///
-    /// Errors: the numbers make no sense, the fd is not what the kind says, the address space is full,
-    /// or this subscriber has no GPU, or does not see the publisher's.
-    pub fn import(
-        &self,
-        (kind, owner): (Kind, Uuid),
-        fd: OwnedFd,
-        geometry: Geometry,
-    ) -> io::Result<Arc<dyn Imported>> {
-        let context = || match &self.cuda {
-            Some(Cuda::Context(context)) => Ok(context.clone()),
-            Some(Cuda::WhenNeeded(make)) => make(owner),
-            None => {
-                let text =
-                    "they are in the memory of a GPU, and this subscriber takes host memory only";
-                Err(io::Error::new(io::ErrorKind::Unsupported, text))
-            }
-        };
+    /// # Errors
+    /// A number is out of range, the fd does not match the kind, the address space is exhausted, the
+    /// importer has no context for device memory, or the chunk's device is not visible to this process.
+    pub fn import(&self, chunk: ChunkInfo, fd: OwnedFd) -> io::Result<Arc<dyn Imported>> {
+        let ChunkInfo { kind, device, geometry } = chunk;
         Ok(match kind {
             Kind::Host => Arc::new(host::HostImport::new(fd, geometry)?),
             Kind::CudaVmm => {
-                let context = reachable(&context()?, owner)?;
+                let context = self.context_for(device)?;
                 Arc::new(cuda::CudaImport::new(&context, fd, geometry)?)
             }
             Kind::CudaIpc => {
-                let context = reachable(&context()?, owner)?;
+                let context = self.context_for(device)?;
                 Arc::new(cuda_ipc::CudaIpcImport::new(&context, fd, geometry)?)
             }
         })
     }
+
+    /// Returns the context in which memory of the device is mapped.
+    fn context_for(&self, device: Uuid) -> io::Result<Context> {
+        let own = match &self.cuda {
+            Some(Cuda::Context(context)) => context.clone(),
+            Some(Cuda::Lazy(make)) => make(device)?,
+            None => {
+                let text =
+                    "they are in the memory of a GPU, and this subscriber takes host memory only";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+            }
+        };
+        reachable(own, device)
+    }
 }
 
-/// The context, if its GPU can read the memory of the GPU `owner`, else one on that.
+/// Returns `own` if its GPU can read the memory of the GPU `owner`, otherwise a context on `owner`.
 ///
-/// Errors: this process does not see the owner.
-fn reachable(context: &Context, owner: Uuid) -> io::Result<Context> {
-    let own = context.device();
-    if owner == Uuid::NONE || own.uuid()? == owner {
-        return Ok(context.clone());
+/// Fails if this process does not see the GPU `owner`.
+fn reachable(own: Context, owner: Uuid) -> io::Result<Context> {
+    let reader = own.device();
+    if owner == Uuid::NONE || reader.uuid()? == owner {
+        return Ok(own);
     }
     let device = Device::by_uuid(owner).map_err(|e| {
         let text = format!(
-            "they are on another GPU than {own}, and that one is not visible here ({e}): make it visible too (CUDA_VISIBLE_DEVICES, --gpus), or publish with memory=host"
+            "they are on another GPU than {reader}, and that one is not visible here ({e}): make it visible too (CUDA_VISIBLE_DEVICES, --gpus), or publish with memory=host"
         );
         io::Error::new(io::ErrorKind::Unsupported, text)
     })?;
-    // On some machines the access is there and does not work, as with some IOMMUs.
+    // Some machines report peer access that does not work, for example with some IOMMUs. The variable
+    // lets their users turn it off.
     let disabled = std::env::var_os("CUFRAMES_P2P_DISABLE").is_some_and(|value| value == "1");
-    if own.can_access(&device) && !disabled {
-        return Ok(context.clone());
+    if reader.can_access(&device) && !disabled {
+        return Ok(own);
     }
     Ok(Context::primary(&device)?)
 }

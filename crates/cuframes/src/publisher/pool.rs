@@ -290,7 +290,7 @@ impl Slots {
         pool.next_chunk += 1;
         let id = pool.next_chunk;
         let g = memory.geometry();
-        let (kind, device) = (pool.backend.kind() as u32, pool.backend.device());
+        let (kind, device) = (pool.backend.kind() as u32, pool.backend.device().0);
         let (slots, stride, size) = (g.slots, g.stride, g.size);
         let message = Message::Chunk { id, kind, device, slots, stride, size };
         self.registry.chunk(id, message, Arc::new(ChunkFd(memory.clone())));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::announcements::{MAX_ANNOUNCED, State, TrackView};
 use crate::cuda::Uuid;
 use crate::error::{Context, Error, Result};
-use crate::memory::{Geometry, Importer, Kind};
+use crate::memory::{ChunkInfo, Geometry, Importer, Kind};
 use crate::protocol::message::Message;
 use crate::protocol::socket::{Received, Socket};
 use crate::protocol::status::MAX_TRACKS;
@@ -203,7 +203,8 @@ impl Connection {
                     }
                 }
                 lock(&self.state).importing = true;
-                let chunk = self.importer.import((kind, Uuid(device)), fd(), geometry);
+                let info = ChunkInfo { kind, device: Uuid(device), geometry };
+                let chunk = self.importer.import(info, fd());
                 let mut state = lock(&self.state);
                 state.importing = false;
                 let chunk = chunk.map_err(|e| format!("the frames can't be mapped: {e}"))?;
