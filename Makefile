@@ -62,7 +62,8 @@ memcheck: packages
 
 gpu-test: packages
 	cargo build --locked --examples
-	cargo run --locked --release --example gpu-selftest
+	cargo run --locked --release -p gpu-selftest
+	cargo test --locked -p gst-plugin-cuframes --lib -- --ignored --test-threads=1
 	cargo test --locked --test gpu --test conformance -- --ignored --test-threads=1
 
 bench: packages
