@@ -37,7 +37,6 @@ demo: packages
 	@pipelines/demo.sh $(if $(RTSP),'$(RTSP)')
 
 test: packages
-	cargo build --locked --workspace --bins
 	G_DEBUG=fatal_warnings cargo test --locked --workspace --no-fail-fast
 	@$(MAKE) --no-print-directory loom
 
@@ -45,18 +44,18 @@ test: packages
 loom: packages
 	RUSTFLAGS='--cfg loom' cargo test --locked -p cuframes --test loom --target-dir $(TARGET)/loom
 
-# What fails is written to tests/corpus, and tried first from then on.
+# Cases that fail are written to crates/cuframes/tests/corpus, and tried first from then on.
 fuzz: packages
-	PROPTEST_CASES=$(CASES) cargo test --locked --profile fuzz --test properties --test hostile
+	PROPTEST_CASES=$(CASES) cargo test --locked --profile fuzz -p cuframes --test properties --test hostile
 
 soak: packages
 	CUFRAMES_SECONDS=$(SECONDS) CUFRAMES_CAMERAS=$(CAMERAS) $(if $(SEED),CUFRAMES_SEED=$(SEED)) \
-	    G_DEBUG=fatal_warnings cargo test --locked --test faults -- --nocapture everybody
+	    G_DEBUG=fatal_warnings cargo test --locked --test pipelines -- --nocapture faults::
 
 # Valgrind does not know futex_waitv, so this also tries the way without.
 memcheck: packages
-	program=$$(cargo test --locked --test conformance --no-run 2>&1 | sed -n 's/.*(\(.*conformance-[0-9a-f]*\))/\1/p') && \
-	    CUFRAMES_PATIENCE=20 valgrind -q --error-exitcode=9 --leak-check=full \
+	program=$$(cargo test --locked -p cuframes --test conformance --no-run 2>&1 | sed -n 's/.*(\(.*conformance-[0-9a-f]*\))/\1/p') && \
+	    CUFRAMES_TIMEOUT_FACTOR=20 valgrind -q --error-exitcode=9 --leak-check=full \
 	    --errors-for-leak-kinds=definite --show-leak-kinds=definite \
 	    "$$program" --test-threads=1 host:: packets::
 
@@ -64,14 +63,14 @@ gpu-test: packages
 	cargo build --locked --examples
 	cargo run --locked --release -p gpu-selftest
 	cargo test --locked -p gst-plugin-cuframes --lib -- --ignored --test-threads=1
-	cargo test --locked --test gpu --test conformance -- --ignored --test-threads=1
+	cargo test --locked -p gst-plugin-cuframes -p cuframes --test gpu --test conformance -- --ignored --test-threads=1
 
 bench: packages
-	cargo build --release --locked --lib --example bench --example camera
-	$(TARGET)/release/examples/bench $(BENCH)
+	cargo build --release --locked -p cuframes-bench -p gst-plugin-cuframes --lib --bins --example camera
+	$(TARGET)/release/bench $(BENCH)
 
 bench-core: packages
-	cargo bench --locked --bench core
+	cargo bench --locked -p cuframes --bench core
 
 build: packages
 	cargo build --release --locked -p gst-plugin-cuframes -p cuframes-cli
@@ -97,8 +96,7 @@ lint: packages
 	    else echo 'make lint: cargo-deny is not installed: licences and sources of the dependencies were left out'; fi
 
 docs: packages
-	cargo run --locked --example document > docs/elements.md
-	CUFRAMES_WRITE=1 cargo test --locked --test errors --test tables
+	CUFRAMES_WRITE=1 cargo test --locked -p gst-plugin-cuframes -p cuframes-bench --test docs --test tables up_to_date
 
 packages:
 	@tests/install-packages.sh

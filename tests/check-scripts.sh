@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts=(pipelines/*.sh tests/*.sh tests/support/*.sh .ci/run packaging/debian/p* packaging/*.sh)
+scripts=(pipelines/*.sh tests/*.sh tools/bench/tests/*.sh .ci/run packaging/debian/p* packaging/*.sh)
 bash -n "${scripts[@]}"
 if command -v shellcheck >/dev/null; then
     shellcheck --external-sources --source-path=SCRIPTDIR "${scripts[@]}"

@@ -250,9 +250,9 @@ unsafe extern "C" fn flush_stop(pool: *mut GstBufferPool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caps::CUDA_MEMORY;
     use crate::gstcuda::allocate;
     use crate::gstcuda::fixture::{FRAME, Gpu};
-    use crate::caps::CUDA_MEMORY;
 
     #[test]
     #[ignore = "needs a GPU"]

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! What the core does for one frame and for one packet, publisher and subscribers in one process:
+//! `cargo bench --bench core`. Nobody sleeps, so no wake-up is in these figures; the bench of the
+//! processes, `make bench`, has them.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use cuframes::memory::host::HostBackend;
+use cuframes::{
+    FrameInfo, Interrupt, Next, PacketInfo, Plane, Publisher, PublisherConfig, Start, Subscriber,
+    SubscriberConfig, TrackConfig, Wait,
+};
+
+/// Of a frame. The core does not touch its bytes, so one size is enough.
+const SIZE: usize = 1920 * 1080 * 3 / 2;
+const PACKETS: [usize; 4] = [256, 4096, 32_768, 262_144];
+
+struct Site {
+    publisher: Publisher,
+    subscribers: Vec<Subscriber>,
+    interrupt: Interrupt,
+    // Goes last.
+    dir: Dir,
+}
+
+struct Dir(std::path::PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Site {
+    fn new(subscribers: usize) -> Self {
+        let dir = Dir(std::env::temp_dir().join(format!("cuframes-core-{}", std::process::id())));
+        std::fs::create_dir_all(&dir.0).unwrap();
+        let config =
+            PublisherConfig { runtime_dir: Some(dir.0.clone()), ..PublisherConfig::new("core") };
+        let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
+        publisher.set_format("video/x-raw", SIZE).unwrap();
+        let mut site =
+            Self { publisher, subscribers: vec![], interrupt: Interrupt::new().unwrap(), dir };
+        site.subscribers = (0..subscribers).map(|_| site.subscriber()).collect();
+        site
+    }
+
+    fn subscriber(&self) -> Subscriber {
+        let config = SubscriberConfig {
+            runtime_dir: Some(self.dir.0.clone()),
+            ..SubscriberConfig::new("core")
+        };
+        Subscriber::connect(config, None, &self.interrupt).unwrap()
+    }
+
+    fn publish(&self) {
+        let loan = self.publisher.loan(SIZE).unwrap().expect("nobody holds a frame");
+        let planes = [Plane { offset: 0, stride: 1920 }].into_iter().collect();
+        let info = FrameInfo { pts: Some(1), size: SIZE, planes, ..Default::default() };
+        black_box(self.publisher.publish(loan, &info));
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait { timeout: Some(Duration::ZERO), ..Wait::forever(&self.interrupt) }
+    }
+}
+
+/// Lend a slot and publish it, with subscribers that are there and take nothing.
+fn publish(c: &mut Criterion) {
+    let mut group = c.benchmark_group("publish");
+    for subscribers in [0, 1, 8, 32] {
+        let site = Site::new(subscribers);
+        group.bench_function(BenchmarkId::from_parameter(subscribers), |b| {
+            b.iter(|| site.publish());
+        });
+    }
+}
+
+/// That, and one subscriber claims the frame and gives it back; and a subscriber finds nothing new.
+fn take(c: &mut Criterion) {
+    let mut site = Site::new(1);
+    let mut subscriber = site.subscribers.pop().unwrap();
+    c.bench_function("publish, claim and release", |b| {
+        b.iter(|| {
+            site.publish();
+            let next = subscriber.next_frame(&site.wait()).unwrap();
+            assert!(matches!(next, Next::Item(_)));
+        });
+    });
+    c.bench_function("look for a frame in vain", |b| {
+        b.iter(|| assert!(matches!(subscriber.next_frame(&site.wait()), Ok(Next::TimedOut))));
+    });
+}
+
+fn packets(c: &mut Criterion) {
+    let site = Site::new(1);
+    let config = TrackConfig { bytes: 4 << 20, ..Default::default() };
+    let track = site.publisher.add_track(0, "video/x-h264", config).unwrap();
+    let info = || PacketInfo { keyframe: true, ..Default::default() };
+    let mut reader = site.subscribers[0].packets(0, Start::LatestKeyframe);
+    let data = vec![0x5a; PACKETS[PACKETS.len() - 1]];
+    let mut group = c.benchmark_group("packet");
+    for len in PACKETS {
+        group.throughput(Throughput::Bytes(len as u64));
+        group.bench_function(BenchmarkId::new("write", len), |b| {
+            b.iter(|| track.push(info(), &data[..len]).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("write and read", len), |b| {
+            b.iter(|| {
+                track.push(info(), &data[..len]).unwrap();
+                let next = reader.next(&site.wait()).unwrap();
+                let Next::Item(packet) = next else { panic!("the packet is there") };
+                black_box(packet.data.len())
+            });
+        });
+    }
+}
+
+criterion_group! {
+    name = core;
+    config = Criterion::default().sample_size(50).measurement_time(Duration::from_secs(2))
+        .warm_up_time(Duration::from_millis(500));
+    targets = publish, take, packets
+}
+criterion_main!(core);

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Subscribers that are slow, hold frames, or stop taking them.
+
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use cuframes::{Mode, Next, Policy, Publisher, PublisherEvent, RefusalReason};
+use testing::{CAPS, FrameLog, SIZE, TestDir, info, until};
+
+use crate::fixture::{HASTE, MemoryFixture, PATIENT, asleep, hurry, intact, publish};
+
+/// A strict subscriber that keeps up costs no more memory than others; one that lags finds as many frames as
+/// there are slots.
+pub(crate) fn slots_are_used_when_they_are_needed<M: MemoryFixture>(test: &TestDir) {
+    for policy in [Policy::Drop, PATIENT] {
+        let publisher = test.publisher(M::backend(), |c| (c.policy, c.window) = (policy, 2));
+        let mut viewer = test.subscriber(|c| (c.mode, c.max_frames) = (Mode::Strict, 5));
+        let mut places = std::collections::HashSet::new();
+        for n in 1..=50 {
+            publish::<M>(&publisher, n);
+            let frame = viewer.frame();
+            assert_eq!(frame.seq, n);
+            places.insert(frame.address());
+        }
+        assert!(places.len() <= 4, "{places:?}");
+        let slots = u64::from(publisher.stats().pool.slots);
+        assert_eq!(slots, 2 + 5 + 1);
+        for n in 51..=50 + slots {
+            publish::<M>(&publisher, n);
+        }
+        for n in 51..=50 + slots {
+            let frame = viewer.frame();
+            assert_eq!((frame.seq, frame.skipped), (n, 0));
+        }
+        // What upstream keeps is not at its expense.
+        let behind = 51 + slots..=49 + 2 * slots;
+        for n in behind.clone() {
+            publish::<M>(&publisher, n);
+        }
+        let lent: Vec<_> = (0..6).map(|_| publisher.loan(SIZE).unwrap().unwrap()).collect();
+        for n in behind {
+            let frame = viewer.frame();
+            assert_eq!((frame.seq, frame.skipped), (n, 0));
+        }
+        drop(lent);
+    }
+}
+
+pub(crate) fn a_slow_subscriber_disturbs_nobody<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut slow = test.subscriber(|c| c.mode = Mode::Strict);
+    let mut quick = test.subscriber(|c| {
+        c.mode = Mode::Strict;
+        c.max_frames = 1;
+    });
+    let mut held = Vec::new();
+    let mut skipped = 0;
+    for n in 1..=200 {
+        publish::<M>(&publisher, n);
+        let frame = quick.frame();
+        assert_eq!((frame.seq, frame.skipped), (n, 0));
+        intact::<M>(&frame);
+        if n % 10 == 0 {
+            held.iter().for_each(intact::<M>);
+            held.truncate(1);
+            let frame = slow.frame();
+            skipped += frame.skipped;
+            intact::<M>(&frame);
+            held.insert(0, frame);
+        }
+    }
+    let last = held[0].seq;
+    assert_eq!(slow.subscriber.counters(), (20, skipped));
+    let stats = publisher.stats();
+    let [slow, quick] = &stats.subscribers[..] else { panic!("there are two") };
+    assert_eq!((slow.received, slow.skipped, slow.cursor, slow.held), (20, skipped, last, 2));
+    assert_eq!((quick.received, quick.skipped, quick.cursor, quick.held), (200, 0, 200, 0));
+}
+
+pub(crate) fn a_held_credit_starves_nobody<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut hog = test.subscriber(|c| c.max_frames = 4);
+    let mut quick = test.subscriber(|c| {
+        c.mode = Mode::Strict;
+        c.max_frames = 1;
+    });
+    let mut held = Vec::new();
+    for n in 1..=100 {
+        publish::<M>(&publisher, n);
+        assert_eq!(quick.frame().seq, n);
+        if n <= 4 {
+            held.push(hog.frame());
+            assert_eq!(held.last().unwrap().credit(), (4, n as u32));
+        } else {
+            assert!(matches!(hog.poll(), Next::TimedOut));
+        }
+    }
+    held.iter().for_each(intact::<M>);
+    assert_eq!(publisher.stats().subscribers[0].held, 4);
+    held.pop();
+    let frame = hog.frame();
+    assert_eq!((frame.seq, frame.skipped), (100, 95));
+    intact::<M>(&frame);
+
+    // A release wakes one that waits with its credit used up.
+    publish::<M>(&publisher, 101);
+    let waits = asleep(move || hog.frame().seq);
+    drop(frame);
+    assert_eq!(waits.join().unwrap(), 101);
+    held.iter().for_each(intact::<M>);
+}
+
+pub(crate) fn a_stalled_subscriber_is_sent_away<M: MemoryFixture>(test: &TestDir) {
+    let mut config = test.config();
+    config.stall_timeout = Some(Duration::from_millis(1));
+    let (tell, told) = channel();
+    let publisher = Publisher::open(config, M::backend(), move |e| tell.send(e).unwrap()).unwrap();
+    publisher.set_format(CAPS, SIZE).unwrap();
+    let mut hog = test.subscriber(|c| {
+        c.name = "hog".into();
+        c.max_frames = 1;
+    });
+    let mut quick = test.subscriber(|c| c.max_frames = 1);
+    let mut n = 1;
+    publish::<M>(&publisher, n);
+    let held = hog.frame();
+    // Frames go on, and it takes none.
+    until(|| {
+        n += 1;
+        publish::<M>(&publisher, n);
+        quick.frame();
+        matches!(hog.poll(), Next::Lost { code: RefusalReason::Stalled, .. })
+    });
+    intact::<M>(&held);
+    drop((held, hog));
+    let (who, reason) = std::iter::from_fn(|| told.recv().ok())
+        .find_map(|event| match event {
+            PublisherEvent::SubscriberRemoved(who, reason) => Some((who, reason)),
+            _ => None,
+        })
+        .unwrap();
+    assert_eq!(who.name, "hog");
+    assert!(reason.is_some());
+    publish::<M>(&publisher, n + 1);
+    assert_eq!(quick.frame().seq, n + 1);
+}
+
+pub(crate) fn a_publisher_that_waits_goes_on_in_the_end<M: MemoryFixture>(test: &TestDir) {
+    let policy = Policy::Wait(Duration::from_millis(30));
+    let publisher = test.publisher(M::backend(), |c| c.policy = policy);
+    let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
+    for n in 1..=20 {
+        publish::<M>(&publisher, n);
+    }
+    let mut last = 0;
+    let code = loop {
+        match viewer.next_frame() {
+            Next::Item(frame) => {
+                assert!(frame.seq > last);
+                last = frame.seq;
+                intact::<M>(&frame);
+            }
+            Next::Lost { code, .. } => break code,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(code, RefusalReason::Stalled);
+}
+
+pub(crate) fn a_publisher_that_waits_goes_on_when_a_subscriber_leaves<M: MemoryFixture>(
+    test: &TestDir,
+) {
+    let publisher = test.publisher(M::backend(), |c| c.policy = PATIENT);
+    let mut leaves = test.subscriber(|c| c.mode = Mode::Strict);
+    let mut stays = test.subscriber(|c| c.mode = Mode::Strict);
+    let stays = std::thread::spawn(move || FrameLog::record(&mut stays, M::read));
+    let publisher = asleep(move || {
+        for n in 1..=100 {
+            publish::<M>(&publisher, n);
+        }
+        publisher.end_of_frames();
+        publisher
+    });
+    intact::<M>(&leaves.frame());
+    drop(leaves);
+    let _publisher = publisher.join().unwrap();
+    assert_eq!(stays.join().unwrap().received, 100);
+}
+
+pub(crate) fn nobody_within_its_credit_costs_a_frame<M: MemoryFixture>(test: &TestDir) {
+    for policy in [Policy::Drop, PATIENT] {
+        let publisher = test.publisher(M::backend(), |c| c.policy = policy);
+        let viewers: Vec<_> = [Mode::Strict, Mode::Newest, Mode::Strict, Mode::Strict]
+            .into_iter()
+            .map(|mode| {
+                hurry(test.subscriber(|c| {
+                    c.mode = mode;
+                    c.max_frames = 1;
+                }))
+            })
+            .collect();
+        for n in 1..=HASTE * 4 {
+            // With one slot to spare, whatever they are just doing.
+            let loan = publisher.loan(SIZE).unwrap();
+            publisher.publish(loan.expect("a free slot"), &info(n, SIZE));
+        }
+        publisher.end_of_frames();
+        viewers.into_iter().for_each(|v| assert!(v.join().unwrap() > 0));
+    }
+}
+
+/// The pool gets smaller, but not at the expense of who stays.
+pub(crate) fn who_leaves_takes_no_frames_along<M: MemoryFixture>(test: &TestDir) {
+    for policy in [Policy::Drop, PATIENT] {
+        let publisher = test.publisher(M::backend(), |c| (c.policy, c.window) = (policy, 1));
+        let mut viewer = test.subscriber(|c| (c.mode, c.max_frames) = (Mode::Strict, 5));
+        let other = test.subscriber(|c| c.max_frames = 8);
+        (1..=6).for_each(|n| publish::<M>(&publisher, n));
+        drop(other);
+        until(|| publisher.stats().subscribers.len() == 1);
+        publish::<M>(&publisher, 7);
+        for n in 1..=7 {
+            let frame = viewer.frame();
+            assert_eq!((frame.seq, frame.skipped), (n, 0));
+        }
+        for n in 8.. {
+            publish::<M>(&publisher, n);
+            if publisher.stats().pool.slots == 1 + 5 + 1 {
+                break;
+            }
+        }
+    }
+}

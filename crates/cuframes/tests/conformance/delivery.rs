@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Which frames arrive, whole and in which order.
+
+use cuframes::{Mode, Next, Policy, RefusalReason, Wait};
+use testing::{FrameLog, SIZE, TestDir, info, item};
+
+use crate::fixture::{FRAMES, MemoryFixture, PATIENT, asleep, intact, publish};
+
+pub(crate) fn newest_drop<M: MemoryFixture>(test: &TestDir) {
+    stream::<M>(test, Mode::Newest, Policy::Drop);
+}
+
+pub(crate) fn newest_wait<M: MemoryFixture>(test: &TestDir) {
+    stream::<M>(test, Mode::Newest, PATIENT);
+}
+
+pub(crate) fn strict_drop<M: MemoryFixture>(test: &TestDir) {
+    stream::<M>(test, Mode::Strict, Policy::Drop);
+}
+
+pub(crate) fn strict_wait<M: MemoryFixture>(test: &TestDir) {
+    stream::<M>(test, Mode::Strict, PATIENT);
+}
+
+pub(crate) fn nothing_is_lost_at_full_speed<M: MemoryFixture>(test: &TestDir) {
+    run::<M>(test, Mode::Strict, PATIENT, 4, 2000);
+}
+
+pub(crate) fn stream<M: MemoryFixture>(test: &TestDir, mode: Mode, policy: Policy) {
+    for subscribers in [1, 4, 8] {
+        run::<M>(test, mode, policy, subscribers, FRAMES);
+    }
+}
+
+/// Everybody at full speed, each frame checked.
+pub(crate) fn run<M: MemoryFixture>(
+    test: &TestDir,
+    mode: Mode,
+    policy: Policy,
+    subscribers: usize,
+    frames: u64,
+) {
+    let publisher = test.publisher(M::backend(), |c| c.policy = policy);
+    let viewers: Vec<_> = (0..subscribers)
+        .map(|_| {
+            let mut viewer = test.subscriber(|c| c.mode = mode);
+            std::thread::spawn(move || (FrameLog::record(&mut viewer, M::read), viewer))
+        })
+        .collect();
+    for n in 1..=frames {
+        publish::<M>(&publisher, n);
+    }
+    publisher.end_of_frames();
+    // They keep their places until the publisher's numbers were read.
+    let ended: Vec<_> = viewers.into_iter().map(|v| v.join().unwrap()).collect();
+    let stats = publisher.stats();
+    assert_eq!(stats.pool.published, frames);
+    assert_eq!(stats.subscribers.len(), subscribers);
+    // Ids are given in the order of coming.
+    for (its_own, (seen, _)) in stats.subscribers.iter().zip(&ended) {
+        assert_eq!((its_own.received, its_own.skipped), (seen.received, seen.skipped));
+        assert_eq!((its_own.cursor, its_own.held), (frames, 0));
+        assert_eq!(seen.last, frames);
+        if mode == Mode::Strict && policy != Policy::Drop {
+            assert_eq!((seen.first, seen.received), (1, frames));
+        }
+    }
+}
+
+pub(crate) fn the_last_frame_is_not_lost<M: MemoryFixture>(test: &TestDir) {
+    for _ in 0..100 {
+        let publisher = test.publisher(M::backend(), |_| {});
+        let mut viewer = test.subscriber(|_| {});
+        let thread = asleep(move || {
+            intact::<M>(&viewer.frame());
+            let end = viewer.next_frame();
+            assert!(matches!(end, Next::Lost { code: RefusalReason::Closing, .. }), "{end:?}");
+        });
+        publish::<M>(&publisher, 1);
+        drop(publisher);
+        thread.join().unwrap();
+    }
+}
+
+pub(crate) fn frames_are_in_the_order_of_publication<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |c| c.window = 4);
+    let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
+    // As a decoder with frames that are shown in another order than they are decoded in.
+    let mut loans: Vec<_> = [3, 1, 4, 2]
+        .into_iter()
+        .map(|n| {
+            let mut loan = publisher.loan(SIZE).unwrap().unwrap();
+            M::write(&mut loan, n);
+            (n, loan)
+        })
+        .collect();
+    assert!(matches!(viewer.poll(), Next::TimedOut));
+    loans.sort_by_key(|(n, _)| *n);
+    for (n, loan) in loans {
+        assert_eq!(publisher.publish(loan, &info(n, SIZE)), n);
+    }
+    for n in 1..=4 {
+        let frame = viewer.frame();
+        assert_eq!((frame.seq, frame.skipped), (n, 0));
+        intact::<M>(&frame);
+    }
+}
+
+pub(crate) fn the_stream_goes_on_behind_its_end<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
+    publish::<M>(&publisher, 1);
+    publisher.end_of_frames();
+    // The end is behind the last frame.
+    assert_eq!(viewer.frame().seq, 1);
+    assert!(matches!(viewer.next_frame(), Next::Eos));
+    assert!(matches!(viewer.next_frame(), Next::Eos));
+    assert!(matches!(viewer.poll(), Next::TimedOut), "who waits past the end does not see it");
+    let waits = asleep(move || {
+        let wait = Wait { past_eos: true, ..Wait::forever(&viewer.interrupt) };
+        let frame = item(viewer.subscriber.next_frame(&wait).unwrap());
+        intact::<M>(&frame);
+        (frame.seq, viewer)
+    });
+    publish::<M>(&publisher, 2);
+    let (seq, mut viewer) = waits.join().unwrap();
+    assert_eq!(seq, 2);
+    let waits = asleep(move || (matches!(viewer.next_frame(), Next::Eos), viewer));
+    publisher.end_of_frames();
+    let (ended, mut viewer) = waits.join().unwrap();
+    assert!(ended);
+    drop(publisher);
+    // That it has ended is worth more than that it is gone.
+    assert!(matches!(viewer.next_frame(), Next::Eos));
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Formats and sizes that change while frames flow.
+
+use cuframes::{Mode, Policy};
+use testing::{CAPS, SIZE, TestDir, info, until};
+
+use crate::fixture::{HASTE, MemoryFixture, PATIENT, hurry, intact, publish, publish_sized};
+
+/// Bigger, smaller, and the same size under other caps.
+pub(crate) const FORMATS: [(&str, usize); 5] =
+    [(CAPS, SIZE), ("big", SIZE * 5), ("small", SIZE / 5), ("other", SIZE / 5), (CAPS, SIZE)];
+
+pub(crate) fn frames_keep_their_format<M: MemoryFixture>(test: &TestDir) {
+    // All of them fit into the window, so that a subscriber gets them when the last is published.
+    let publisher = test.publisher(M::backend(), |c| c.window = 10);
+    let mut at_once = test.subscriber(|c| {
+        c.mode = Mode::Strict;
+        c.max_frames = 8;
+    });
+    let mut later = test.subscriber(|c| c.mode = Mode::Strict);
+    let mut held = Vec::new();
+    for n in 1..=10 {
+        let (caps, size) = FORMATS[(n as usize - 1) / 2];
+        if n % 2 == 1 && n > 1 {
+            publisher.set_format(caps, size).unwrap();
+        }
+        publish_sized::<M>(&publisher, n, size);
+        let frame = at_once.frame();
+        if n > 2 {
+            held.push(frame);
+        }
+    }
+    for n in 1..=10 {
+        let frame = later.frame();
+        let (caps, size) = FORMATS[(n as usize - 1) / 2];
+        assert_eq!((frame.seq, &*frame.caps, frame.info.size), (n, caps, size));
+        intact::<M>(&frame);
+    }
+    // Those that are held stay while many more go through the pool, and the pool forgets the formats.
+    for n in 11..=60 {
+        publish::<M>(&publisher, n);
+        assert_eq!(later.frame().seq, n);
+    }
+    for (n, frame) in (3..).zip(&held) {
+        let (caps, size) = FORMATS[(n as usize - 1) / 2];
+        assert_eq!((frame.seq, &*frame.caps, frame.info.size), (n, caps, size));
+        intact::<M>(frame);
+    }
+    assert!(
+        held.windows(2).all(|w| (w[0].caps == w[1].caps) == (w[0].generation == w[1].generation))
+    );
+    held.clear();
+    until(|| {
+        publish::<M>(&publisher, publisher.stats().pool.published + 1);
+        publisher.stats().pool.slots == 10 + 8 + 2 + 1
+    });
+}
+
+pub(crate) fn frames_keep_their_format_for_who_comes_later<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    publish::<M>(&publisher, 1);
+    publisher.set_format("other", SIZE * 3).unwrap();
+    // The newest frame is still one of the format before.
+    let mut viewer = test.subscriber(|_| {});
+    let frame = viewer.frame();
+    assert_eq!((frame.seq, &*frame.caps, frame.info.size), (1, CAPS, SIZE));
+    intact::<M>(&frame);
+    publish_sized::<M>(&publisher, 2, SIZE * 3);
+    let frame = viewer.frame();
+    assert_eq!((frame.seq, &*frame.caps, frame.info.size), (2, "other", SIZE * 3));
+    intact::<M>(&frame);
+}
+
+/// There is room for two pools of slots, not for three.
+pub(crate) fn sizes_change_before_the_old_frames_are_taken<M: MemoryFixture>(test: &TestDir) {
+    for (policy, received) in [(Policy::Drop, 2 + 60), (PATIENT, 3 * 60)] {
+        let publisher = test.publisher(M::backend(), |c| {
+            (c.policy, c.window, c.max_subscribers, c.max_frames_per_subscriber) =
+                (policy, 2, 1, 8);
+        });
+        let viewer = test.subscriber(|c| (c.mode, c.max_frames) = (Mode::Strict, 8));
+        let publish = |size| {
+            // As a queue before the sink keeps them.
+            let loans: Vec<_> = (0..60).map(|_| publisher.loan(size).unwrap().unwrap()).collect();
+            for loan in loans {
+                publisher.publish(loan, &info(publisher.stats().pool.published + 1, size));
+            }
+        };
+        publish(SIZE);
+        publisher.set_format(CAPS, SIZE * 3).unwrap();
+        publish(SIZE * 3);
+        publisher.set_format(CAPS, SIZE * 9).unwrap();
+        let viewer = hurry(viewer);
+        publish(SIZE * 9);
+        publisher.end_of_frames();
+        assert_eq!(viewer.join().unwrap(), received);
+    }
+}
+
+pub(crate) fn loans_have_the_size_of_the_format<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |c| c.policy = PATIENT);
+    let viewers: Vec<_> =
+        (0..4).map(|_| hurry(test.subscriber(|c| c.mode = Mode::Strict))).collect();
+    // Often enough that slots of the old size come free at any moment of a loan.
+    for n in 1..=HASTE {
+        let size = if n / 20 % 2 == 0 { SIZE } else { SIZE * 3 };
+        if n % 20 == 0 {
+            publisher.set_format(CAPS, size).unwrap();
+        }
+        let loan = publisher.loan(size).unwrap().unwrap();
+        assert!(loan.len() >= size, "{} bytes for a frame of {size}", loan.len());
+        publisher.publish(loan, &info(n, size));
+    }
+    publisher.end_of_frames();
+    assert!(viewers.into_iter().all(|v| v.join().unwrap() == HASTE));
+}

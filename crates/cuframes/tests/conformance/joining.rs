@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Publishers and subscribers that come, are refused, and are interrupted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cuframes::{
+    Error, Interrupt, Next, Publisher, RefusalReason, Start, Subscriber, SubscriberConfig, Wait,
+};
+use testing::{TestDir, TestSubscriber, item, until};
+
+use crate::fixture::{MemoryFixture, asleep, connect, intact, publish};
+
+pub(crate) fn all_places_taken<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |c| c.max_subscribers = 2);
+    let mut stays = test.subscriber(|_| {});
+    let leaves = test.subscriber(|_| {});
+    match connect(test, test.subscriber_config()) {
+        Err(Error::Refused { code: RefusalReason::Full, key, .. }) => assert_eq!(key, "cam"),
+        other => panic!("{:?}", other.err()),
+    }
+    // That disturbs nobody who is there, and a place that is left is free again.
+    publish::<M>(&publisher, 1);
+    intact::<M>(&stays.frame());
+    drop(leaves);
+    until(|| publisher.stats().subscribers.len() == 1);
+    connect(test, test.subscriber_config()).unwrap();
+}
+
+pub(crate) fn too_much_credit<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |c| c.max_frames_per_subscriber = 3);
+    let slots = publisher.stats().pool.slots;
+    for max_frames in [4, u32::MAX] {
+        let refused = connect(test, SubscriberConfig { max_frames, ..test.subscriber_config() });
+        assert!(matches!(refused, Err(Error::Refused { code: RefusalReason::OverCredit, .. })));
+    }
+    assert_eq!(publisher.stats().pool.slots, slots);
+    connect(test, SubscriberConfig { max_frames: 3, ..test.subscriber_config() }).unwrap();
+}
+
+pub(crate) fn a_key_has_one_publisher<M: MemoryFixture>(test: &TestDir) {
+    let first = test.publisher(M::backend(), |c| c.name = "the front door".into());
+    let mut viewer = test.subscriber(|_| {});
+    match Publisher::open(test.config(), M::backend(), |_| {}) {
+        Err(Error::Busy { key, owner }) => {
+            assert_eq!(key, "cam");
+            assert!(owner.contains("the front door"), "{owner}");
+            assert!(owner.contains(&std::process::id().to_string()), "{owner}");
+        }
+        other => panic!("{:?}", other.err()),
+    }
+    let other = test.publisher(M::backend(), |c| c.key = "cam.sub".into());
+    // The first goes on as if nothing had been.
+    publish::<M>(&first, 1);
+    assert_eq!(viewer.frame().seq, 1);
+    drop(first);
+    test.publisher(M::backend(), |_| {});
+    drop(other);
+    assert_eq!(test.files(), [""; 0]);
+}
+
+pub(crate) fn a_publisher_comes_again<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|_| {});
+    for n in 1..=10 {
+        publish::<M>(&publisher, n);
+    }
+    assert_eq!(viewer.frame().seq, 10);
+    let lost = asleep(move || viewer.next_frame());
+    drop(publisher);
+    match lost.join().unwrap() {
+        Next::Lost { code: RefusalReason::Closing, text } => {
+            assert!(text.contains("cam"), "{text}")
+        }
+        other => panic!("{other:?}"),
+    }
+    let again = {
+        let config = test.subscriber_config();
+        asleep(move || {
+            let interrupt = Arc::new(Interrupt::new().unwrap());
+            let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
+            TestSubscriber { subscriber, interrupt }
+        })
+    };
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = again.join().unwrap();
+    publish::<M>(&publisher, 1);
+    let frame = viewer.frame();
+    assert_eq!((frame.seq, frame.skipped), (1, 0));
+    intact::<M>(&frame);
+}
+
+pub(crate) fn the_subscriber_comes_first<M: MemoryFixture>(test: &TestDir) {
+    for dir in [test.dir.clone(), test.dir.join("not/there/yet")] {
+        let config =
+            SubscriberConfig { runtime_dir: Some(dir.clone()), ..test.subscriber_config() };
+        let viewer = asleep(move || {
+            let interrupt = Interrupt::new().unwrap();
+            let mut subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
+            let frame = item(subscriber.next_frame(&Wait::forever(&interrupt)).unwrap());
+            intact::<M>(&frame);
+        });
+        let publisher = test.publisher(M::backend(), |c| c.runtime_dir = Some(dir));
+        publish::<M>(&publisher, 1);
+        viewer.join().unwrap();
+    }
+}
+
+pub(crate) fn no_publisher_comes<M: MemoryFixture>(test: &TestDir) {
+    // One of another key is none.
+    let _other = test.publisher(M::backend(), |c| c.key = "cam2".into());
+    let interrupt = Interrupt::new().unwrap();
+    for timeout in [Duration::ZERO, Duration::from_millis(20)] {
+        match Subscriber::connect(test.subscriber_config(), Some(timeout), &interrupt) {
+            Err(Error::NoPublisher { key, searched }) => {
+                assert_eq!((&*key, &searched[..]), ("cam", &[test.dir.clone()][..]));
+            }
+            other => panic!("{:?}", other.err()),
+        }
+    }
+}
+
+pub(crate) fn an_interrupt_ends_every_wait<M: MemoryFixture>(test: &TestDir) {
+    let interrupt = Arc::new(Interrupt::new().unwrap());
+    let (config, its) = (test.subscriber_config(), interrupt.clone());
+    let connects = asleep(move || Subscriber::connect(config, None, &its));
+    interrupt.set();
+    assert!(matches!(connects.join().unwrap(), Err(Error::Interrupted)));
+    // It stays until it is taken back.
+    let again = Subscriber::connect(test.subscriber_config(), None, &interrupt);
+    assert!(matches!(again, Err(Error::Interrupted)));
+    interrupt.clear();
+
+    let publisher = test.publisher(M::backend(), |_| {});
+    publisher.add_track(0, "video/x-h264", Default::default()).unwrap();
+    let config = SubscriberConfig { max_frames: 1, ..test.subscriber_config() };
+    let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
+    // Track 1 does not exist.
+    for track in [0, 1] {
+        let mut packets = subscriber.packets(track, Start::default());
+        let its = interrupt.clone();
+        let waits = asleep(move || packets.next(&Wait::forever(&its)).unwrap());
+        interrupt.set();
+        assert!(matches!(waits.join().unwrap(), Next::Interrupted));
+        interrupt.clear();
+    }
+    let mut viewer = TestSubscriber { subscriber, interrupt };
+    let interrupted = |mut viewer: TestSubscriber| {
+        let interrupt = viewer.interrupt.clone();
+        let waits = asleep(move || (viewer.next_frame(), viewer));
+        interrupt.set();
+        let (next, mut viewer) = waits.join().unwrap();
+        assert!(matches!(next, Next::Interrupted), "{next:?}");
+        assert!(matches!(viewer.poll(), Next::Interrupted));
+        interrupt.clear();
+        viewer
+    };
+    viewer = interrupted(viewer);
+    publish::<M>(&publisher, 1);
+    let held = viewer.frame();
+    // With the credit used up it waits for something else.
+    viewer = interrupted(viewer);
+    publish::<M>(&publisher, 2);
+    drop(held);
+    assert_eq!(viewer.frame().seq, 2);
+}

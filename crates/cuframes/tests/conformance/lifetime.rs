@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! How long frames and slots live.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cuframes::{Next, RefusalReason};
+use testing::{SIZE, TestDir, until};
+
+use crate::fixture::{MemoryFixture, intact, publish};
+
+pub(crate) fn frames_outlive_the_publisher<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|_| {});
+    publish::<M>(&publisher, 1);
+    let first = viewer.frame();
+    publish::<M>(&publisher, 2);
+    drop(publisher);
+    // What was published before the end is there to be taken.
+    let second = viewer.frame();
+    assert!(matches!(viewer.next_frame(), Next::Lost { code: RefusalReason::Closing, .. }));
+    // The next life of the key has nothing to do with them.
+    let publisher = test.publisher(M::backend(), |_| {});
+    for n in 1..=20 {
+        publish::<M>(&publisher, n);
+    }
+    drop(viewer);
+    intact::<M>(&first);
+    intact::<M>(&second);
+}
+
+/// A device gives a frame back some time after the last reference to it is gone.
+pub(crate) fn a_frame_given_back_by_a_device_is_held_until_then<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|c| c.max_frames = 1);
+    publish::<M>(&publisher, 1);
+    let frame = viewer.frame();
+    let (page, len, _mapped) = viewer.subscriber.page();
+    let mut word = None;
+    frame.release_with(|offset| {
+        assert!(offset + 8 <= len);
+        word = Some(offset);
+        true
+    });
+    publish::<M>(&publisher, 2);
+    // Still claimed, so there is no credit for another.
+    assert!(matches!(viewer.poll(), Next::TimedOut));
+    assert_eq!(publisher.stats().subscribers[0].held, 1);
+    // SAFETY: an aligned word of the page, which is mapped and made of atomics.
+    let word = unsafe { AtomicU64::from_ptr(page.add(word.unwrap()).cast()) };
+    word.store(0, Ordering::Release);
+    assert_eq!(viewer.frame().seq, 2);
+    until(|| publisher.stats().subscribers[0].held == 0);
+}
+
+/// With its whole credit held a reader sleeps, until the last reference is gone and the device is done.
+pub(crate) fn a_reader_that_waits_learns_what_a_device_gives_back<M: MemoryFixture>(
+    test: &TestDir,
+) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|c| c.max_frames = 1);
+    let (page, _, _mapped) = viewer.subscriber.page();
+    publish::<M>(&publisher, 1);
+    let frame = viewer.frame();
+    publish::<M>(&publisher, 2);
+    let (ready, reader) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        ready.send(nix::unistd::gettid()).unwrap();
+        viewer.frame().seq
+    });
+    let stat = format!("/proc/self/task/{}/stat", reader.recv().unwrap());
+    until(|| std::fs::read_to_string(&stat).unwrap().contains(") S "));
+    let mut word = None;
+    frame.release_with(|offset| {
+        word = Some(offset);
+        true
+    });
+    // SAFETY: an aligned word of the page, which is mapped and made of atomics.
+    unsafe { AtomicU64::from_ptr(page.add(word.unwrap()).cast()) }.store(0, Ordering::Release);
+    assert_eq!(waiting.join().unwrap(), 2);
+}
+
+pub(crate) fn frames_outlive_their_subscriber<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|_| {});
+    publish::<M>(&publisher, 1);
+    let frame = viewer.frame();
+    drop(viewer);
+    for n in 2..=50 {
+        publish::<M>(&publisher, n);
+        intact::<M>(&frame);
+    }
+    // It keeps its place as long as it has frames.
+    assert_eq!(publisher.stats().subscribers[0].held, 1);
+    drop(frame);
+    until(|| publisher.stats().subscribers.is_empty());
+}
+
+pub(crate) fn the_pool_follows_the_credit<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |c| c.window = 3);
+    let mut n = 0;
+    let mut settle = |credits: u32| {
+        // A subscriber that left goes when the publisher has noticed.
+        until(|| {
+            n += 1;
+            publish::<M>(&publisher, n);
+            publisher.stats().pool.slots == 3 + credits + 1
+        });
+    };
+    settle(0);
+    let join = |max_frames| test.subscriber(|c| c.max_frames = max_frames);
+    let mut a = join(2);
+    settle(2);
+    let b = join(5);
+    settle(7);
+    let c = join(2);
+    settle(9);
+    drop(b);
+    settle(4);
+    // Who holds frames keeps them, whoever leaves.
+    let frame = a.frame();
+    drop(c);
+    settle(2);
+    intact::<M>(&frame);
+    drop(a);
+    settle(2);
+    intact::<M>(&frame);
+    drop(frame);
+    settle(0);
+    // Who takes packets only costs no memory of frames.
+    let _d = join(0);
+    settle(0);
+    let pool = publisher.stats().pool;
+    assert_eq!(pool.chunks, 1);
+    assert!(pool.bytes >= 4 * SIZE as u64);
+}
+
+pub(crate) fn a_loan_that_is_dropped_is_free_again<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|_| {});
+    let slots = publisher.stats().pool.slots;
+    publish::<M>(&publisher, 1);
+    let frame = viewer.frame();
+    for n in 0..100 {
+        M::write(&mut publisher.loan(SIZE).unwrap().unwrap(), 1000 + n);
+    }
+    intact::<M>(&frame);
+    publish::<M>(&publisher, 2);
+    let stats = publisher.stats();
+    assert_eq!((stats.pool.published, stats.pool.slots), (2, slots));
+    let frame = viewer.frame();
+    assert_eq!((frame.seq, frame.skipped), (2, 0));
+    intact::<M>(&frame);
+
+    // A loan may outlive its publisher.
+    let mut loan = publisher.loan(SIZE).unwrap().unwrap();
+    drop(publisher);
+    M::write(&mut loan, 3);
+    drop(loan);
+    intact::<M>(&frame);
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Packets, their caps and the end of a track arrive as they were published.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cuframes::{Next, PacketInfo, ReferenceTimestamp, RefusalReason, Start, Wait};
+
+use super::{LONG, Reader, Source, bounds, info};
+use crate::fixture::asleep;
+use testing::item;
+
+/// Bytes of packet `seq`: any length up to a few kB, some much longer, some empty.
+fn content(seq: u64) -> Vec<u8> {
+    let mut state = (seq + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    random();
+    let most = if seq % 50 == 7 { 60_000 } else { 3_000 };
+    let len = if seq % 97 == 5 { 0 } else { random() as usize % most };
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend(random().to_ne_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn packets_arrive_byte_for_byte() {
+    const PACKETS: u64 = 10_000;
+    // Some 200 packets fit, so it wraps often.
+    let source = Source::new("packets-bytes", bounds(512 << 10, LONG));
+    // The first packets may be there before it looks.
+    let mut all = source.reader(Start::OldestKeyframe);
+    // It reads as fast as it can, and nobody waits for it.
+    let mut some = source.reader(Start::default());
+    let progress = Arc::new(AtomicU64::new(0));
+    let done = progress.clone();
+    let all = std::thread::spawn(move || {
+        for seq in 0..PACKETS {
+            let packet = all.packet();
+            assert_eq!((packet.seq, packet.lost), (seq, 0));
+            assert_eq!(packet.info.keyframe, seq.is_multiple_of(25));
+            assert_eq!(packet.info.pts, Some(seq as i64));
+            assert!(packet.data == content(seq), "packet {seq} is not as it was pushed");
+            done.store(seq + 1, Ordering::Release);
+        }
+        assert!(matches!(all.next(), Next::Eos));
+    });
+    let some = std::thread::spawn(move || {
+        let (mut next, mut received, mut lost) = (0, 0, 0);
+        loop {
+            let packet = match some.next() {
+                Next::Item(packet) => packet,
+                Next::Eos => break,
+                other => panic!("{other:?}"),
+            };
+            assert!(packet.data == content(packet.seq), "packet {} is torn", packet.seq);
+            if received > 0 {
+                assert_eq!(packet.lost, packet.seq - next);
+            }
+            assert!(packet.lost == 0 && received > 0 || packet.info.keyframe);
+            next = packet.seq + 1;
+            received += 1;
+            lost += packet.lost;
+            // Slower than the rest.
+            std::thread::yield_now();
+        }
+        assert_eq!(some.packets.counters(), (received, lost + PACKETS - next));
+    });
+    for seq in 0..PACKETS {
+        // As far ahead as the ring has room in any case.
+        while progress.load(Ordering::Acquire) + 50 < seq && !all.is_finished() {
+            std::thread::yield_now();
+        }
+        let info = PacketInfo { pts: Some(seq as i64), ..info(seq.is_multiple_of(25)) };
+        assert_eq!(source.track.push(info, &content(seq)), Ok(seq));
+    }
+    source.track.end();
+    all.join().unwrap();
+    some.join().unwrap();
+}
+
+#[test]
+fn times_of_other_clocks_cross() {
+    let source = Source::new("packets-references", bounds(1 << 20, LONG));
+    let mut reader = source.reader(Start::default());
+    let reference = |clock: &str, timestamp, duration| ReferenceTimestamp {
+        clock: clock.into(),
+        timestamp,
+        duration,
+    };
+    let ntp = reference("timestamp/x-ntp", 3_941_000_000_123_456_789, None);
+    let unix = reference("timestamp/x-unix", 1_732_000_000_987_654_321, Some(40_000_000));
+    let all = [vec![], vec![ntp.clone()], vec![ntp, unix, reference("", 0, Some(0))]];
+    for (references, len) in all.iter().flat_map(|r| [0, 1, 8, 13].map(|len| (r, len))) {
+        let data = vec![7; len];
+        let info = PacketInfo { references: references.clone(), ..info(true) };
+        source.track.push(info, &data).unwrap();
+        let packet = reader.packet();
+        assert_eq!((&packet.info.references, &packet.data), (references, &data));
+    }
+}
+
+#[test]
+fn caps_change_at_their_packet() {
+    let source = Source::new("packets-caps", bounds(1 << 20, LONG));
+    let mut at_once = source.reader(Start::default());
+    let mut later = source.reader(Start::OldestKeyframe);
+    // The caps of 6 packets each; some are replaced before there is one.
+    let mut expected = VecDeque::new();
+    for caps in ["a", "b", "-c", "d"] {
+        match caps {
+            "a" => {}
+            "-c" => {
+                source.track.set_caps("never used");
+                source.track.set_caps(caps);
+            }
+            _ => source.track.set_caps(caps),
+        }
+        source.push("K-----");
+        for _ in 0..6 {
+            expected.push_back(caps);
+            let packet = at_once.packet();
+            assert_eq!(&*packet.caps, caps);
+        }
+    }
+    let mut latest = source.reader(Start::OldestKeyframe);
+    let mut generations = Vec::new();
+    for caps in expected {
+        let packets = [later.packet(), latest.packet()];
+        for packet in &packets {
+            assert_eq!((&*packet.caps, packet.lost), (caps, 0), "packet {}", packet.seq);
+        }
+        generations.push((caps, packets[0].generation));
+    }
+    assert!(generations.windows(2).all(|w| (w[0].0 == w[1].0) == (w[0].1 == w[1].1)));
+}
+
+#[test]
+fn a_track_may_come_later() {
+    let source = Source::new("packets-later", bounds(1 << 20, LONG));
+    let mut reader = Reader::of(&source.test, 7, Start::default());
+    assert!(matches!(reader.look(), Next::TimedOut));
+    let waits = asleep(move || (reader.packet(), reader));
+    source.push("K");
+    let track = source.publisher.add_track(7, "late", bounds(1 << 20, LONG)).unwrap();
+    track.push(info(true), b"seven").unwrap();
+    let (packet, mut reader) = waits.join().unwrap();
+    assert_eq!((&*packet.caps, &packet.data[..]), ("late", &b"seven"[..]));
+    // Tracks do not mix.
+    source.push("-");
+    assert!(matches!(reader.look(), Next::TimedOut));
+}
+
+#[test]
+fn a_track_goes_on_behind_its_end() {
+    let source = Source::new("packets-end", bounds(1 << 20, LONG));
+    let mut reader = source.reader(Start::default());
+    source.push("K-");
+    source.track.end();
+    assert_eq!(reader.packet().seq, 0);
+    assert_eq!(reader.packet().seq, 1);
+    assert!(matches!(reader.next(), Next::Eos));
+    let waits = asleep(move || {
+        let wait = Wait { past_eos: true, ..Wait::forever(&reader.interrupt) };
+        let packet = item(reader.packets.next(&wait).unwrap());
+        (packet, reader)
+    });
+    source.push("-");
+    let (packet, mut reader) = waits.join().unwrap();
+    assert_eq!((packet.seq, packet.lost), (2, 0));
+    let waits = asleep(move || matches!(reader.next(), Next::Eos));
+    source.track.end();
+    assert!(waits.join().unwrap());
+}
+
+#[test]
+fn the_last_packet_is_not_lost() {
+    for n in 0..100 {
+        let source = Source::new(&format!("packets-last-{n}"), bounds(1 << 20, LONG));
+        let mut reader = source.reader(Start::default());
+        let waits = asleep(move || {
+            assert_eq!(reader.packet().seq, 0);
+            let end = reader.next();
+            assert!(matches!(end, Next::Lost { code: RefusalReason::Closing, .. }), "{end:?}");
+        });
+        source.push("K");
+        drop(source);
+        waits.join().unwrap();
+    }
+}

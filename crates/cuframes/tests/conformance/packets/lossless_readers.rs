@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Readers for which the publisher waits.
+
+use std::time::Duration;
+
+use cuframes::{Next, PushError, RefusalReason, Start};
+
+use super::{LONG, Reader, info, lossless, patient};
+use crate::fixture::asleep;
+
+#[test]
+fn a_lossless_reader_gets_everything() {
+    const PACKETS: u64 = 5_000;
+    let source = patient("packets-lossless", LONG, 10);
+    let push = |seq: u64| source.track.push(info(seq.is_multiple_of(25)), &seq.to_ne_bytes());
+    // Those of whom nothing was heard since they joined count from then on.
+    let readers: Vec<_> = (0..4).map(|_| lossless(&source.test, Start::OldestKeyframe)).collect();
+    // And one that reads nothing, and that nobody waits for.
+    let _live = source.reader(Start::default());
+    let watch = |mut reader: Reader| {
+        std::thread::spawn(move || {
+            let mut next = None;
+            loop {
+                let packet = match reader.next() {
+                    Next::Item(packet) => packet,
+                    Next::Eos => break,
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!((packet.lost, &packet.data[..]), (0, &packet.seq.to_ne_bytes()[..]));
+                assert!(next.is_none_or(|next| next == packet.seq), "after {next:?}");
+                next = Some(packet.seq + 1);
+            }
+            (next, reader.packets.counters())
+        })
+    };
+    let mut readers: Vec<_> = readers.into_iter().map(watch).collect();
+    for seq in 0..PACKETS {
+        assert_eq!(push(seq), Ok(seq));
+        if seq % 1000 == 500 {
+            // One that comes while it runs.
+            readers.push(watch(lossless(&source.test, Start::default())));
+        }
+    }
+    source.track.end();
+    for (n, reader) in readers.into_iter().enumerate() {
+        let (last, (received, lost)) = reader.join().unwrap();
+        assert_eq!(lost, 0);
+        assert_eq!(last, Some(PACKETS), "it read to the end");
+        assert!(n >= 4 || received == PACKETS, "{received} for reader {n}");
+    }
+}
+
+#[test]
+fn a_publisher_waits_for_a_lossless_reader() {
+    let source = patient("packets-waits", LONG, 4);
+    let mut reader = lossless(&source.test, Start::default());
+    source.push("K---");
+    let track = source.track.clone();
+    let waits = asleep(move || track.push(info(false), b"-").unwrap());
+    assert_eq!(source.publisher.stats().tracks[0].published, 4);
+    assert_eq!(reader.packet().seq, 0);
+    assert_eq!(waits.join().unwrap(), 4);
+    let stats = source.publisher.stats();
+    let [its_own] = &stats.subscribers[0].packets[..] else { panic!("it reads one track") };
+    assert_eq!((its_own.track, its_own.received, its_own.lost), (0, 1, 0));
+
+    // It may give up the wait, and then the reader.
+    assert_eq!(source.track.push_unless(info(false), b"-", &|| true), Err(PushError::WouldBlock));
+    let track = source.track.clone();
+    let waits = asleep(move || track.push(info(false), b"-").unwrap());
+    drop(reader);
+    assert_eq!(waits.join().unwrap(), 5);
+    let mut other = lossless(&source.test, Start::OldestKeyframe);
+    let track = source.track.clone();
+    let waits = asleep(move || (0..8).try_for_each(|_| track.push(info(false), b"-").map(drop)));
+    assert!(!waits.is_finished(), "it waits for one that has not begun");
+    source.publisher.stop_waiting();
+    assert_eq!(waits.join().unwrap(), Err(PushError::WouldBlock));
+    // None of them is a keyframe.
+    assert!(matches!(other.look(), Next::TimedOut));
+}
+
+#[test]
+fn a_lossless_reader_that_takes_nothing_is_sent_away() {
+    let source = patient("packets-stalled", Duration::from_millis(30), 4);
+    let mut reader = lossless(&source.test, Start::default());
+    source.push("K---K---K---");
+    let end = loop {
+        match reader.next() {
+            Next::Item(_) => {}
+            end => break end,
+        }
+    };
+    assert!(matches!(end, Next::Lost { code: RefusalReason::Stalled, .. }), "{end:?}");
+}

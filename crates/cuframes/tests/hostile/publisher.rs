@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Publishers that violate the protocol, and what a subscriber reports of them.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cuframes::memory::host::HostBackend;
+use cuframes::protocol::message::Message;
+use cuframes::{Error, Interrupt, Mode, Next, RefusalReason, Start, Subscriber, Wait};
+use nix::fcntl::SealFlag;
+use nix::sys::memfd::MFdFlags;
+use testing::raw::{
+    self, FakePublisher, FakeStream, RawMessage, Segment, at, chunk_of, pair, welcome,
+};
+use testing::{Child, Resources, TestDir, until};
+
+/// What a subscriber got out of a stream, at most a few of each.
+#[derive(Debug, Default)]
+pub(crate) struct Visit {
+    frames: usize,
+    packets: usize,
+    /// What ended it.
+    errors: Vec<String>,
+}
+
+impl Visit {
+    pub(crate) fn take<T>(&mut self, next: cuframes::Result<Next<T>>) -> Option<T> {
+        match next {
+            Ok(Next::Item(item)) => return Some(item),
+            Ok(Next::Lost { text, .. }) => self.errors.push(text),
+            Ok(_) => {}
+            Err(e) => self.errors.push(e.to_string()),
+        }
+        None
+    }
+}
+
+/// Joins whoever publishes, takes what there is, and reads all of it.
+pub(crate) fn visit(test: &TestDir, mode: Mode) -> Visit {
+    let mut visit = Visit::default();
+    let interrupt = Interrupt::new().unwrap();
+    let config = cuframes::SubscriberConfig { mode, ..test.subscriber_config() };
+    let mut subscriber = match Subscriber::connect(config, Some(Duration::ZERO), &interrupt) {
+        Ok(subscriber) => subscriber,
+        Err(e) => {
+            visit.errors.push(e.to_string());
+            return visit;
+        }
+    };
+    let wait = Wait::forever(&interrupt);
+    for _ in 0..4 {
+        let Some(frame) = visit.take(subscriber.next_frame(&wait)) else { break };
+        std::hint::black_box(frame.bytes().iter().fold(0, |sum, b| sum ^ b));
+        assert!(frame.info.planes.iter().all(|p| (p.offset as usize) < frame.bytes().len()));
+        visit.frames += 1;
+    }
+    let mut packets = subscriber.packets(0, Start::OldestKeyframe);
+    for _ in 0..8 {
+        let Some(packet) = visit.take(packets.next(&wait)) else { break };
+        std::hint::black_box(packet.data.iter().fold(0, |sum, b| sum ^ b));
+        visit.packets += 1;
+    }
+    visit
+}
+
+/// Joins a publisher that stays, without a pipeline.
+pub(crate) fn join(
+    test: &TestDir,
+    publisher: &FakePublisher,
+    mut stream: FakeStream,
+    mode: Mode,
+) -> Subscriber {
+    stream.stays = true;
+    publisher.serve(stream);
+    let interrupt = Interrupt::new().unwrap();
+    let config = cuframes::SubscriberConfig { mode, ..test.subscriber_config() };
+    Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap()
+}
+
+#[test]
+fn the_truth_is_believed() {
+    let test = TestDir::new("hostile-truth");
+    let publisher = FakePublisher::new(&test.dir);
+    for mode in [Mode::Newest, Mode::Strict] {
+        publisher.serve(FakeStream::new());
+        let visit = visit(&test, mode);
+        assert_eq!((visit.frames, visit.packets), (1, 2), "{visit:?}");
+    }
+}
+
+/// A change of a valid stream.
+type Change = Box<dyn Fn(&mut FakeStream)>;
+
+/// Checks that a subscriber reports each violation with the text that stands beside it.
+#[track_caller]
+fn check_violations(name: &str, cases: Vec<(String, Change)>) {
+    let test = TestDir::new(&format!("hostile-{name}"));
+    let publisher = FakePublisher::new(&test.dir);
+    for (expected, change) in cases {
+        for mode in [Mode::Newest, Mode::Strict] {
+            let mut stream = FakeStream::new();
+            change(&mut stream);
+            publisher.serve(stream);
+            let visit = visit(&test, mode);
+            let found = visit.errors.iter().any(|e| e.contains(&expected));
+            assert!(found, "{expected}: {visit:?}");
+        }
+    }
+}
+
+fn case(
+    expected: impl Into<String>,
+    change: impl Fn(&mut FakeStream) + 'static,
+) -> (String, Change) {
+    (expected.into(), Box::new(change))
+}
+
+/// Replaces message `n`.
+fn send(n: usize, message: Message) -> impl Fn(&mut FakeStream) {
+    move |s| s.script[n].bytes = message.encode()
+}
+
+/// Replaces the first fd of message `n`.
+fn send_fd(n: usize, make: impl Fn() -> Arc<OwnedFd>) -> impl Fn(&mut FakeStream) {
+    move |s| s.script[n].fds[0] = make()
+}
+
+/// Changes a word of the frame's record.
+fn record(word: usize, value: u64) -> impl Fn(&mut FakeStream) {
+    move |s| s.control.set(at::RECORD + word * 8, &[value])
+}
+
+/// Changes a word of the first packet's header.
+fn packet(word: usize, value: u64) -> impl Fn(&mut FakeStream) {
+    move |s| s.track.set(at::PACKETS + word * 8, &[value])
+}
+
+#[test]
+fn publisher_with_other_version_is_reported() {
+    let mut cases = vec![
+        case("it chose version 3 of it, this side speaks 2 to 2", send(0, welcome(3, 4, 4))),
+        case("it chose version 0", send(0, welcome(0, 4, 4))),
+        case("the control segment is not what it claims", |s| s.control.set(0, &[0])),
+        case("the page is not what it claims", |s| s.page.set(0, &[!0])),
+        case("a track is not what it claims", |s| s.track.set(0, &[1])),
+    ];
+    for version in [0, 1, 2, u32::MAX] {
+        let text = format!("layout version {version}, this side knows 3");
+        let word = pair(version, 4);
+        cases.push(case(&text, move |s| s.control.set(at::VERSION, &[word])));
+        cases.push(case(&text, move |s| s.page.set(at::VERSION, &[word])));
+        cases.push(case(&text, move |s| s.track.set(at::VERSION, &[word])));
+    }
+    check_violations("versions", cases);
+}
+
+/// Numbers of WELCOME and CHUNK. The memfds may be too short for them as well.
+#[test]
+fn impossible_geometry_is_reported() {
+    let mut cases = vec![
+        case("shorter than announced", send(0, welcome(2, 16384, 4))),
+        case("shorter than announced", send(0, welcome(2, 4, 16384))),
+        case("shorter than announced", send(2, chunk_of(1, 5, 4096, 2048))),
+        case("unknown memory kind 4", send(2, chunk_of(4, 4, 4096, 2048))),
+        case("host memory only", send(2, chunk_of(2, 4, 4096, 2048))),
+        case("host memory only", send(2, chunk_of(3, 4, 4096, 2048))),
+        case("too big", announce_whole_address_space),
+    ];
+    for (slots, index) in [(0, 4), (4, 0), (4, 3), (16385, 4), (4, 32768), (u32::MAX, u32::MAX)] {
+        cases.push(case("are not possible", send(0, welcome(2, slots, index))));
+    }
+    for (slots, stride, size) in
+        [(0, 4096, 2048), (4, 4096, 4097), (4, 0, 0), (4, u64::MAX, 4), (4, 1 << 62, 4)]
+    {
+        cases.push(case("impossible size", send(2, chunk_of(1, slots, stride, size))));
+    }
+    check_violations("geometry", cases);
+}
+
+/// A chunk of all the address space, in a memfd that has it.
+fn announce_whole_address_space(stream: &mut FakeStream) {
+    let fd = nix::sys::memfd::memfd_create("big", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    nix::unistd::ftruncate(&fd, 1 << 46).unwrap();
+    let seals = nix::fcntl::FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK);
+    nix::fcntl::fcntl(&fd, seals).unwrap();
+    stream.script[2] = RawMessage::new(chunk_of(1, 1 << 20, 1 << 26, 4096), &[&Arc::new(fd)]);
+}
+
+/// Fds of the wrong kind, and too few or too many of them.
+#[test]
+fn wrong_fds_are_reported() {
+    let huge = || {
+        let flags = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        Segment::create(2 << 20, SealFlag::F_SEAL_SHRINK, flags)
+    };
+    let file = |path: &str| Arc::new(std::fs::File::open(path).unwrap().into());
+    let mut cases = Vec::new();
+    for n in [0, 2, 3] {
+        cases.push(case("not a memfd", send_fd(n, move || file("/dev/null"))));
+        cases.push(case("not a memfd", send_fd(n, move || file("/proc/self/mem"))));
+        cases.push(case("not a memfd", send_fd(n, || Arc::new(nix::unistd::pipe().unwrap().0))));
+        let unsealed =
+            || Segment::with(1 << 20, SealFlag::F_SEAL_GROW, MFdFlags::empty()).fd.clone();
+        cases.push(case("not sealed", send_fd(n, unsealed)));
+        cases.push(case("shorter than announced", send_fd(n, || Segment::new(100).fd.clone())));
+        // Few machines set huge pages aside.
+        if huge().is_ok() {
+            cases.push(case("huge pages", send_fd(n, move || huge().unwrap().fd.clone())));
+        }
+        cases.push(case("fds came with it", move |s| s.script[n].fds.clear()));
+        cases.push(case("fds came with it", move |s| s.script[n].fds.push(s.page.fd.clone())));
+        cases.push(case("fds came with it", move |s| {
+            s.script[n].fds = vec![s.page.fd.clone(); 253];
+        }));
+    }
+    cases.push(case("fds came with it", |s| s.script[1].fds.push(s.page.fd.clone())));
+    cases.push(case("Operation not permitted", |s| {
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_FUTURE_WRITE;
+        let page = Segment::with(4096, SealFlag::F_SEAL_SHRINK, MFdFlags::empty()).fd.clone();
+        nix::fcntl::fcntl(&page, nix::fcntl::FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        s.script[0].fds[1] = page;
+    }));
+    check_violations("fds", cases);
+}
+
+#[test]
+fn impossible_frame_is_reported() {
+    check_violations(
+        "frames",
+        vec![
+            case("impossible", |s| s.control.set(at::HEAD, &[u64::MAX])),
+            case("impossible", |s| s.control.set(at::HEAD, &[1 << 48])),
+            case("outside its memory", record(8, raw::SIZE + 1)),
+            case("outside its memory", record(8, u64::MAX)),
+            case("outside its memory", record(2, 4 << 32)),
+            case("outside its memory", record(10, raw::SIZE << 32 | 64)),
+            case("makes no sense", record(9, 5)),
+            case("makes no sense", record(0, 2)),
+        ],
+    );
+}
+
+#[test]
+fn impossible_track_is_reported() {
+    let track = |bytes| send(3, Message::Track { track: 0, bytes });
+    let format = Message::TrackFormat { track: 1, generation: 1, caps: "a".into() };
+    let mut cases = vec![
+        case("shorter than announced", track(raw::RING + 8)),
+        case("end are impossible", |s| s.track.set(at::TAIL, &[2 * raw::PACKET + 8])),
+        case("end are impossible", |s| s.track.set(at::HEAD, &[raw::RING + 8])),
+        case("end are impossible", |s| s.track.set(at::HEAD, &[u64::MAX])),
+        case("packets of a track are in no order", |s| s.track.set(at::HEAD, &[raw::PACKET + 8])),
+        case("header of a packet is impossible", packet(1, raw::RING + 1)),
+        case("header of a packet is impossible", packet(1, u64::MAX)),
+        // Its references are longer than the packet, or they are none.
+        case("behind a packet makes no sense", packet(9, 101)),
+        case("behind a packet makes no sense", packet(9, 50)),
+        // The numbers are at their end.
+        case("no order", packet(0, u64::MAX)),
+        case("no order", |s| {
+            let end = 0u64.wrapping_sub(8);
+            s.track.set(at::TAIL, &[end - raw::PACKET / 2]);
+            s.track.set(at::HEAD, &[end]);
+            s.track.set(at::KEYFRAME, &[0]);
+        }),
+        case("unknown track", send(4, format)),
+        case("too many tracks", |s| {
+            for track in 0..300 {
+                let message = Message::Track { track, bytes: raw::RING };
+                s.script.insert(3, RawMessage::new(message, &[&s.track.fd]));
+            }
+        }),
+    ];
+    for bytes in [0, 4095, u64::MAX - 7, 1 << 63] {
+        cases.push(case("impossible track", track(bytes)));
+    }
+    check_violations("tracks", cases);
+}
+
+#[test]
+fn message_out_of_order_is_reported() {
+    let refused = Message::Refused { code: RefusalReason::Full, text: "a".into() };
+    let mut cases = Vec::new();
+    for (wrong, fds) in [(welcome(2, 4, 4), 2), (refused, 0)] {
+        assert_eq!(fds, wrong.fds());
+        cases.push(case("out of order", move |s| {
+            let all = [&s.control.fd, &s.page.fd];
+            s.script[1] = RawMessage::new(wrong.clone(), &all[..fds]);
+        }));
+    }
+    cases.push(case("out of order", send(1, Message::Leave)));
+    cases.push(case("first message is not WELCOME", |s| drop(s.script.remove(0))));
+    check_violations("order", cases);
+}
+
+#[test]
+fn malformed_message_is_reported() {
+    let text = Message::Format { generation: 1, caps: "a\nb".into() };
+    check_violations(
+        "malformed",
+        vec![
+            case("ends too early", |s| s.script[1].bytes.truncate(7)),
+            case("behind its end", |s| s.script[1].bytes.push(0)),
+            case("behind its end", |s| s.script[1].bytes.resize(70_000, 0)),
+            case("unknown message type", |s| s.script[1].bytes[0] = 77),
+            case("control characters", send(1, text)),
+        ],
+    );
+}
+
+/// A publisher that stays, with a newest frame that never can be had, or is never complete.
+#[test]
+fn a_frame_that_never_comes_ends_the_wait() {
+    let test = TestDir::new("hostile-never");
+    let publisher = FakePublisher::new(&test.dir);
+    for (offset, word, expected) in [
+        // A strict reader would look for each of them.
+        (at::HEAD, 1 << 47, "newest frame is not there"),
+        (at::SLOT, 0, "newest frame is not there"),
+        (at::READY, 0, "never completed"),
+    ] {
+        let mut stream = FakeStream::new();
+        stream.stays = true;
+        stream.control.set(offset, &[word]);
+        publisher.serve(stream);
+        let interrupt = Interrupt::new().unwrap();
+        let config = cuframes::SubscriberConfig { mode: Mode::Strict, ..test.subscriber_config() };
+        let mut subscriber = Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap();
+        let error = subscriber.next_frame(&Wait::forever(&interrupt)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// A publisher that is stopped while it decides what to give up costs a reader its time, and no more.
+#[test]
+fn a_decision_that_is_never_taken_is_no_reason_to_wait_longer() {
+    let test = TestDir::new("hostile-decision");
+    let publisher = FakePublisher::new(&test.dir);
+    let stream = FakeStream::new();
+    stream.track.set(at::RECLAIM, &[raw::PACKET]);
+    let subscriber = join(&test, &publisher, stream, Mode::Strict);
+    let mut packets = subscriber.packets(0, Start::OldestKeyframe);
+    let interrupt = Interrupt::new().unwrap();
+    let timeout = Some(Duration::from_millis(30));
+    let wait = Wait { timeout, ..Wait::forever(&interrupt) };
+    assert!(matches!(packets.next(&wait), Ok(Next::TimedOut)));
+}
+
+/// Who is sent away does not read on until there is nothing left: it may never get there.
+#[test]
+fn who_is_sent_away_is_told_at_once() {
+    let test = TestDir::new("hostile-away");
+    let publisher = FakePublisher::new(&test.dir);
+    let mut stream = FakeStream::new();
+    stream.script.push(RawMessage::new(
+        Message::Bye { code: RefusalReason::Stalled, text: "go".into() },
+        &[],
+    ));
+    let mut subscriber = join(&test, &publisher, stream, Mode::Newest);
+    let interrupt = Interrupt::new().unwrap();
+    let wait = Wait::forever(&interrupt);
+    let lost = |text: &str| text == "go";
+    until(|| matches!(subscriber.next_frame(&wait), Ok(Next::Lost { text, .. }) if lost(&text)));
+    let next = subscriber.packets(0, Start::OldestKeyframe).next(&wait);
+    assert!(matches!(&next, Ok(Next::Lost { text, .. }) if lost(text)), "{next:?}");
+}
+
+/// An answer to an observer that goes on and on.
+#[test]
+fn an_observer_stops_listening() {
+    let test = TestDir::new("hostile-answer");
+    let publisher = test.publisher(Arc::new(HostBackend), |_| {});
+    let _track = publisher.add_track(0, "", Default::default()).unwrap();
+    let truth = cuframes::status("cam", Some(&test.dir)).unwrap();
+    drop(publisher);
+    let publisher = FakePublisher::new(&test.dir);
+    let mut stream = FakeStream::new();
+    let part = |n: u64| {
+        let status = Box::new(truth.clone());
+        RawMessage::new(Message::Status { version: 2, next: n + 1, status }, &[])
+    };
+    stream.script = (0..1000).map(part).collect();
+    publisher.serve(stream);
+    let error = cuframes::status("cam", Some(&test.dir)).unwrap_err().to_string();
+    assert!(error.contains("its answer has no end"), "{error}");
+}
+
+#[test]
+fn a_refusal_is_not_a_broken_protocol() {
+    let test = TestDir::new("hostile-refusal");
+    let publisher = FakePublisher::new(&test.dir);
+    let mut stream = FakeStream::new();
+    stream.script = vec![RawMessage::new(
+        Message::Refused { code: RefusalReason::Other, text: "no".into() },
+        &[],
+    )];
+    publisher.serve(stream);
+    let interrupt = Interrupt::new().unwrap();
+    let joined = Subscriber::connect(test.subscriber_config(), None, &interrupt);
+    assert!(matches!(joined, Err(Error::Refused { code: RefusalReason::Other, .. })));
+}
+
+/// What a process has is counted in one that does nothing else.
+#[test]
+fn lies_leave_nothing_behind() {
+    let test = TestDir::new("hostile-leaks");
+    Child::start(module_path!(), "lies", &test.dir).finish();
+}
+
+/// The children's end of this file.
+#[test]
+fn child() {
+    let Some((role, dir)) = testing::role() else { return };
+    assert_eq!(role, "lies");
+    let test = TestDir::at(&dir, "hostile-lies-child");
+    let publisher = FakePublisher::new(&test.dir);
+    let before = Resources::now();
+    for n in 0..100 {
+        let mut stream = FakeStream::new();
+        match n % 5 {
+            0 => stream.script[0].fds.push(stream.page.fd.clone()),
+            1 => stream.script[0].bytes = welcome(9, 4, 4).encode(),
+            2 => stream.page.set(at::VERSION, &[pair(9, 4)]),
+            3 => stream.script[2].fds = vec![stream.page.fd.clone(); 20],
+            _ => {}
+        }
+        publisher.serve(stream);
+        visit(&test, Mode::Newest);
+    }
+    until(|| Resources::now() == before);
+}

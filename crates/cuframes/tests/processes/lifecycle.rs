@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! What a process can do to the library in it: panics, forks, crowds, interrupts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use cuframes::memory::host::HostBackend;
+use cuframes::{Error, Interrupt, Mode, Next, Publisher, Subscriber, Wait};
+use nix::libc;
+use nix::sys::signal::Signal;
+use testing::{
+    CAPS, Child, Resources, SIZE, TestDir, exit_with_parent, fill, info, number, report, until,
+    wait_for_parent,
+};
+
+/// The children's end of this file.
+#[test]
+fn child() {
+    let Some((role, dir)) = testing::role() else { return };
+    let test = TestDir::at(&dir, &role);
+    match &*role {
+        "fork" => forks(&test),
+        "connects" => a_thousand_connects(&test),
+        other => panic!("{other}?"),
+    }
+}
+
+/// What an application does of an event is its own matter.
+#[test]
+fn a_panic_in_an_event_ends_nothing() {
+    let test = TestDir::new("lifecycle-panic");
+    let count = Arc::new(AtomicU64::new(0));
+    let told = count.clone();
+    let publisher = Publisher::open(test.config(), Arc::new(HostBackend), move |_| {
+        told.fetch_add(1, Ordering::Relaxed);
+        panic!("of the test");
+    });
+    let publisher = publisher.unwrap();
+    publisher.set_format(CAPS, SIZE).unwrap();
+    for n in 1..4 {
+        let mut viewer = test.subscriber(|_| {});
+        send(&publisher, n);
+        assert_eq!(viewer.frame().seq, n);
+        drop(viewer);
+        until(|| count.load(Ordering::Relaxed) == 2 * n);
+    }
+}
+
+fn send(publisher: &Publisher, n: u64) {
+    let mut loan = publisher.loan(SIZE).unwrap().expect("a free slot");
+    fill(loan.bytes_mut(), n);
+    publisher.publish(loan, &info(n, SIZE));
+}
+
+/// A process that was forked off has all fds, and does not know it.
+#[test]
+fn what_was_forked_off_holds_nothing() {
+    let test = TestDir::new("lifecycle-fork");
+    let publisher = test.publisher(Arc::new(HostBackend), |c| c.key = "other".into());
+    let mut child = Child::start(module_path!(), "fork", &test.dir);
+    assert_eq!(child.read_line(), "forked");
+    // Its subscriber is gone, and its key is free.
+    until(|| publisher.stats().subscribers.is_empty());
+    drop(test.publisher(Arc::new(HostBackend), |_| {}));
+    child.finish();
+}
+
+fn forks(test: &TestDir) {
+    let publisher = test.publisher(Arc::new(HostBackend), |_| {});
+    let other = test.subscriber(|c| c.key = "other".into());
+    let mut own = test.subscriber(|_| {});
+    // SAFETY: what is forked off does nothing but wait and end, which is async-signal-safe.
+    let forked = unsafe { libc::fork() };
+    if forked == 0 {
+        // SAFETY: as above.
+        unsafe {
+            let _ = exit_with_parent(Signal::SIGKILL);
+            libc::pause();
+            libc::_exit(0);
+        }
+    }
+    drop(other);
+    send(&publisher, 1);
+    assert_eq!(own.frame().seq, 1);
+    drop(publisher);
+    assert!(matches!(own.next_frame(), Next::Lost { .. }));
+    report("forked");
+    wait_for_parent();
+    // SAFETY: a child of this process, which was not waited for.
+    unsafe {
+        libc::kill(forked, libc::SIGKILL);
+        libc::waitpid(forked, std::ptr::null_mut(), 0);
+    }
+}
+
+#[test]
+fn subscribers_come_and_go_a_thousand_times() {
+    let test = TestDir::new("lifecycle-connects");
+    Child::start(module_path!(), "connects", &test.dir).finish();
+}
+
+fn a_thousand_connects(test: &TestDir) {
+    let publisher = test.publisher(Arc::new(HostBackend), |_| {});
+    let mut stays = test.subscriber(|c| c.mode = Mode::Strict);
+    send(&publisher, 1);
+    assert_eq!(stays.frame().seq, 1);
+    let before = Resources::now();
+    let (done, mut n) = (AtomicBool::new(false), 1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let crowd: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        for _ in 0..250 {
+                            drop(test.subscriber(|c| c.max_frames = 8));
+                        }
+                    })
+                })
+                .collect();
+            crowd.into_iter().for_each(|one| one.join().unwrap());
+            done.store(true, Ordering::Release);
+        });
+        while !done.load(Ordering::Acquire) {
+            n += 1;
+            send(&publisher, n);
+            let frame = stays.frame();
+            assert_eq!((frame.seq, frame.skipped), (n, 0));
+            assert_eq!(number(frame.bytes()), Some(n));
+        }
+    });
+    until(|| {
+        n += 1;
+        send(&publisher, n);
+        stays.frame();
+        publisher.stats().subscribers.len() == 1 && Resources::now() == before
+    });
+}
+
+/// Ends of waits that nobody is there for any more.
+#[test]
+fn interrupts_outlive_what_they_interrupt() {
+    let test = TestDir::new("lifecycle-interrupt");
+    let interrupt = Arc::new(Interrupt::default());
+    for _ in 0..20 {
+        let (config, its) = (test.subscriber_config(), interrupt.clone());
+        let waits = std::thread::spawn(move || Subscriber::connect(config, None, &its).err());
+        interrupt.set();
+        assert!(matches!(waits.join().unwrap(), Some(Error::Interrupted)));
+        interrupt.sleep(Duration::from_secs(3600));
+        interrupt.clear();
+    }
+    let publisher = test.publisher(Arc::new(HostBackend), |_| {});
+    let mut subscriber = Subscriber::connect(test.subscriber_config(), None, &interrupt).unwrap();
+    send(&publisher, 1);
+    let next = subscriber.next_frame(&Wait::forever(&interrupt)).unwrap();
+    assert!(matches!(next, Next::Item(_)));
+}

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! A process that is out of file descriptors, memory, space or permissions reports it in a sentence or waits,
+//! and leaves nothing open. Limits apply to a process, so that each test is a child of its own.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cuframes::memory::host::HostBackend;
+use cuframes::{
+    Error, Interrupt, Mode, Next, Policy, Publisher, PublisherConfig, RefusalReason, Subscriber,
+    Wait,
+};
+use nix::libc;
+use nix::sys::resource::Resource;
+use testing::{
+    CAPS, Child, FullTable, Resources, SIZE, TestDir, fill, info, limit, report, until,
+    wait_for_parent,
+};
+
+/// Where the test `child` of all roles is.
+const MODULE: &str = module_path!();
+
+macro_rules! in_a_child {
+    ($($test:ident)*) => {
+        $(
+            #[test]
+            fn $test() {
+                let test = TestDir::new(concat!("limits-", stringify!($test)));
+                Child::start(module_path!(), stringify!($test), &test.dir).finish();
+            }
+        )*
+
+        /// Plays the role of a child.
+        #[test]
+        fn child() {
+            let Some((role, dir)) = testing::role() else { return };
+            let test = TestDir::at(&dir, &role);
+            match &*role {
+                $(stringify!($test) => roles::$test(&test),)*
+                "publish" => roles::publish(&test),
+                "join" => roles::join(&test),
+                other => panic!("{other}?"),
+            }
+        }
+    };
+}
+
+in_a_child! {
+    a_publisher_without_fds
+    a_subscriber_without_fds
+    a_server_without_fds
+    no_memory_for_frames
+    no_memory_for_another_subscriber
+    no_memory_for_what_upstream_keeps
+    no_memory_to_map_frames
+    a_directory_without_room
+}
+
+/// Leaves room for `more` bytes of address space.
+fn leave_memory(more: u64) {
+    // A thread that has just started takes a lot, and gives a part of it back.
+    until(threads_sleep);
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let used = statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096;
+    limit(Resource::RLIMIT_AS, used + more);
+}
+
+/// Whether all do but this one.
+fn threads_sleep() -> bool {
+    let own = nix::unistd::gettid().to_string();
+    std::fs::read_dir("/proc/self/task").unwrap().all(|task| {
+        let task = task.unwrap();
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        task.file_name() == *own || stat.rsplit(')').next().unwrap().starts_with(" S")
+    })
+}
+
+mod roles {
+    use super::*;
+
+    fn send(publisher: &Publisher, n: u64, size: usize) {
+        let mut loan = publisher.loan(size).unwrap().expect("a free slot");
+        fill(loan.bytes_mut(), n);
+        publisher.publish(loan, &info(n, size));
+    }
+
+    fn open(test: &TestDir) -> cuframes::Result<Publisher> {
+        let publisher = Publisher::open(test.config(), Arc::new(HostBackend), |_| {})?;
+        publisher.set_format(CAPS, SIZE)?;
+        send(&publisher, 1, SIZE);
+        Ok(publisher)
+    }
+
+    /// Publishes a frame of as many bytes as it is told, until it is told to end.
+    pub(super) fn publish(test: &TestDir) {
+        let publisher = Publisher::open(test.config(), Arc::new(HostBackend), |_| {}).unwrap();
+        report("ready");
+        let mut size = String::new();
+        std::io::stdin().read_line(&mut size).unwrap();
+        let size = size.trim().parse().unwrap();
+        publisher.set_format(CAPS, size).unwrap();
+        send(&publisher, 1, size);
+        report("published");
+        wait_for_parent();
+    }
+
+    /// Joins again and again until it is let in.
+    pub(super) fn join(test: &TestDir) {
+        wait_for_parent();
+        let interrupt = Interrupt::new().unwrap();
+        loop {
+            let config = cuframes::SubscriberConfig { max_frames: 8, ..test.subscriber_config() };
+            match Subscriber::connect(config, None, &interrupt) {
+                Ok(_) => break report("in"),
+                Err(Error::Refused { code: RefusalReason::NoMemory, text, .. }) => {
+                    report(text);
+                    wait_for_parent();
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+        wait_for_parent();
+    }
+
+    pub(super) fn a_publisher_without_fds(test: &TestDir) {
+        limit(Resource::RLIMIT_NOFILE, 64);
+        let before = Resources::now().fds;
+        let mut refused = 0;
+        for room in 0.. {
+            let full = FullTable::with_room_for(room);
+            let opened = open(test);
+            drop(full);
+            let Err(error) = opened else { break };
+            assert!(error.to_string().contains("Too many open files"), "{room}: {error}");
+            assert_eq!(Resources::now().fds, before, "with room for {room}");
+            assert!(!test.dir.join(".cam.new").exists());
+            refused += 1;
+        }
+        assert!(refused > 3);
+        until(|| Resources::now().fds == before);
+        assert_eq!(test.files(), [""; 0]);
+    }
+
+    pub(super) fn a_subscriber_without_fds(test: &TestDir) {
+        let mut source = Child::start(MODULE, "publish", &test.dir);
+        assert_eq!(source.read_line(), "ready");
+        source.send_line("6000");
+        assert_eq!(source.read_line(), "published");
+        limit(Resource::RLIMIT_NOFILE, 64);
+        let before = Resources::now().fds;
+        let mut failed = 0;
+        for room in 0.. {
+            let full = FullTable::with_room_for(room);
+            let interrupt = Interrupt::default();
+            let joined = Subscriber::connect(test.subscriber_config(), None, &interrupt);
+            let joined = joined.map(|mut subscriber| {
+                match subscriber.next_frame(&Wait::forever(&interrupt)) {
+                    Ok(Next::Item(_)) => None,
+                    Ok(Next::Lost { code: RefusalReason::NoMemory, text }) => Some(text),
+                    Err(Error::Refused { code: RefusalReason::NoMemory, text, .. }) => Some(text),
+                    other => panic!("{other:?}"),
+                }
+            });
+            drop((full, interrupt));
+            let text = match joined {
+                Ok(None) => break,
+                Ok(Some(text)) => text,
+                Err(error) => error.to_string(),
+            };
+            let known = ["Too many open files", "no file descriptor left"];
+            assert!(known.iter().any(|known| text.contains(known)), "{room}: {text}");
+            assert_eq!(Resources::now().fds, before, "with room for {room}: {text}");
+            failed += 1;
+        }
+        assert!(failed > 1);
+        source.finish();
+    }
+
+    /// Frames go on, and who could not be let in is let in when there is an fd again.
+    pub(super) fn a_server_without_fds(test: &TestDir) {
+        let publisher = open(test).unwrap();
+        let mut late = Child::start(MODULE, "join", &test.dir);
+        limit(Resource::RLIMIT_NOFILE, 64);
+        // Its page needs one more than its connection.
+        for room in 0..3 {
+            let full = FullTable::with_room_for(room);
+            if room == 0 {
+                late.resume();
+            }
+            for _ in 0..20 {
+                let n = publisher.stats().pool.published + 1;
+                send(&publisher, n, SIZE);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            drop(full);
+        }
+        loop {
+            match &*late.read_line() {
+                "in" => break,
+                text => assert!(text.contains("no memory or file descriptors left"), "{text}"),
+            }
+            late.resume();
+        }
+        late.finish();
+    }
+
+    const BIG: usize = 64 << 20;
+
+    pub(super) fn no_memory_for_frames(test: &TestDir) {
+        let publisher = open(test).unwrap();
+        let mut viewer = test.subscriber(|_| {});
+        assert_eq!(viewer.frame().seq, 1);
+        leave_memory(32 << 20);
+        let error = publisher.set_format("big", BIG).unwrap_err().to_string();
+        assert!(error.contains("get memory for frames"), "{error}");
+        assert!(publisher.loan(BIG).is_err());
+        // Smaller ones, or more memory, will do.
+        publisher.set_format(CAPS, SIZE).unwrap();
+        send(&publisher, 2, SIZE);
+        assert_eq!(viewer.frame().seq, 2);
+        limit(Resource::RLIMIT_AS, u64::MAX);
+        publisher.set_format("big", BIG).unwrap();
+        send(&publisher, 3, BIG);
+        assert_eq!(viewer.frame().seq, 3);
+    }
+
+    pub(super) fn no_memory_for_another_subscriber(test: &TestDir) {
+        let config = PublisherConfig { window: 1, ..test.config() };
+        let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
+        let mut viewer = test.subscriber(|c| c.max_frames = 1);
+        let size = 8 << 20;
+        publisher.set_format("large", size).unwrap();
+        send(&publisher, 1, size);
+        assert_eq!(viewer.frame().seq, 1);
+        let mut late = Child::start(MODULE, "join", &test.dir);
+        leave_memory(40 << 20);
+        late.resume();
+        let text = late.read_line();
+        assert!(text.contains("get memory for frames"), "{text}");
+        for n in 2..20 {
+            send(&publisher, n, size);
+            assert_eq!(viewer.frame().seq, n);
+        }
+        limit(Resource::RLIMIT_AS, u64::MAX);
+        late.resume();
+        assert_eq!(late.read_line(), "in");
+        late.finish();
+    }
+
+    /// A publisher that may wait does so, rather than lose a frame.
+    pub(super) fn no_memory_for_what_upstream_keeps(test: &TestDir) {
+        let policy = Policy::Wait(Duration::from_millis(10));
+        let config = PublisherConfig { window: 1, policy, ..test.config() };
+        let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
+        let mut viewer = test.subscriber(|c| (c.mode, c.max_frames) = (Mode::Strict, 1));
+        let size = 8 << 20;
+        publisher.set_format("large", size).unwrap();
+        send(&publisher, 1, size);
+        send(&publisher, 2, size);
+        let _kept = publisher.loan(size).unwrap().expect("a free slot");
+        leave_memory(4 << 20);
+        send(&publisher, 3, size);
+        until(|| matches!(viewer.poll(), Next::Lost { code: RefusalReason::Stalled, .. }));
+    }
+
+    pub(super) fn no_memory_to_map_frames(test: &TestDir) {
+        let mut source = Child::start(MODULE, "publish", &test.dir);
+        assert_eq!(source.read_line(), "ready");
+        let mut viewer = test.subscriber(|_| {});
+        leave_memory(32 << 20);
+        source.send_line(&BIG.to_string());
+        assert_eq!(source.read_line(), "published");
+        let interrupt = viewer.interrupt.clone();
+        let text = match viewer.subscriber.next_frame(&Wait::forever(&interrupt)) {
+            Ok(Next::Lost { text, .. }) | Err(Error::Refused { text, .. }) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(text.contains("can't be mapped: Cannot allocate memory"), "{text}");
+        drop(viewer);
+        limit(Resource::RLIMIT_AS, u64::MAX);
+        assert_eq!(test.subscriber(|_| {}).frame().seq, 1);
+        source.finish();
+    }
+
+    /// False where this user may not mount.
+    fn mount(dir: &Path, options: &str, flags: u64) -> bool {
+        let text = |s: &str| std::ffi::CString::new(s).unwrap();
+        let (dir, kind) = (text(dir.to_str().unwrap()), text("tmpfs"));
+        let options = text(options);
+        // SAFETY: all pointers are to live C strings.
+        unsafe {
+            let (dir, kind) = (dir.as_ptr(), kind.as_ptr());
+            libc::mount(kind, dir, kind, flags, options.as_ptr().cast()) == 0
+        }
+    }
+
+    pub(super) fn a_directory_without_room(test: &TestDir) {
+        // SAFETY: it concerns this process alone, which has one thread that cares.
+        let own = unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0;
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        let root = c"/".as_ptr();
+        // SAFETY: pointers to C strings, or null where nothing is needed.
+        let own = own
+            && unsafe { libc::mount(root, root, std::ptr::null(), private, std::ptr::null()) } == 0;
+        if !own || !mount(&test.dir, "size=4k,nr_inodes=2", 0) {
+            eprintln!("mounts are not allowed: left out");
+            return;
+        }
+        let refused = |expected: &str| match open(test) {
+            Err(Error::RuntimeDir { problem, .. }) => {
+                assert!(problem.contains(expected), "{problem}")
+            }
+            other => panic!("{:?}", other.err()),
+        };
+        // Room for the lock file, and none for the socket.
+        refused("does not take a socket (ENOSPC");
+        std::fs::write(test.dir.join("full"), "").unwrap_or_default();
+        refused("No space left");
+        assert!(mount(&test.dir, "", libc::MS_RDONLY));
+        refused("can't be written to (EROFS");
+        // SAFETY: a pointer to a C string.
+        let dir = std::ffi::CString::new(test.dir.to_str().unwrap()).unwrap();
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::umount(dir.as_ptr()) }, 0);
+        std::fs::remove_file(test.dir.join("full")).unwrap_or_default();
+        assert_eq!(unsafe { libc::umount(dir.as_ptr()) }, 0);
+        drop(open(test).unwrap());
+        assert_eq!(test.files(), [""; 0]);
+    }
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Which keys are valid.
+
+use cuframes::protocol::runtime_dir::check_key;
+
+use proptest::prelude::*;
+
+use crate::config;
+
+const KEY: &str = "[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}";
+const NOT_IN_A_KEY: &str = "[^A-Za-z0-9_.-]";
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn keys_are_taken(key in KEY) {
+        prop_assert!(check_key(&key).is_ok());
+    }
+
+    #[test]
+    fn other_characters_are_refused(
+        key in KEY,
+        at in any::<prop::sample::Index>(),
+        other in prop_oneof![NOT_IN_A_KEY, "[/\\x00 é٣]"],
+    ) {
+        let at = at.index(key.len());
+        // In place of another, so that the length is not what is wrong.
+        let bad = [&key[..at], &other, &key[at + 1..]].concat();
+        prop_assert!(check_key(&bad).is_err(), "{:?}", bad);
+    }
+
+    #[test]
+    fn dots_do_not_come_first(rest in "[A-Za-z0-9_.-]{0,62}") {
+        let bad = format!(".{rest}");
+        prop_assert!(check_key(&bad).is_err());
+    }
+
+    #[test]
+    fn long_keys_are_refused(key in "[A-Za-z0-9_-][A-Za-z0-9_.-]{63,200}") {
+        prop_assert!(check_key(&key).is_err());
+    }
+}
+
+#[test]
+fn a_key_has_a_character() {
+    assert!(check_key("").is_err());
+}

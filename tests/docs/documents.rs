@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! What is written down is what is there.
+
+use std::path::{Path, PathBuf};
+
+use testing::root;
+
+/// The text of all sources.
+fn sources(dir: &Path) -> String {
+    let mut entries: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    entries.sort();
+    let text = |path: &PathBuf| match path.is_dir() {
+        true => sources(path),
+        false => std::fs::read_to_string(path).unwrap_or_default(),
+    };
+    entries.iter().map(text).collect()
+}
+
+/// What people search for is what they are shown.
+#[test]
+fn the_errors_that_are_explained_are_those_that_are_there() {
+    let page = std::fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+    let sources: String = ["src", "crates"].map(|dir| sources(&root().join(dir))).concat();
+    let quotes: Vec<_> =
+        page.split("**`").skip(1).map(|q| q.split("`**").next().unwrap()).collect();
+    assert!(quotes.len() > 15, "{quotes:?}");
+    for quote in quotes {
+        // What differs stands for itself, and what is left is too short to be searched for.
+        let parts: Vec<_> = quote.split('…').map(str::trim).filter(|p| p.len() > 4).collect();
+        assert!(!parts.is_empty(), "{quote}");
+        for part in parts {
+            assert!(sources.contains(part), "'{part}' of '{quote}' is in no source");
+        }
+    }
+}
+
+/// README, the changelog and the pages of docs/.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().path());
+    pages.extend(docs.filter(|p| p.extension().is_some_and(|e| e == "md")));
+    pages
+}
+
+/// What can be linked to in a page: its headings, as forges write them in addresses.
+fn anchors(page: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(page).unwrap();
+    let headings = text.lines().filter(|l| l.starts_with('#')).map(|l| l.trim_start_matches('#'));
+    let anchor = |heading: &str| {
+        let kept = heading.trim().to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).map(|l| l.split(')').next().unwrap()) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => page.clone(),
+                path => page.parent().unwrap().join(path),
+            };
+            assert!(target.exists(), "{}: there is no {path}", page.display());
+            let found = anchor.is_empty() || anchors(&target).iter().any(|a| a == anchor);
+            assert!(found, "{}: {path} has no #{anchor}", page.display());
+            count += 1;
+        }
+    }
+    assert!(count > 50, "only {count} links were found");
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Every text of the sources that a person may be shown when something is wrong, in one list, so that a
+//! new or changed one shows in review: tests/errors.txt, which `make docs` writes.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use testing::root;
+
+const HEAD: &str = "Written by `make docs` from the texts in src and crates that say what is wrong. Do not edit.\n";
+
+/// What else there is text for: documentation, logs for developers, and what can't happen.
+const OTHERS: [&str; 18] = [
+    "nick",
+    "blurb",
+    "enum_value",
+    "allow",
+    "ElementMetadata::new",
+    "DeviceProviderMetadata::new",
+    "expect",
+    "assert!",
+    "assert_eq!",
+    "debug_assert!",
+    "panic!",
+    "unreachable!",
+    "debug_struct",
+    "debug!",
+    "info!",
+    "log!",
+    "trace!",
+    "print!",
+];
+
+/// Sentences without advice.
+const WITHOUT_ADVICE: [&str; 15] = [
+    // Subjects, whose predicates have it, and the beginning of a sentence that ends elsewhere.
+    "A subscriber",
+    "The frame pool",
+    "The packet buffer's number of bytes",
+    "The socket's group",
+    "GPU with cuda-device-id {ordinal}",
+    "No publisher of '{key}' in",
+    // What is put in has it.
+    "The publisher of '{key}' refused: {text}",
+    "There is no {wanted}, nor any other GPU: {}",
+    // What the caller asked for.
+    "The wait was interrupted",
+    // A mistake of ours, not of whoever reads it.
+    "The memory is registered in another context than the stream's",
+    "There is no word to write at byte {offset} of {self:?}",
+    // Not shown to anybody who has something to mend.
+    "Importer of device memory",
+    "Importer of device memory, when there is some",
+    "Importer of host memory",
+    "Sharing of frames and packets between processes",
+];
+
+/// The texts of a file: literals with more than a word, apart from comments and `OTHERS`.
+///
+/// It knows as much of Rust as these sources use, which the list would show.
+fn texts(source: &str) -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut calls: Vec<String> = Vec::new(); // what each open bracket belongs to
+    let mut word = String::new(); // what stands before the next one
+    let mut rest = source;
+    while let Some(c) = rest.chars().next() {
+        let after = &rest[c.len_utf8()..];
+        if rest.starts_with("//") {
+            rest = rest.split_once('\n').map_or("", |(_, rest)| rest);
+            continue;
+        }
+        if rest.starts_with("#[cfg(test)]\nmod ") {
+            break;
+        }
+        match c {
+            '"' => {
+                let end = closing(after);
+                let text = unescaped(&after[..end]);
+                let other = |call: &String| {
+                    OTHERS.iter().any(|o| call == o || call.ends_with(&format!("::{o}")))
+                };
+                if is_text(&text) && !calls.iter().any(other) {
+                    texts.push(text);
+                }
+                rest = &after[end + 1..];
+                word.clear();
+                continue;
+            }
+            // A character, and no lifetime.
+            '\'' if after.starts_with('\\') => {
+                rest = after[2..].split_once('\'').map_or("", |(_, rest)| rest);
+                continue;
+            }
+            '\'' if after.chars().nth(1) == Some('\'') => {
+                rest = &after[after.find('\'').map_or(0, |at| at + 1)..];
+                continue;
+            }
+            '(' | '[' | '{' => calls.push(std::mem::take(&mut word)),
+            ')' | ']' | '}' => drop(calls.pop()),
+            c if c.is_alphanumeric() || "_!:".contains(c) => word.push(c),
+            c if c.is_whitespace() => {}
+            _ => word.clear(),
+        }
+        if c.is_whitespace() && !after.trim_start().starts_with(['(', '{', '[']) {
+            word.clear();
+        }
+        rest = after;
+    }
+    texts
+}
+
+/// Whether it has two words at least, apart from what is put in. Only the help has several lines, and
+/// only metrics' descriptions end in a full stop; what Debug shows looks like a call.
+fn is_text(literal: &str) -> bool {
+    let put_in: String = literal
+        .split('{')
+        .map(|part| part.split_once('}').map_or(part, |(_, rest)| rest))
+        .collect();
+    let words = put_in.split(' ').filter(|w| w.chars().filter(|c| c.is_lowercase()).count() > 1);
+    words.count() > 1
+        && !literal.contains('\n')
+        && !literal.ends_with('.')
+        && !literal.contains("({:")
+}
+
+/// Where a literal ends.
+fn closing(text: &str) -> usize {
+    let mut escaped = false;
+    let end = text.bytes().position(|b| {
+        let end = b == b'"' && !escaped;
+        escaped = b == b'\\' && !escaped;
+        end
+    });
+    end.expect("literals end")
+}
+
+fn unescaped(literal: &str) -> String {
+    literal.replace("\\\"", "\"").replace("\\n", "\n")
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut entries: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    entries.sort();
+    entries.into_iter().flat_map(|p| if p.is_dir() { files(&p) } else { vec![p] }).collect()
+}
+
+#[test]
+fn error_list_is_up_to_date() {
+    let (mut list, mut silent) = (HEAD.to_owned(), Vec::new());
+    let mut dirs = vec![root().join("src")];
+    dirs.extend(
+        ["cuframes", "cuframes-cli"].map(|name| root().join("crates").join(name).join("src")),
+    );
+    for file in dirs.iter().flat_map(|dir| files(dir)) {
+        let source = std::fs::read_to_string(&file).unwrap();
+        let texts: BTreeSet<_> = texts(&source).into_iter().collect();
+        if !texts.is_empty() {
+            writeln!(list, "\n{}", file.strip_prefix(root()).unwrap().display()).unwrap();
+        }
+        for text in texts {
+            let advises = text.split(": ").skip(1).any(|part| part.starts_with(char::is_lowercase));
+            let sentence = text.starts_with(char::is_uppercase);
+            if sentence && !advises && !WITHOUT_ADVICE.contains(&&*text) {
+                silent.push(text.clone());
+            }
+            writeln!(list, "  {text}").unwrap();
+        }
+    }
+    assert!(silent.is_empty(), "sentences that do not say what to do, behind a colon: {silent:#?}");
+    let path = root().join("tests/errors.txt");
+    if std::env::var_os("CUFRAMES_WRITE").is_some() {
+        std::fs::write(&path, &list).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    let (new, old): (BTreeSet<_>, BTreeSet<_>) =
+        (list.lines().collect(), written.lines().collect());
+    assert!(
+        list == written,
+        "tests/errors.txt is out of date: run make docs\nnew: {:#?}\ngone: {:#?}",
+        new.difference(&old).collect::<Vec<_>>(),
+        old.difference(&new).collect::<Vec<_>>()
+    );
+}

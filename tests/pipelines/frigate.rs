@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! What docs/frigate.md says, with the command lines that Frigate makes of that configuration.
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use testing::{Camera, ChildGroup, TestDir, built, has, skip, stamp, until};
+
+/// Size of the camera, and of the detector.
+const WHOLE: (usize, usize) = (640, 480);
+const SMALL: (usize, usize) = (320, 240);
+/// What Frigate begins every command line with.
+const GLOBAL: &str = "-hide_banner -loglevel warning -threads 2";
+
+fn ffmpeg(test: &TestDir, arguments: &str) -> Command {
+    let mut command = test.command("ffmpeg");
+    command.args(arguments.split_whitespace());
+    command
+}
+
+/// A camera, its publisher with a second size, and the packets by RTSP.
+fn published(test: &TestDir) -> (Camera, [ChildGroup; 2], String) {
+    let camera = Camera::start(&format!("--fps 30 --gop 15 --size {}x{}", WHOLE.0, WHOLE.1));
+    let scaled = format!("{}x{}", SMALL.0, SMALL.1);
+    let options = ["--codec", "h264", "--scaled", &scaled, &camera.url, "cam1"];
+    let publisher = ChildGroup::start(test.script("publish-rtsp.sh").args(options));
+    let live = |key| cuframes::status(key, Some(&test.dir)).is_ok_and(|s| s.published > 0);
+    until(|| live("cam1") && live("cam1.sub"));
+    let options = ["--listen", "127.0.0.1:0", "cam1"];
+    let mut restream = test.command(built("restream"));
+    let (restream, url) = ChildGroup::start_server(restream.args(options));
+    (camera, [publisher, restream], url)
+}
+
+/// The segments that are complete: all but the one that is being written.
+fn segments(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<_> = entries.filter(|p| p.extension().is_some_and(|e| e == "mp4")).collect();
+    files.sort();
+    files.pop();
+    files
+}
+
+#[test]
+fn frigate_records_the_packets_and_detects_in_the_frames() {
+    if !has("ffmpeg") {
+        return skip("there is no ffmpeg");
+    }
+    let test = TestDir::slow("frigate");
+    let (_camera, _running, url) = published(&test);
+    // Bound and closed again: nobody else takes it at once.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (size, port) = (format!("{}x{}", SMALL.0, SMALL.1), port.to_string());
+    let arguments = ["cam1.sub", &port, &size, "30"];
+    let _frames = ChildGroup::start(test.script("serve-frames.sh").args(arguments));
+
+    // The role record: preset-rtsp-restream, preset-record-generic with shorter segments.
+    let recorder = ChildGroup::start(&mut ffmpeg(
+        &test,
+        &format!(
+            "{GLOBAL} -user_agent Frigate -rtsp_transport tcp -timeout 10000000 -i {url} -f segment -segment_time 2 \
+             -segment_format mp4 -reset_timestamps 1 -strftime 1 -c copy -an {}/cam1@%Y%m%d%H%M%S.mp4",
+            test.dir.display()
+        ),
+    ));
+    // The role detect. Frigate starts it again until there is somebody to connect to.
+    until(|| std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_ok());
+    let mut detector = ffmpeg(
+        &test,
+        &format!(
+            "{GLOBAL} -f rawvideo -pixel_format yuv420p -video_size {size} -framerate 30 -i tcp://127.0.0.1:{port} \
+             -r 30 -vf fps=30,scale={} -threads 2 -f rawvideo -pix_fmt yuv420p pipe:",
+            size.replace('x', ":")
+        ),
+    );
+    let mut detector = ChildGroup::start(detector.stdout(Stdio::piped()));
+    let mut pipe = detector.stdout();
+    let mut frame = vec![0; SMALL.0 * SMALL.1 * 3 / 2];
+    let mut next = || {
+        pipe.read_exact(&mut frame).unwrap();
+        stamp::read(&frame, SMALL.0, SMALL.0, SMALL.1).expect("a whole frame")
+    };
+    let mut detected: Vec<_> = (0..30).map(|_| next()).collect();
+    // It is stopped for longer than there is room for: what it missed is lost, and the rest is whole.
+    detector.signal(Signal::SIGSTOP);
+    until(|| segments(&test.dir).len() >= 2);
+    detector.signal(Signal::SIGCONT);
+    let lost = |numbers: &[u32]| numbers.windows(2).any(|pair| pair[1] > pair[0] + 20);
+    while !lost(&detected) {
+        detected.push(next());
+    }
+    detected.extend((0..10).map(|_| next()));
+    // One may come twice: the reader takes the number of frames for time.
+    assert!(detected.windows(2).all(|pair| pair[1] >= pair[0]), "{detected:?}");
+
+    let files = segments(&test.dir);
+    drop(recorder);
+    let mut recorded = Vec::new();
+    for file in files {
+        let decode =
+            format!("-v fatal -i {} -vf format=gray -f rawvideo -vsync 0 pipe:", file.display());
+        let decoded = ffmpeg(&test, &decode).output().unwrap();
+        assert!(decoded.status.success());
+        let frames = decoded.stdout.chunks_exact(WHOLE.0 * WHOLE.1);
+        let read = |f: &[u8]| stamp::read(f, WHOLE.0, WHOLE.0, WHOLE.1).expect("a whole frame");
+        recorded.extend(frames.map(read));
+    }
+    assert!(recorded.len() >= 60, "{recorded:?}");
+    assert!(recorded.windows(2).all(|pair| pair[1] == pair[0] + 1), "{recorded:?}");
+}
+
+/// Cameras that are slower than what is asked for, and those that don't say how fast they are.
+#[test]
+fn any_rate_is_served() {
+    for rate in ["4/1", "0/1"] {
+        let test = TestDir::new("rate");
+        let launch = format!(
+            "-q videotestsrc is-live=true ! video/x-raw,width=160,height=120,framerate=30/1 ! videorate \
+             ! video/x-raw,framerate=4/1 ! capssetter join=true caps=video/x-raw,framerate={rate} ! cuframessink key=slow"
+        );
+        let publisher = &mut test.command("gst-launch-1.0");
+        let _publisher = ChildGroup::start(publisher.args(launch.split_whitespace()));
+        until(|| cuframes::status("slow", Some(&test.dir)).is_ok_and(|s| s.published > 0));
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let arguments = ["slow", &port.to_string(), "160x120", "5"];
+        let _frames = ChildGroup::start(test.script("serve-frames.sh").args(arguments));
+        let mut reader = None;
+        until(|| {
+            reader = std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+            reader.is_some()
+        });
+        let mut frames = vec![0; 4 * 160 * 120 * 3 / 2];
+        reader.unwrap().read_exact(&mut frames).unwrap();
+    }
+}
