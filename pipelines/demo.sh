@@ -13,7 +13,7 @@ case ${1-} in -h | --help) usage; exit ;; esac
 url=${1-}
 
 cd "$repo"
-cargo build --release --locked --lib --example camera --example watch
+cargo build --release --locked -p gst-plugin-cuframes -p cuframes-cli --lib --bins --example camera --example watch
 export GST_PLUGIN_PATH=$built
 
 work=$(mktemp -d)
