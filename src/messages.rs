@@ -14,9 +14,9 @@ where
 {
     use gst::ResourceError as R;
     let kind = match error {
-        Error::Key { .. } | Error::Value { .. } => R::Settings,
-        Error::Busy { .. } | Error::Refused { code: RefusalReason::Full, .. } => R::Busy,
-        Error::Refused { code: RefusalReason::Denied, .. } => R::NotAuthorized,
+        Error::Key { .. } | Error::InvalidConfig { .. } => R::Settings,
+        Error::Busy { .. } | Error::Refused { reason: RefusalReason::Full, .. } => R::Busy,
+        Error::Refused { reason: RefusalReason::Denied, .. } => R::NotAuthorized,
         Error::RuntimeDir { .. } => R::OpenReadWrite,
         Error::NoPublisher { .. } => R::NotFound,
         _ => R::Failed,

@@ -8,7 +8,8 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 
 use crate::caps::parse_caps;
-use cuframes::{LiveKey, PublisherStatus};
+use cuframes::LiveKey;
+use cuframes::info::PublisherStatus;
 
 /// The stream that a device stands for. Equal targets make equal devices.
 #[derive(Debug, Clone, PartialEq, Eq)]

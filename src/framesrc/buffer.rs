@@ -12,7 +12,7 @@ struct FrameBytes(Frame);
 
 impl AsRef<[u8]> for FrameBytes {
     fn as_ref(&self) -> &[u8] {
-        self.0.bytes()
+        self.0.bytes().expect("a frame in host memory")
     }
 }
 

@@ -13,7 +13,7 @@ use cuframes::cuda::{
 };
 use cuframes::memory::Attached;
 use cuframes::sync::lock;
-use cuframes::{Frame, Subscriber};
+use cuframes::{Frame, SharedPage, Subscriber};
 
 /// Emits the frames of one publisher in one CUDA context.
 pub(super) struct CudaEmitter {
@@ -97,7 +97,7 @@ impl CudaEmitter {
         let driver: Context = context.driver_context()?;
         let stream = announced.clone().map_or_else(|| CudaStream::new(&context), Ok)?;
         let claims = if driver.device().can_write_values() {
-            let (start, len, keep) = subscriber.page();
+            let SharedPage { base: start, len, keep_alive: keep } = subscriber.page();
             // SAFETY: the page is mapped for writing until `keep` is dropped. It consists of atomics, which
             // this process and the publisher access as such.
             let page =

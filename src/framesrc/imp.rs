@@ -51,7 +51,7 @@ use cuframes::cuda::Device;
 use cuframes::memory::Importer;
 use cuframes::sync::clock::now_ns;
 use cuframes::sync::lock;
-use cuframes::{Error, Frame, Subscriber};
+use cuframes::{Credit, Error, Frame, Subscriber};
 
 /// Format of the buffers.
 #[derive(Clone)]
@@ -213,10 +213,11 @@ impl CuframesSrc {
     /// Frames that are older than the pipeline have no running time. The first of them gets 0. Further
     /// ones follow 1 ns apart in strict mode, and are skipped in newest mode.
     fn running_time(&self, state: &mut State, frame: &Frame, mode: Mode) -> Option<gst::ClockTime> {
-        let pts_ns = frame.info.pts.unwrap_or(frame.info.captured);
+        let pts_ns = frame.info.pts.unwrap_or(frame.info.captured_ns);
         let latency_ns = self.pad.latency_ns();
-        let skew_ns =
-            *state.skew_ns.get_or_insert_with(|| time::skew(frame.published, pts_ns, latency_ns));
+        let skew_ns = *state
+            .skew_ns
+            .get_or_insert_with(|| time::skew(frame.published_ns, pts_ns, latency_ns));
         let offset_ns = state.offset.get(&*self.obj())?;
         match u64::try_from(pts_ns.saturating_add(skew_ns).saturating_sub(offset_ns)) {
             Ok(ns) => Some(gst::ClockTime::from_nseconds(ns)),
@@ -268,7 +269,7 @@ impl CuframesSrc {
         if on_device && download {
             return Ok(Transfer::Download);
         }
-        let (max_frames, held) = frame.credit();
+        let Credit { max: max_frames, held } = frame.credit();
         let copy = match io_mode {
             IoMode::Auto => held >= max_frames,
             IoMode::Import => false,
@@ -290,7 +291,7 @@ impl CuframesSrc {
         io_mode: IoMode,
     ) -> Result<gst::Buffer, gst::FlowError> {
         let info = frame.info.clone();
-        let (seq, skipped, published_ns) = (frame.seq, frame.skipped, frame.published);
+        let (seq, skipped, published_ns) = (frame.seq, frame.skipped, frame.published_ns);
         let format = state.format.clone().expect("set for this frame");
         if !buffer::fits(&info, &format.info) {
             return Err(self.protocol_error(&format!("a frame does not fit {}", format.caps)));

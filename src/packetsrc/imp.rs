@@ -140,7 +140,7 @@ impl CuframesPacketSrc {
             let loss = match into_flow(reader.next(&wait))? {
                 Ok(item) => {
                     self.pad.set_latency(&*self.obj(), subscriber.latency());
-                    state.resume_point = reader.place();
+                    state.resume_point = reader.resume_point();
                     return Ok(item);
                 }
                 Err(loss) => loss,
@@ -183,12 +183,12 @@ impl CuframesPacketSrc {
     /// Returns the value to add to the publisher's times to get running times, in ns.
     fn to_running_time(&self, state: &mut State, packet: &Packet) -> Option<i64> {
         let info = &packet.info;
-        let first_ns = info.dts.or(info.pts).unwrap_or(packet.published);
+        let first_ns = info.dts.or(info.pts).unwrap_or(packet.published_ns);
         let offset_ns = state.offset.get(&*self.obj())?;
         let epoch = state.resume_point?.epoch();
         let session = self.session();
         let latency_ns = self.pad.latency_ns();
-        let skew_ns = || time::skew(packet.published, first_ns, latency_ns);
+        let skew_ns = || time::skew(packet.published_ns, first_ns, latency_ns);
         let shift_ns = session.to_running_time(epoch, first_ns, offset_ns, skew_ns);
         if std::mem::take(&mut state.leads) {
             session.set_start(epoch, info.pts.unwrap_or(first_ns));
@@ -348,7 +348,7 @@ impl PushSrcImpl for CuframesPacketSrc {
             stats.received += 1;
             stats.lost = stats.lost.saturating_add(packet.lost);
             stats.bytes += packet.data.len() as u64;
-            stats.latency.add_ns(now_ns().saturating_sub(packet.published));
+            stats.latency.add_ns(now_ns().saturating_sub(packet.published_ns));
         }
         let buffer = Self::buffer(packet, settings.track, shift_ns, discont);
         Ok(gst_base::subclass::base_src::CreateSuccess::NewBuffer(buffer))

@@ -399,7 +399,7 @@ impl BaseSinkImpl for FrameSink {
             pts: Some(timestamp.unwrap_or(captured)),
             dts: None,
             duration: buffer.duration().map(|d| d.nseconds()),
-            captured,
+            captured_ns: captured,
             flags: time::portable_flags(buffer.flags()) | buffer.video_flags().bits(),
             size: buffer.size(),
             planes: planes(buffer, &video),

@@ -7,8 +7,9 @@ use gst::glib;
 use gst::prelude::*;
 
 use super::publication::Publication;
+use cuframes::Mode;
+use cuframes::info::{SubscriberInfo, TrackStats};
 use cuframes::sync::lock;
-use cuframes::{Mode, SubscriberInfo, TrackStats};
 
 /// Returns the value of the property `stats`. It is empty while there is no publisher.
 pub(super) fn sink_structure(publication: &Publication) -> gst::Structure {

@@ -10,7 +10,6 @@ use super::settings::Settings;
 use crate::log::CAT;
 use crate::messages::{post_error, post_message};
 use crate::properties::{OnEos, OnLost, runtime_dir};
-use cuframes::error::is_exhausted;
 use cuframes::memory::Importer;
 use cuframes::sync::clock::now;
 use cuframes::{Error, Interrupt, Mode, Next, RefusalReason, Subscriber, SubscriberConfig, Wait};
@@ -90,7 +89,7 @@ impl PublisherLink {
                 Err(error) => error,
             };
             let in_time = deadline.is_none_or(|d| now() < d);
-            if !(is_transient(&error) && in_time) {
+            if !(error.is_transient() && in_time) {
                 post_error(element, &error);
                 return Err(gst::FlowError::Error);
             }
@@ -165,22 +164,6 @@ impl PublisherLink {
     }
 }
 
-/// Returns whether the same request may succeed later.
-fn is_transient(error: &Error) -> bool {
-    match error {
-        Error::Refused { code, .. } => matches!(
-            code,
-            RefusalReason::Full
-                | RefusalReason::Closing
-                | RefusalReason::NoMemory
-                | RefusalReason::Slow
-                | RefusalReason::Stalled
-        ),
-        Error::System { source, .. } => is_exhausted(source),
-        _ => false,
-    }
-}
-
 /// Returns the structure of an element message about the publisher.
 fn publisher_structure(name: &str, key: &str, reason: &str) -> gst::Structure {
     gst::Structure::builder(name).field("key", key).field("reason", reason).build()
@@ -199,7 +182,7 @@ pub(crate) fn wait<'a>(
     settings: &Settings,
     busy_poll: Duration,
 ) -> Wait<'a> {
-    Wait { spin: busy_poll, past_eos: settings.on_eos == OnEos::Wait, ..Wait::forever(interrupt) }
+    Wait { busy_poll, past_eos: settings.on_eos == OnEos::Wait, ..Wait::forever(interrupt) }
 }
 
 /// Converts the result of a wait: the item, or why the connection ended.
@@ -216,8 +199,8 @@ pub(crate) fn into_flow<I>(
         Ok(Next::Interrupted | Next::TimedOut) | Err(Error::Interrupted) => {
             Err(gst::FlowError::Flushing)
         }
-        Ok(Next::Lost { code, text }) | Err(Error::Refused { code, text, .. }) => {
-            Ok(Err(Loss { reason: code, text }))
+        Ok(Next::Lost { reason, text }) | Err(Error::Refused { reason, text, .. }) => {
+            Ok(Err(Loss { reason, text }))
         }
         Err(e) => Ok(Err(Loss { reason: RefusalReason::Malformed, text: e.to_string() })),
     }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use cuframes::{Mode, SubscriberStatus};
+use cuframes::Mode;
+use cuframes::info::SubscriberStatus;
 
 /// Returns a field of caps in the text format that GStreamer writes. A quoted value must not contain a
 /// comma.

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use cuframes::{PublisherStatus, SubscriberStatus, TrackStatus};
+use cuframes::info::{PublisherStatus, SubscriberStatus, TrackStatus};
 
 use crate::table::{Align, Table};
 use crate::{Options, format, print, print_error};

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use cuframes::PublisherStatus;
+use cuframes::info::PublisherStatus;
 
 use crate::table::{Align, Table};
 use crate::{Options, format, poll, print, print_error};

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cuframes::{PublisherStatus, SubscriberStatus, TrackStatus};
+use cuframes::info::{PublisherStatus, SubscriberStatus, TrackStatus};
 
 use crate::poll::{self, Snapshot};
 use crate::{Options, format, print};

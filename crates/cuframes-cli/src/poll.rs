@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Polls the publishers of all live keys.
 
+use cuframes::info::PublisherStatus;
 use cuframes::runtime_dirs;
-use cuframes::{Error, LiveKey, PublisherStatus};
+use cuframes::{Error, LiveKey};
 
 use crate::Options;
 

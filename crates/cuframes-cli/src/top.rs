@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use cuframes::{PublisherStatus, SubscriberStatus, TrackStatus};
+use cuframes::info::{PublisherStatus, SubscriberStatus, TrackStatus};
 use nix::libc;
 
 use crate::poll::{self, Snapshot};

@@ -101,7 +101,7 @@ fn top_shows_keys_tracks_and_subscribers() {
         assert_eq!(subscriber[6..10], ["ms", "1", "1/2", "0"]);
         assert_eq!(subscriber[11..], ["KiB"]);
     }
-    assert_eq!(camera.viewer.subscriber.counters(), (1, 0));
+    assert_eq!(camera.viewer.subscriber.counters(), cuframes::Counters { received: 1, skipped: 0 });
     assert_eq!(camera.publisher.stats().subscribers.len(), 1, "no place is taken");
 }
 

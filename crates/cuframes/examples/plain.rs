@@ -81,7 +81,7 @@ fn watch(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
                 "frame {} of {}: grey {}, {} skipped",
                 frame.seq,
                 frame.caps,
-                frame.bytes()[0],
+                frame.bytes().unwrap()[0],
                 frame.skipped
             ),
             // It ended, or went away: a new subscriber would wait for the next.

@@ -1,4 +1,5 @@
-//! What can go wrong, in sentences that say what to do.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The error type of this crate. Its texts say what failed and what to do.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,29 +8,86 @@ use crate::types::code::RefusalReason;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
+/// Error of a publisher or subscriber.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The key breaks the rules for keys.
-    Key { key: String, problem: &'static str },
+    /// The key is invalid, see [`check_key`](crate::check_key).
+    Key {
+        /// The key.
+        key: String,
+        /// The rule that it breaks, as the predicate of a sentence.
+        problem: &'static str,
+    },
     /// Another publisher has the key.
-    Busy { key: String, owner: String },
-    /// The runtime directory can't be used.
-    RuntimeDir { path: PathBuf, problem: String },
-    /// The publisher sent the subscriber away, or this side refused what it sent.
-    Refused { key: String, code: RefusalReason, text: String },
+    Busy {
+        /// The key.
+        key: String,
+        /// The other publisher, as far as it is known.
+        owner: String,
+    },
+    /// The runtime directory cannot be used.
+    RuntimeDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why not, as the predicate of a sentence.
+        problem: String,
+    },
+    /// The publisher refused or evicted the subscriber, or exited.
+    Refused {
+        /// The key.
+        key: String,
+        /// Why.
+        reason: RefusalReason,
+        /// The reason as a sentence.
+        text: String,
+    },
     /// The peer broke the protocol.
-    Protocol { key: String, problem: String },
-    /// No publisher came within the time given.
-    NoPublisher { key: String, searched: Vec<PathBuf> },
-    /// A wait was ended by [`crate::Interrupt`].
+    Protocol {
+        /// The key.
+        key: String,
+        /// How, as a sentence.
+        problem: String,
+    },
+    /// No publisher of the key started within the timeout.
+    NoPublisher {
+        /// The key.
+        key: String,
+        /// The directories that were searched.
+        searched: Vec<PathBuf>,
+    },
+    /// The [`Interrupt`](crate::Interrupt) was set.
     Interrupted,
-    /// A number is out of its range.
-    Value { what: &'static str, problem: String },
-    /// The device that has the frames, or what it is reached by, refused.
+    /// A value of the configuration is invalid.
+    InvalidConfig {
+        /// The value, as the subject of a sentence.
+        what: &'static str,
+        /// Why, as the predicate of a sentence.
+        problem: String,
+    },
+    /// The GPU that has the frames, or its driver, failed.
     Device(Box<dyn std::error::Error + Send + Sync>),
-    /// The operating system refused.
-    System { what: &'static str, source: io::Error },
+    /// The operating system refused a request.
+    System {
+        /// The action that failed.
+        what: &'static str,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Returns whether another attempt can succeed later, without a change of configuration: the publisher
+    /// refused for a reason that may pass ([`Full`](RefusalReason::Full), [`Closing`](RefusalReason::Closing),
+    /// [`NoMemory`](RefusalReason::NoMemory), [`Slow`](RefusalReason::Slow),
+    /// [`Stalled`](RefusalReason::Stalled)), or the system has no file descriptors or memory left.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused { reason, .. } => reason.is_transient(),
+            Self::System { source, .. } => is_exhausted(source),
+            _ => false,
+        }
+    }
 }
 
 impl std::fmt::Display for Error {
@@ -68,7 +126,7 @@ impl std::fmt::Display for Error {
                 )
             }
             Self::Interrupted => f.write_str("The wait was interrupted"),
-            Self::Value { what, problem } => write!(f, "{what} {problem}"),
+            Self::InvalidConfig { what, problem } => write!(f, "{what} {problem}"),
             Self::Device(e) => write!(f, "{e}"),
             Self::System { what, source } => {
                 write!(f, "Can't {what} ({source}): {}", advice(source))
@@ -87,7 +145,7 @@ impl std::error::Error for Error {
     }
 }
 
-/// What to do when the system refused something that it usually does not.
+/// Returns what to do about an error of the system.
 fn advice(source: &io::Error) -> &'static str {
     use nix::errno::Errno::{self, EAGAIN, EMFILE, ENFILE, ENOMEM, ENOSPC};
     match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
@@ -97,18 +155,19 @@ fn advice(source: &io::Error) -> &'static str {
             "free memory, or lower max-subscribers, max-frames-per-subscriber or packet-buffer-bytes of the publisher"
         }
         EAGAIN => "raise this user's limit of processes (ulimit -u)",
-        _ => "cuframes doctor tells what this system lacks",
+        _ => "run cuframes doctor to check this system",
     }
 }
 
-/// Whether the system had no fd or memory left, which may pass.
-pub fn is_exhausted(e: &io::Error) -> bool {
+/// Returns whether the system had no file descriptor or memory left, which may pass.
+pub(crate) fn is_exhausted(e: &io::Error) -> bool {
     use nix::errno::Errno::{EMFILE, ENFILE, ENOMEM};
     [EMFILE, ENFILE, ENOMEM].iter().any(|n| e.raw_os_error() == Some(*n as i32))
 }
 
-/// Says what was tried when the system refused it.
+/// Adds the action that failed to an error of the system.
 pub(crate) trait Context<T> {
+    /// Names the action, as the completion of "Can't …".
     fn context(self, what: &'static str) -> Result<T, Error>;
 }
 
@@ -118,6 +177,7 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     }
 }
 
+/// Result with the [`Error`] of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl From<crate::cuda::Error> for Error {

@@ -537,7 +537,7 @@ mod waiting {
             self.publisher_waits.store(0, Ordering::Relaxed);
         }
 
-        /// `Reader::take` and `client::Shared::moved`.
+        /// `FrameReader::take` and `Connection::notify_publisher`.
         fn take(&self, seq: u64, outcomes: &Outcomes) {
             self.cursor.store(seq, Ordering::Release);
             fence(Ordering::SeqCst);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuframes::{Frame, FrameInfo, Interrupt, Loan, Next, Publisher, Subscriber, Wait};
+use cuframes::{Counters, Frame, FrameInfo, Interrupt, Loan, Next, Publisher, Subscriber, Wait};
 
 use crate::SIZE;
 
@@ -116,7 +116,10 @@ impl FrameLog {
         }
         held.iter().for_each(check);
         assert_eq!(log.received + log.skipped, log.last - log.first + 1);
-        assert_eq!(subscriber.subscriber.counters(), (log.received, log.skipped));
+        assert_eq!(
+            subscriber.subscriber.counters(),
+            Counters { received: log.received, skipped: log.skipped }
+        );
         log
     }
 

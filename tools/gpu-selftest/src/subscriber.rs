@@ -161,7 +161,7 @@ impl Session {
     /// Takes frames up to the number `last`. Reads each twice with work in between, and releases it before
     /// that is done: in stream order with `in_order`, otherwise at once.
     fn take_frames(&mut self, last: u64, in_order: bool) -> Outcome<Tally> {
-        let (page, len, keep) = self.subscriber.page();
+        let cuframes::SharedPage { base: page, len, keep_alive: keep } = self.subscriber.page();
         let access = HostAccess::ReadWrite;
         // SAFETY: mapped for writing while `keep` exists, and read through atomics.
         let claims = unsafe { RegisteredHost::new(&self.context, page, len, access, keep) }?;

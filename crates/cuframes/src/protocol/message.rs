@@ -1,86 +1,122 @@
-//! What the two sides tell each other over the socket.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The messages that publisher and subscriber exchange over the socket.
 //!
-//! One message a packet: a type (u32), then the fields in order, little-endian; a text is its length
-//! (u32) and UTF-8. Nothing may follow. How many fds travel along is fixed by the type.
+//! Each packet is one message: its type (u32), then its fields in order, little-endian. A text is its
+//! length in bytes (u32) and UTF-8. The last field ends the message. The type determines the number of fds.
 
 use super::status::PublisherStatus;
 use super::wire::{HELLO_MAGIC, MAX_MESSAGE, MAX_NAME, Malformed, Reader, Writer};
 use crate::types::code::{Mode, RefusalReason};
 
-/// Versions of the protocol that this code speaks.
+/// Versions of the protocol that this side speaks.
 pub const VERSIONS: std::ops::RangeInclusive<u16> = 2..=2;
-/// What a subscriber asks for.
+
+/// Request of a subscriber: the content of HELLO.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
+    /// Oldest and newest version that the subscriber speaks.
     pub versions: (u16, u16),
+    /// Which frames it takes.
     pub mode: Mode,
-    /// Frames that it may hold at a time; 0 where it wants none.
+    /// Number of frames that it holds at a time; 0 for a subscriber of packets only.
     pub credit: u32,
-    /// The GPU that it can map memory for; zeros for none.
+    /// UUID of the GPU that it maps memory for; zeros for none.
     pub gpu: [u8; 16],
+    /// Its name, for statistics.
     pub name: String,
 }
 
+/// A message of either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
+    /// Subscriber: asks to be accepted. The first message of a connection.
     Hello(Hello),
-    /// Two fds: the control segment and the subscriber's page.
+    /// Publisher: accepts the subscriber. Two fds: the control segment and the subscriber's page.
     Welcome {
+        /// Version of the protocol that the publisher chose.
         version: u16,
+        /// Number of this run of the publisher.
         epoch: u64,
+        /// Number of the subscriber in the publisher's statistics.
         id: u32,
+        /// Number of slots of the control segment and of the page.
         slots: u32,
+        /// Number of index entries of the control segment.
         index: u32,
     },
+    /// Publisher: refuses a HELLO or STATUS_REQUEST.
     Refused {
+        /// The reason.
         code: RefusalReason,
+        /// The reason as a sentence for a log.
         text: String,
     },
-    /// The frames of this generation have these caps.
+    /// Publisher: announces the format of a generation of frames.
     Format {
+        /// Number of the format.
         generation: u32,
+        /// GStreamer caps.
         caps: String,
     },
-    /// One fd: the memory. `device` is the UUID of the GPU that it is on, zeros for host memory.
+    /// Publisher: announces a chunk of memory. One fd: the memory.
     Chunk {
+        /// Number of the chunk.
         id: u32,
+        /// Kind of memory, see [`Kind`](crate::memory::Kind).
         kind: u32,
+        /// UUID of the GPU that has the memory; zeros for host memory.
         device: [u8; 16],
+        /// Number of slots in the chunk.
         slots: u32,
+        /// Distance from one slot to the next, in bytes.
         stride: u64,
+        /// Maximum size of a frame, in bytes.
         size: u64,
     },
-    /// No frame of this chunk will come any more.
+    /// Publisher: announces that no more frames are published in a chunk.
     Retire {
+        /// Number of the chunk.
         chunk: u32,
     },
-    /// One fd: the track's segment.
+    /// Publisher: announces a track. One fd: the track's segment.
     Track {
+        /// Number of the track.
         track: u32,
+        /// Size of the ring, in bytes.
         bytes: u64,
     },
-    /// The packets of this generation of the track have these caps.
+    /// Publisher: announces the format of a generation of packets of a track.
     TrackFormat {
+        /// Number of the track.
         track: u32,
+        /// Number of the format.
         generation: u32,
+        /// GStreamer caps.
         caps: String,
     },
-    /// The publisher sends the subscriber away.
+    /// Publisher: evicts the subscriber, or exits.
     Bye {
+        /// The reason.
         code: RefusalReason,
+        /// The reason as a sentence for a log.
         text: String,
     },
-    /// The subscriber takes no more frames; it closes the connection when it has released the last.
+    /// Subscriber: takes no more frames. It closes the connection when it has released the last one.
     Leave,
-    /// An observer's question, instead of HELLO: what the publisher is. `from` is the entry to begin with.
+    /// Observer: asks for the publisher's status. The first message of a connection, instead of HELLO.
     StatusRequest {
+        /// Oldest and newest version that the observer speaks.
         versions: (u16, u16),
+        /// Entry to start with.
         from: u64,
     },
-    /// The answer. `next` is the entry to ask for next; 0 if that was all.
+    /// Publisher: answers a STATUS_REQUEST.
     Status {
+        /// Version of the protocol that the publisher chose.
         version: u16,
+        /// Entry to start the next request with; 0 after the last one.
         next: u64,
+        /// The part of the status that fits into one message.
         status: Box<PublisherStatus>,
     },
 }
@@ -99,6 +135,7 @@ const STATUS_REQUEST: u32 = 11;
 const STATUS: u32 = 12;
 
 impl Message {
+    /// Returns the bytes of the message.
     pub fn encode(&self) -> Vec<u8> {
         let w = |kind: u32| Writer(Vec::with_capacity(128)).u32(kind);
         match self {
@@ -135,13 +172,16 @@ impl Message {
         .0
     }
 
-    /// Parses what a peer sent; `fds` is how many fds came with it.
+    /// Parses a message of a peer, which came with `fds` fds.
+    ///
+    /// # Errors
+    /// [`Malformed`] if it is not a valid message.
     pub fn decode(bytes: &[u8], fds: usize) -> Result<Self, Malformed> {
         let mut r = Reader(bytes);
         let message = match r.u32()? {
             HELLO => {
                 let versions = r.versions()?;
-                // What follows is known for these versions only.
+                // The format of the other fields is known for these versions only.
                 if versions.0 > *VERSIONS.end() || versions.1 < *VERSIONS.start() {
                     return Err(Malformed::Versions(versions.0, versions.1));
                 }
@@ -197,7 +237,7 @@ impl Message {
         Ok(message)
     }
 
-    /// How many fds travel with the message.
+    /// Returns the number of fds that a message of this type has.
     pub fn fds(&self) -> usize {
         match self {
             Self::Welcome { .. } => 2,

@@ -1,4 +1,5 @@
-//! How publisher and subscribers find and talk to each other.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! How subscribers find a publisher, and the messages that the two sides exchange.
 
 pub mod discovery;
 pub mod message;

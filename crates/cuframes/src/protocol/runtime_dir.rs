@@ -1,4 +1,5 @@
-//! The runtime directory, and the only two things in it that have names: `<key>.sock` and `<key>.lock`.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The runtime directory, which contains two files per publisher: `<key>.sock` and `<key>.lock`.
 
 use std::fs;
 use std::io;
@@ -13,10 +14,13 @@ use nix::unistd::{AccessFlags, access, getuid};
 
 use crate::error::{Error, Result};
 
-/// The environment variable that names the runtime directory.
+/// Name of the environment variable that overrides the runtime directory.
 pub const ENV: &str = "CUFRAMES_RUNTIME_DIR";
 
-/// Checks a key: 1 to 63 of `A-Za-z0-9_.-`, no dot at the start.
+/// Checks a key: 1 to 63 of the characters `A-Za-z0-9_.-`, without a dot at the start.
+///
+/// # Errors
+/// [`Error::Key`] if it breaks one of these rules.
 pub fn check_key(key: &str) -> Result<()> {
     let problem = if key.is_empty() {
         "is empty"
@@ -32,54 +36,72 @@ pub fn check_key(key: &str) -> Result<()> {
     Err(Error::Key { key: key.to_owned(), problem })
 }
 
-/// Where publishers may be, best first: `explicit`, else the environment's, else the usual places.
+/// Returns the directories that publishers can be in, in the order of the search: only `explicit` if it is
+/// given, otherwise only that of the environment variable `CUFRAMES_RUNTIME_DIR` if it is set, otherwise
+/// `/run/cuframes`, `$XDG_RUNTIME_DIR/cuframes` and `/tmp/cuframes-UID`.
 pub fn candidates(explicit: Option<&Path>) -> Vec<PathBuf> {
     if let Some(dir) = named(explicit) {
         return vec![dir];
     }
     let mut dirs = vec![PathBuf::from(SHARED)];
-    dirs.extend(set("XDG_RUNTIME_DIR").map(|dir| dir.join("cuframes")));
+    dirs.extend(from_environment("XDG_RUNTIME_DIR").map(|dir| dir.join("cuframes")));
     dirs.push(PathBuf::from(format!("/tmp/cuframes-{}", getuid())));
     dirs
 }
 
-/// The administrator's to make: only root can make it, so it is as trusted as one that was named.
+/// The directory for publishers of several users. Only root can create it, so it is trusted like one that
+/// was named.
 pub(crate) const SHARED: &str = "/run/cuframes";
 
-pub(crate) fn set(name: &str) -> Option<PathBuf> {
+fn from_environment(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
-/// The directory that somebody chose.
-pub(crate) fn named(explicit: Option<&Path>) -> Option<PathBuf> {
-    explicit.map(Path::to_owned).or_else(|| set(ENV))
+/// Returns the directory that the caller or the environment names, if any.
+fn named(explicit: Option<&Path>) -> Option<PathBuf> {
+    explicit.map(Path::to_owned).or_else(|| from_environment(ENV))
 }
 
-/// A runtime directory that was looked at.
-pub(crate) struct DirInfo {
-    pub owner: u32,
-    /// Anybody can put a socket there.
-    pub public: bool,
+/// Returns whether the caller or the environment names the directory.
+pub(super) fn is_named(explicit: Option<&Path>) -> bool {
+    named(explicit).is_some()
 }
 
-/// Looks at a runtime directory before anything in it is believed. One that nobody named has a name that
-/// anybody could have made first, and has to be this user's alone.
+/// Owner and permissions of a usable runtime directory.
+pub(super) struct DirInfo {
+    /// User id of the owner.
+    pub(super) owner: u32,
+    /// All users can create sockets in it.
+    pub(super) public: bool,
+}
+
+/// Why a directory is not usable.
+pub(super) enum Unusable {
+    /// It does not exist, or cannot be opened.
+    Absent(io::Error),
+    /// It exists and cannot be trusted, as the predicate of a sentence.
+    Problem(String),
+}
+
+/// Checks whether the content of a runtime directory can be trusted. A directory that is not `named` has a
+/// predictable path that another user could create first, so it must belong to this user and be writable
+/// by this user only.
 ///
-/// A path that was looked at still leads to the same directory when it is used: only its owner, root,
-/// and whoever may write to its parent can change that. In /tmp the latter can't, which is sticky.
-pub(crate) fn look_at(dir: &Path, named: bool) -> Result<DirInfo, Unfit> {
-    // Not through a symbolic link, which leads where its owner wants. The right to pass is enough.
+/// The path still leads to the same directory when it is used later: only its owner, root, and users with
+/// write permission in its parent can change that, and /tmp is sticky.
+pub(super) fn inspect(dir: &Path, named: bool) -> Result<DirInfo, Unusable> {
+    // Does not follow a symbolic link, whose owner can redirect it. O_PATH needs no read permission.
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let fd = open(dir, flags, Mode::empty()).map_err(|e| Unfit::Absent(e.into()))?;
-    let meta = fstat(fd).map_err(|e| Unfit::Absent(e.into()))?;
-    let problem = |text: &str| Err(Unfit::Problem(text.to_owned()));
+    let fd = open(dir, flags, Mode::empty()).map_err(|e| Unusable::Absent(e.into()))?;
+    let meta = fstat(fd).map_err(|e| Unusable::Absent(e.into()))?;
+    let problem = |text: &str| Err(Unusable::Problem(text.to_owned()));
     match meta.st_mode & libc::S_IFMT {
         libc::S_IFDIR => {}
         libc::S_IFLNK => return problem("is a symbolic link, and could lead anywhere"),
         _ => return problem("is no directory"),
     }
     if !named && meta.st_uid != getuid().as_raw() {
-        return Err(Unfit::Problem(format!("belongs to another user (uid {})", meta.st_uid)));
+        return Err(Unusable::Problem(format!("belongs to another user (uid {})", meta.st_uid)));
     }
     if !named && meta.st_mode & 0o022 != 0 {
         return problem("can be written to by other users");
@@ -87,52 +109,55 @@ pub(crate) fn look_at(dir: &Path, named: bool) -> Result<DirInfo, Unfit> {
     Ok(DirInfo { owner: meta.st_uid, public: meta.st_mode & 0o002 != 0 })
 }
 
-pub(crate) enum Unfit {
-    /// Not there, or out of reach.
-    Absent(io::Error),
-    Problem(String),
+/// Returns the candidates that exist and can be trusted.
+pub fn usable(explicit: Option<&Path>) -> Vec<PathBuf> {
+    let named = is_named(explicit);
+    let usable = |dir: &PathBuf| inspect(dir, named || dir == Path::new(SHARED)).is_ok();
+    candidates(explicit).into_iter().filter(usable).collect()
 }
 
-/// The candidates in which something may be believed.
-pub fn fit(explicit: Option<&Path>) -> Vec<PathBuf> {
-    let named = named(explicit).is_some();
-    let fit = |dir: &PathBuf| look_at(dir, named || dir == Path::new(SHARED)).is_ok();
-    candidates(explicit).into_iter().filter(fit).collect()
-}
-
-/// The directory that a publisher uses: the first candidate that it can write to, made if need be.
+/// Returns the directory for a publisher: the first candidate that is usable and writable. Creates missing
+/// candidates, except the shared one.
+///
+/// # Errors
+/// [`Error::RuntimeDir`] with the problem of the last candidate.
 pub(crate) fn choose(explicit: Option<&Path>) -> Result<PathBuf> {
-    let named = named(explicit).is_some();
+    let named = is_named(explicit);
     let dirs = candidates(explicit);
     let (last, before) = dirs.split_last().expect("there is always one");
     for dir in before {
         let shared = dir == Path::new(SHARED);
         if !shared {
-            let _ = make(dir);
+            let _ = create(dir);
         }
-        if look_at(dir, shared).is_ok() && access(dir, AccessFlags::W_OK).is_ok() {
+        if inspect(dir, shared).is_ok() && access(dir, AccessFlags::W_OK).is_ok() {
             return Ok(dir.clone());
         }
     }
     let problem = |problem: String| Error::RuntimeDir { path: last.clone(), problem };
-    let made = make(last);
-    look_at(last, named).map_err(|unfit| match (unfit, made) {
-        (Unfit::Problem(text), _) => problem(text),
-        (Unfit::Absent(_), Err(e)) => problem(format!("can't be made ({e})")),
-        (Unfit::Absent(e), Ok(())) => problem(format!("can't be read ({e})")),
+    let created = create(last);
+    inspect(last, named).map_err(|unusable| match (unusable, created) {
+        (Unusable::Problem(text), _) => problem(text),
+        (Unusable::Absent(_), Err(e)) => problem(format!("can't be made ({e})")),
+        (Unusable::Absent(e), Ok(())) => problem(format!("can't be read ({e})")),
     })?;
     access(last, AccessFlags::W_OK).map_err(|e| problem(format!("can't be written to ({e})")))?;
     Ok(last.clone())
 }
 
-pub(crate) fn make(dir: &Path) -> io::Result<()> {
+fn create(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// Returns the path of a key's socket.
 pub(crate) fn socket_path(dir: &Path, key: &str) -> PathBuf {
     dir.join(format!("{key}.sock"))
 }
 
+/// Returns the address of a socket.
+///
+/// # Errors
+/// [`Error::RuntimeDir`] if the path is longer than an address can be.
 pub(crate) fn address(path: &Path) -> Result<UnixAddr> {
     UnixAddr::new(path).map_err(|_| Error::RuntimeDir {
         path: path.parent().unwrap_or(path).to_owned(),

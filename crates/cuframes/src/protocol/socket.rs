@@ -1,4 +1,5 @@
-//! A SOCK_SEQPACKET connection that carries messages with fds, never blocking.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! A non-blocking SOCK_SEQPACKET connection that carries messages with fds.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -12,20 +13,24 @@ use nix::sys::socket::{
     getsockopt, sendmsg, socket, sockopt,
 };
 
-/// What [`Socket::receive`] found.
+/// Result of [`Socket::receive`].
 #[derive(Debug)]
 pub enum Received {
+    /// A valid message with its fds.
     Message(Message, Vec<OwnedFd>),
-    /// Nothing there now.
+    /// There is no message at the moment.
     Nothing,
-    /// The other side is gone.
+    /// The peer closed the connection.
     Closed,
+    /// The bytes or the number of fds are invalid.
     Malformed(Malformed),
 }
 
-/// Fds that are taken in at most, to see that there are too many; the kernel closes those behind them.
+/// Room for received fds: more than any message has, so that an excess is noticed. The kernel closes the
+/// rest.
 const ROOM: usize = 4;
 
+/// One end of a connection.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
@@ -35,24 +40,34 @@ impl AsFd for Socket {
     }
 }
 
-/// A new socket that is neither inherited nor blocking.
+/// Returns a new socket that is non-blocking and not inherited by executed programs.
+///
+/// # Errors
+/// The process or the system has no file descriptors left.
 pub fn new_socket() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
 }
 
 impl Socket {
-    /// `fd` is a connected, non-blocking socket.
+    /// Wraps a connected, non-blocking socket.
     pub fn new(fd: OwnedFd) -> Self {
         Self(fd)
     }
 
-    /// Who is at the other end, as of the time of `connect`.
+    /// Returns process, user and group of the peer at the time of `connect`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
     pub fn peer(&self) -> io::Result<UnixCredentials> {
         Ok(getsockopt(&self.0, sockopt::PeerCredentials)?)
     }
 
-    /// Sends a message whole. `WouldBlock` means that the peer does not read.
+    /// Sends a message with its fds, without blocking.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if the peer does not read its messages and the socket's buffer is full;
+    /// other errors of `sendmsg`, such as that the peer closed the connection.
     pub fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         debug_assert_eq!(fds.len(), message.fds());
         let bytes = message.encode();
@@ -65,12 +80,14 @@ impl Socket {
         Ok(())
     }
 
-    /// A message, with `most` fds or fewer.
+    /// Receives a message with at most `max_fds` fds, without blocking.
     ///
-    /// Errors: this process has no room for more fds, and those of the message are lost.
-    pub fn receive(&self, most: usize) -> io::Result<Received> {
+    /// # Errors
+    /// `EMFILE` if this process has no fds left for those of the message, which are lost; other errors of
+    /// `recvmsg`.
+    pub fn receive(&self, max_fds: usize) -> io::Result<Received> {
         let mut bytes = vec![0; MAX_MESSAGE];
-        let (len, flags, fds) = match receive(self.0.as_fd(), &mut bytes, most > 0) {
+        let (len, flags, fds) = match receive(self.0.as_fd(), &mut bytes, max_fds > 0) {
             Ok(got) => got,
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Received::Nothing),
             Err(Errno::ECONNRESET) => return Ok(Received::Closed),
@@ -80,13 +97,16 @@ impl Socket {
             return Ok(Received::Malformed(Malformed::Long));
         }
         if flags & libc::MSG_CTRUNC != 0 {
-            // There was room, and the kernel did not use it.
-            if fds.len() < most {
+            // There was room, but the kernel could not install the fds.
+            if fds.len() < max_fds {
                 return Err(Errno::EMFILE.into());
             }
-            return Ok(Received::Malformed(Malformed::Fds { expected: most, got: fds.len() + 1 }));
+            return Ok(Received::Malformed(Malformed::Fds {
+                expected: max_fds,
+                got: fds.len() + 1,
+            }));
         }
-        // There is no empty message, so this is the end.
+        // No message is empty, so this is the end of the connection.
         if len == 0 {
             return Ok(Received::Closed);
         }
@@ -97,19 +117,19 @@ impl Socket {
     }
 }
 
-/// One packet: its length, the flags of the kernel, and [`ROOM`] of its fds at most. Without `take_fds` those
-/// of a stranger never become ours, not even for a moment.
+/// Receives one packet. Returns its length, the flags of the kernel, and at most [`ROOM`] of its fds. Without
+/// `take_fds`, the kernel discards the fds, so that an unauthorized peer cannot open any in this process.
 ///
-/// nix's wrapper does not show the fds of a message that had too many, which are open all the same.
+/// nix's wrapper does not return the fds of a message that has too many, although they are open.
 fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
     take_fds: bool,
 ) -> nix::Result<(usize, i32, Vec<OwnedFd>)> {
     let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // Words, as headers of control messages have to be aligned.
+    // An array of words, because headers of control messages have to be aligned.
     let mut control = [0u64; (size_of::<libc::cmsghdr>() + ROOM * size_of::<RawFd>()) / 8];
-    // SAFETY: all zeros is a valid msghdr: no name, nothing to receive into.
+    // SAFETY: all zeros is a valid msghdr, without name and buffers.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &mut iov;
     header.msg_iovlen = 1;
@@ -122,22 +142,23 @@ fn receive(
     let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, flags) };
     let len = Errno::result(len)? as usize;
     let mut fds = Vec::new();
-    // SAFETY: the kernel wrote the control messages and `msg_controllen`. The macros stay within that.
+    // SAFETY: the kernel wrote the control messages and `msg_controllen`, and the macros stay within that
+    // length.
     let mut message = unsafe { libc::CMSG_FIRSTHDR(&header) };
-    // SAFETY: it is null or points to a whole header, as above.
+    // SAFETY: the pointer is null or points to a complete header, as above.
     while let Some(cmsg) = unsafe { message.as_ref() } {
         if (cmsg.cmsg_level, cmsg.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             let count = (cmsg.cmsg_len - size_of::<libc::cmsghdr>()) / size_of::<RawFd>();
             for n in 0..count {
-                // SAFETY: the message has `count` fds. The kernel made them for this call, and nobody else
-                // knows them.
+                // SAFETY: the message has `count` fds. The kernel created them for this call, so nothing else
+                // owns them.
                 fds.push(unsafe {
                     let fd = libc::CMSG_DATA(message).cast::<RawFd>().add(n).read_unaligned();
                     OwnedFd::from_raw_fd(fd)
                 });
             }
         }
-        // SAFETY: as for the first.
+        // SAFETY: as for CMSG_FIRSTHDR.
         message = unsafe { libc::CMSG_NXTHDR(&header, message) };
     }
     Ok((len, header.msg_flags, fds))

@@ -1,92 +1,115 @@
-//! What a publisher tells of itself to whoever asks, and how that becomes messages.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Status of a publisher, and its encoding in messages.
 
 use super::wire::{MAX_MESSAGE, MAX_NAME, Malformed, Reader, Writer};
 use crate::memory::Kind;
 use crate::types::code::Mode;
 
-/// Bytes of a text with caps at most; longer ones are left out. So a message always has room for the
-/// publisher itself and for one entry.
-/// Tracks that a publisher may have.
+/// Maximum number of tracks of a publisher.
 pub(crate) const MAX_TRACKS: usize = 256;
+/// Maximum size of a text with caps, in bytes; longer caps are omitted. The limit guarantees that a message has
+/// room for the publisher's fields and one entry.
 const MAX_CAPS: usize = 16 << 10;
-/// Bytes of a publisher and of an entry without their texts, generously.
+/// Upper bound of the size of the publisher's fields, and of an entry, without their texts, in bytes.
 const MAX_FIXED: usize = 256;
 
-/// A publisher at a moment, as it sees itself.
+/// Status of a publisher at one moment, as the publisher sees itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublisherStatus {
+    /// The key that it publishes.
     pub key: String,
-    /// What the publisher calls itself.
+    /// Name of the publisher, from its configuration.
     pub name: String,
-    /// As seen from here, if it is visible here.
+    /// Process id in the observer's PID namespace; 0 if the process is not visible there.
     pub pid: i32,
+    /// User id of the publisher.
     pub uid: u32,
-    /// Tells one life of a publisher from the next.
+    /// Number of this run of the publisher; it differs after a restart.
     pub epoch: u64,
-    /// When this was looked at, in ns of CLOCK_MONOTONIC.
+    /// Time of this status, in ns of CLOCK_MONOTONIC.
     pub time_ns: i64,
-    /// Caps of the frames; empty before the first, and where there are packets only.
+    /// Caps of the newest frame format; empty before the first, for a publisher of packets only, and if they
+    /// are longer than 16 KiB.
     pub caps: String,
+    /// Kind of memory that the frames are in.
     pub memory: Kind,
+    /// Number of slots.
     pub slots: u32,
+    /// Number of chunks that contain these slots.
     pub chunks: u32,
-    /// Memory of the frames.
+    /// Size of these chunks, in bytes.
     pub bytes: u64,
-    /// Frames so far.
+    /// Number of frames published so far.
     pub published: u64,
-    /// Frames for which there was no slot.
+    /// Number of frames dropped because no slot was free.
     pub dropped: u64,
-    /// When the newest frame was published, in ns of CLOCK_MONOTONIC.
+    /// Publication time of the newest frame, in ns of CLOCK_MONOTONIC; `None` before the first.
     pub last_frame_ns: Option<i64>,
-    /// How far behind its timestamps frames are published at most.
+    /// Maximum time from a frame's timestamp to its publication, in ns.
     pub latency_ns: u64,
+    /// Maximum number of subscribers.
     pub max_subscribers: u32,
+    /// Maximum number of frames that one subscriber may hold.
     pub max_frames_per_subscriber: u32,
+    /// The tracks, by number.
     pub tracks: Vec<TrackStatus>,
+    /// The connected subscribers.
     pub subscribers: Vec<SubscriberStatus>,
 }
 
-/// A track of packets.
+/// Status of a track of packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackStatus {
+    /// Number of the track.
     pub track: u32,
+    /// Caps of the newest packet format; empty if they are longer than 16 KiB.
     pub caps: String,
-    /// Packets so far, and those that are still there.
+    /// Number of packets published so far.
     pub published: u64,
+    /// Number of packets in the ring.
     pub in_ring: u64,
-    /// Packets that had more bytes than the ring.
+    /// Number of packets rejected because they are larger than the ring.
     pub too_big: u64,
-    /// Memory of the packets.
+    /// Size of the ring, in bytes.
     pub bytes: u64,
 }
 
-/// A subscriber, in the publisher's terms.
+/// Status of a subscriber, as its publisher sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriberStatus {
+    /// Number of the subscriber, unique in a run of the publisher.
     pub id: u32,
+    /// Name of the subscriber, from its configuration.
     pub name: String,
-    /// As seen from the publisher's PID namespace; 0 where it is not visible there.
+    /// Process id in the publisher's PID namespace; 0 if the process is not visible there.
     pub pid: i32,
+    /// User id.
     pub uid: u32,
+    /// Group id.
     pub gid: u32,
+    /// Which frames it takes.
     pub mode: Mode,
-    /// Frames that it may hold, 0 where it takes packets only; and those that it holds.
+    /// Maximum number of frames that it may hold; 0 for a subscriber of packets only.
     pub max_frames: u32,
+    /// Number of frames that it holds.
     pub held: u32,
-    /// Frames that are newer than the one that it took last.
+    /// Number of frames that are newer than the last one that it took; 0 for a subscriber of packets only.
     pub lag: u64,
-    /// By its own account.
+    /// Number of frames that it took. The subscriber counts this and the next two values.
     pub received: u64,
+    /// Number of frames that it skipped.
     pub skipped: u64,
+    /// Number of frames that it copied instead of holding them.
     pub copied: u64,
-    /// From the publication of the frame that it took last until it had it; `None` where that is not
-    /// known any more.
+    /// Time from the publication of the last frame that it took until it took it, in ns. `None` if the
+    /// publication time is no longer known.
     pub latency_ns: Option<u64>,
 }
 
 impl PublisherStatus {
-    /// Frames a second from an earlier look to this one: by the times of the newest frames, so it is
-    /// exact also over a short while. `None` if the two are not of one life of a publisher.
+    /// Returns the frames per second between an earlier status and this one. Uses the publication times of
+    /// the newest frames, which makes it exact over short intervals as well. `None` if the publisher was
+    /// restarted in between, or no time has passed.
     pub fn fps_since(&self, earlier: &Self) -> Option<f64> {
         let frames = self.since(earlier)?.published.checked_sub(earlier.published)?;
         if frames == 0 {
@@ -99,30 +122,33 @@ impl PublisherStatus {
         rate(frames, to.wrapping_sub(from))
     }
 
-    /// Packets a second of a track from an earlier look to this one.
+    /// Returns the packets per second of a track between an earlier status and this one. `None` if one of
+    /// them lacks the track, the publisher was restarted in between, or no time has passed.
     pub fn packet_rate_since(&self, earlier: &Self, track: u32) -> Option<f64> {
         let of = |s: &Self| s.tracks.iter().find(|t| t.track == track).map(|t| t.published);
         let packets = of(self.since(earlier)?)?.checked_sub(of(earlier)?)?;
         rate(packets, self.time_ns.wrapping_sub(earlier.time_ns))
     }
 
-    /// Frames a second that a subscriber took from an earlier look to this one.
+    /// Returns the frames per second that subscriber `id` took between an earlier status and this one. `None`
+    /// if one of them lacks the subscriber, the publisher was restarted in between, or no time has passed.
     pub fn taken_since(&self, earlier: &Self, id: u32) -> Option<f64> {
         let of = |s: &Self| s.subscribers.iter().find(|s| s.id == id).map(|s| s.received);
         let frames = of(self.since(earlier)?)?.checked_sub(of(earlier)?)?;
         rate(frames, self.time_ns.wrapping_sub(earlier.time_ns))
     }
 
+    /// Returns this status if both are of the same run of a publisher.
     fn since(&self, earlier: &Self) -> Option<&Self> {
         (self.epoch == earlier.epoch).then_some(self)
     }
 
-    /// As much of it as fits into a message, beginning with the entry `from`, and the entry to go on
-    /// with; 0 for the first and for none.
+    /// Returns the part of the status that fits into one message, from entry `from` on (0 for the first), and
+    /// the entry that the next part starts with (0 after the last).
     pub(crate) fn part(&self, from: u64) -> (Self, u64) {
         let mut part = Self { tracks: Vec::new(), subscribers: Vec::new(), ..self.clone() };
-        leave_out_long(&mut part.caps);
-        cut(&mut part.name);
+        omit_long(&mut part.caps);
+        truncate(&mut part.name);
         let mut left = MAX_MESSAGE - MAX_FIXED - part.caps.len() - part.name.len() - part.key.len();
         let mut take = |text: &str| {
             let room = left.checked_sub(MAX_FIXED + text.len());
@@ -131,7 +157,7 @@ impl PublisherStatus {
         };
         for track in self.tracks.iter().filter(|t| t.entry() >= from) {
             let mut track = track.clone();
-            leave_out_long(&mut track.caps);
+            omit_long(&mut track.caps);
             if !take(&track.caps) {
                 return (part, track.entry());
             }
@@ -192,7 +218,7 @@ impl PublisherStatus {
             tracks: Vec::new(),
             subscribers: Vec::new(),
         };
-        // Nothing is allocated by what these numbers say: the bytes have to be there.
+        // The counts are not trusted: each entry is allocated only after its bytes were read.
         for _ in 0..r.u32()? {
             status.tracks.push(TrackStatus {
                 track: r.u32()?,
@@ -224,18 +250,22 @@ impl PublisherStatus {
     }
 }
 
+/// Encoding of `None` in `last_frame_ns`.
 const NO_TIME: i64 = i64::MIN;
+/// Encoding of `None` in `latency_ns`.
 const NO_LATENCY: u64 = u64::MAX;
-/// Where the entries for subscribers begin; those for tracks are before.
+/// First entry number of the subscribers. Those of the tracks are below it.
 const SUBSCRIBERS: u64 = 1 << 32;
 
 impl TrackStatus {
+    /// Number of this entry, see [`PublisherStatus::part`].
     fn entry(&self) -> u64 {
         self.track.into()
     }
 }
 
 impl SubscriberStatus {
+    /// Number of this entry, see [`PublisherStatus::part`].
     fn entry(&self) -> u64 {
         SUBSCRIBERS | u64::from(self.id)
     }
@@ -245,13 +275,13 @@ fn rate(count: u64, ns: i64) -> Option<f64> {
     (ns > 0).then(|| count as f64 * 1e9 / ns as f64)
 }
 
-fn leave_out_long(caps: &mut String) {
+fn omit_long(caps: &mut String) {
     if caps.len() > MAX_CAPS {
         caps.clear();
     }
 }
 
-fn cut(name: &mut String) {
+fn truncate(name: &mut String) {
     while name.len() > MAX_NAME {
         name.pop();
     }

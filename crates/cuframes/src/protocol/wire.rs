@@ -1,29 +1,40 @@
-//! How values become bytes of a message.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Encoding of values as bytes of a message: little-endian, texts with their length in front.
 
 use std::fmt;
 
 use crate::types::code::Mode;
 
-/// Bytes of a message at most.
+/// Maximum size of a message in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
-/// Bytes of a name at most; a longer one is cut by the sender and refused by the receiver.
+/// Maximum size of a name in bytes. The sender truncates a longer one, the receiver rejects it.
 pub const MAX_NAME: usize = 255;
 
-/// Why bytes are no message.
+/// Why bytes are not a valid message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
+    /// It ends before its last field.
     Short,
+    /// It is longer than its fields, or than [`MAX_MESSAGE`].
     Long,
+    /// This version does not know the type.
     Type(u32),
+    /// A text is too long, not UTF-8, or contains control characters.
     Text,
+    /// It does not start with [`HELLO_MAGIC`].
     Magic,
-    /// HELLO of a peer that speaks these versions, none of which is known here.
+    /// The peer speaks no version of this side. The values are its oldest and newest version.
     Versions(u16, u16),
+    /// This version does not know the mode.
     Mode(u32),
+    /// This version does not know the kind of memory.
     Kind(u32),
+    /// The number of fds differs from that of the message's type.
     Fds {
+        /// Number of fds that the type has.
         expected: usize,
+        /// Number of fds that came with the message.
         got: usize,
     },
 }
@@ -34,7 +45,9 @@ impl fmt::Display for Malformed {
             Self::Short => f.write_str("the message ends too early"),
             Self::Long => f.write_str("the message has bytes behind its end"),
             Self::Type(t) => write!(f, "unknown message type {t}"),
-            Self::Text => f.write_str("a text is too long, no UTF-8, or has control characters"),
+            Self::Text => {
+                f.write_str("a text is too long, not UTF-8, or contains control characters")
+            }
             Self::Magic => f.write_str("the peer does not speak the cuframes protocol"),
             Self::Versions(first, last) => {
                 write!(f, "the peer speaks versions {first} to {last} of the protocol")
@@ -53,6 +66,7 @@ impl std::error::Error for Malformed {}
 /// First field of HELLO and STATUS_REQUEST.
 pub const HELLO_MAGIC: u64 = crate::shm::layout::MAGIC;
 
+/// Appends values to a message.
 pub(super) struct Writer(pub(super) Vec<u8>);
 
 impl Writer {
@@ -75,6 +89,7 @@ impl Writer {
     }
 }
 
+/// Takes values from the start of a message.
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -101,7 +116,7 @@ impl<'a> Reader<'a> {
             return Err(Malformed::Text);
         }
         let text = String::from_utf8(self.bytes(len)?.to_vec()).map_err(|_| Malformed::Text)?;
-        // Texts end up in logs, and in C strings.
+        // Texts end up in logs and in C strings, which cannot contain control characters.
         if text.contains(char::is_control) { Err(Malformed::Text) } else { Ok(text) }
     }
     pub(super) fn mode(&mut self) -> Result<Mode, Malformed> {
@@ -111,7 +126,8 @@ impl<'a> Reader<'a> {
             other => Err(Malformed::Mode(other)),
         }
     }
-    /// The magic comes first, so that a stranger is told as such whatever version it has.
+    /// Reads the magic and the oldest and newest version that a peer speaks. The magic is checked first, so
+    /// that a peer of another protocol is recognized in any case.
     pub(super) fn versions(&mut self) -> Result<(u16, u16), Malformed> {
         if self.u64()? != HELLO_MAGIC {
             return Err(Malformed::Magic);

@@ -29,7 +29,7 @@ impl SocketAccess {
         let Some(group) = &self.group else { return Ok(None) };
         let known = Group::from_name(group).ok().flatten().map(|g| g.gid);
         let found = known.or_else(|| group.parse().ok().map(Gid::from_raw));
-        found.map(Some).ok_or_else(|| Error::Value {
+        found.map(Some).ok_or_else(|| Error::InvalidConfig {
             what: "The socket's group",
             problem: format!("'{group}' does not exist: use a group of this host, or its number"),
         })
@@ -112,7 +112,7 @@ impl Endpoint {
 fn give_access(socket: &Path, who: &SocketAccess, group: Option<Gid>) -> Result<()> {
     if group.is_some() {
         fchownat(AT_FDCWD, socket, None, group, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|e| {
-            Error::Value {
+            Error::InvalidConfig {
                 what: "The socket's group",
                 problem: format!(
                     "can't be '{}' ({e}): make the publisher's user a member of that group",

@@ -103,7 +103,7 @@ impl Publisher {
     ) -> Result<Self> {
         let credits = config.max_subscribers.saturating_mul(config.max_frames_per_subscriber);
         if config.window == 0 || credits.saturating_add(config.window) > MAX_SLOTS / 4 {
-            return Err(Error::Value {
+            return Err(Error::InvalidConfig {
                 what: "The frame pool",
                 problem: format!(
                     "is not possible with a window of {} frames and max-subscribers × max-frames-per-subscriber = {credits}: together they have to be 1 to {}",

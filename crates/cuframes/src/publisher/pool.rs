@@ -278,7 +278,7 @@ impl Slots {
             .take(missing as usize)
             .collect();
         if free.len() < missing as usize {
-            return Err(Error::Value {
+            return Err(Error::InvalidConfig {
                 what: "The frame pool",
                 problem:
                     "has no slot numbers left: lower max-subscribers or max-frames-per-subscriber"

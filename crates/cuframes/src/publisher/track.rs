@@ -103,7 +103,7 @@ impl Track {
         frames: Arc<FramePublisher>,
     ) -> Result<Self> {
         let bytes = config.bytes.next_multiple_of(8);
-        let size = TrackSegment::size(bytes).ok_or(Error::Value {
+        let size = TrackSegment::size(bytes).ok_or(Error::InvalidConfig {
             what: "The packet buffer's number of bytes",
             problem: format!("{bytes} is not possible: 16 MiB is usual"),
         })?;

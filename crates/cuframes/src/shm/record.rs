@@ -46,7 +46,7 @@ impl Record {
             time_to_word(i.pts),
             time_to_word(i.dts),
             duration_to_word(i.duration),
-            i.captured as u64,
+            i.captured_ns as u64,
             self.published as u64,
             i.size as u64,
             has << 32 | i.planes.len() as u64,
@@ -97,7 +97,7 @@ impl Record {
                 pts: time_from_word(w(3)),
                 dts: time_from_word(w(4)),
                 duration: duration_from_word(w(5)),
-                captured: w(6) as i64,
+                captured_ns: w(6) as i64,
                 flags,
                 size: usize::try_from(w(8)).ok()?,
                 planes: (0..planes)

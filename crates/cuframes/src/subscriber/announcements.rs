@@ -1,32 +1,37 @@
-//! What the publisher has announced.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! What the publisher has announced to this subscriber: caps, chunks of memory, tracks.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use super::wait::Next;
 use crate::memory::Imported;
 use crate::shm::segments::TrackSegment;
 use crate::sync::lock;
 use crate::types::code::RefusalReason;
 
-/// Chunks, and generations of frames or of a track, that a publisher may have at a time, before it is
-/// taken for one that wants to fill our memory.
+/// Maximum number of chunks, and of generations per stream, that a subscriber keeps. It bounds the memory
+/// that a hostile publisher can make this process use.
 pub(super) const MAX_ANNOUNCED: usize = 4096;
 
-/// Bytes of caps that are kept, of frames and for each track.
+/// Maximum size of the caps that are kept, for the frames and for each track, in bytes.
 const MAX_CAPS: usize = 1 << 20;
 
-/// Bytes that a publisher may have us map: a part of the address space, which this process needs, too.
+/// Maximum size of all mappings of one publisher, in bytes. It leaves most of the address space to the rest
+/// of this process.
 const MAX_MAPPED: u64 = 1 << 42;
 
-/// Caps by generation, as many of the newest as there is room for.
-#[derive(Default)]
+/// Caps by generation. Keeps the newest generations that fit into `MAX_CAPS` and `MAX_ANNOUNCED`.
+#[derive(Debug, Default)]
 pub(crate) struct Formats {
     all: VecDeque<(u32, Arc<str>)>,
     bytes: usize,
 }
 
 impl Formats {
-    pub fn add(&mut self, generation: u32, caps: String) {
+    /// Adds the caps of a generation; drops the oldest ones that exceed the limits.
+    pub(super) fn add(&mut self, generation: u32, caps: String) {
         self.bytes += caps.len();
         self.all.push_back((generation, caps.into()));
         while self.all.len() > MAX_ANNOUNCED || self.bytes > MAX_CAPS {
@@ -34,37 +39,64 @@ impl Formats {
         }
     }
 
-    pub fn get(&self, generation: u32) -> Option<Arc<str>> {
+    /// Returns the caps of a generation.
+    pub(super) fn get(&self, generation: u32) -> Option<Arc<str>> {
         self.all.iter().rev().find(|(g, _)| *g == generation).map(|(_, caps)| caps.clone())
     }
 }
 
-/// A track as this subscriber sees it.
+/// The mapping of a track, and the caps of its packets.
+#[derive(Debug)]
 pub(crate) struct TrackView {
-    pub segment: TrackSegment,
-    pub formats: Mutex<Formats>,
+    pub(super) segment: TrackSegment,
+    pub(super) formats: Mutex<Formats>,
 }
 
 impl TrackView {
-    /// The caps of a generation.
-    pub fn caps(&self, generation: u32) -> Option<Arc<str>> {
+    /// Returns the caps of a generation.
+    pub(super) fn caps(&self, generation: u32) -> Option<Arc<str>> {
         lock(&self.formats).get(generation)
     }
 }
 
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disconnect {
+    pub(super) reason: RefusalReason,
+    pub(super) text: String,
+}
+
+impl<T> From<Disconnect> for Next<T> {
+    fn from(Disconnect { reason, text }: Disconnect) -> Self {
+        Self::Lost { reason, text }
+    }
+}
+
+/// Everything that messages of the publisher have announced.
 #[derive(Default)]
 pub(crate) struct State {
-    pub formats: Formats,
-    pub chunks: HashMap<u32, Arc<dyn Imported>>,
-    pub tracks: HashMap<u32, Arc<TrackView>>,
-    pub closed: Option<(RefusalReason, String)>,
-    /// A chunk is being mapped.
-    pub importing: bool,
+    pub(super) formats: Formats,
+    pub(super) chunks: HashMap<u32, Arc<dyn Imported>>,
+    pub(super) tracks: HashMap<u32, Arc<TrackView>>,
+    /// Set once, when the connection ends.
+    pub(super) disconnect: Option<Disconnect>,
+    /// The listening thread is mapping a chunk.
+    pub(super) importing: bool,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("chunks", &self.chunks.keys())
+            .field("tracks", &self.tracks.keys())
+            .field("disconnect", &self.disconnect)
+            .finish_non_exhaustive()
+    }
 }
 
 impl State {
-    /// Whether `more` bytes may be mapped.
-    pub fn has_room(&self, more: u64) -> bool {
+    /// Returns whether `more` bytes can be mapped within the limit.
+    pub(super) fn has_room(&self, more: u64) -> bool {
         let chunks = self.chunks.values().filter_map(|c| c.geometry().bytes());
         let tracks = self.tracks.values().map(|t| t.segment.memory().size());
         let mapped: u64 = chunks.chain(tracks).map(|bytes| bytes as u64).sum();

@@ -1,10 +1,12 @@
-//! The subscriber's side of the connection: the way to a publisher, and the thread that listens to it.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! A subscriber's connection to a publisher, and the thread that handles its messages.
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::announcements::{MAX_ANNOUNCED, State, TrackView};
+use super::announcements::{Disconnect, MAX_ANNOUNCED, State, TrackView};
 use crate::cuda::Uuid;
 use crate::error::{Context, Error, Result};
 use crate::memory::{ChunkInfo, Geometry, Importer, Kind};
@@ -24,132 +26,208 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{Shutdown, shutdown};
 
-/// What a frame refers to has come by this time.
+/// How long an announcement may arrive after the frame or packet that refers to it.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Fds that come with a message at most.
+/// Maximum number of fds that arrive with one message.
 pub(super) const MAX_FDS: usize = 2;
 
-/// One connection to one life of a publisher. Frames that are in use keep it, and with it the place.
+/// A connection to one run of a publisher. Frames in use keep it open, and with it the place among the
+/// publisher's subscribers.
 pub(crate) struct Connection {
-    pub key: String,
-    pub mode: Mode,
-    pub credit: u32,
-    /// Which life of a publisher this is.
-    pub epoch: u64,
-    pub control: Control,
-    pub page: SubscriberPage,
-    /// Rings for every message and interrupt, and for a released frame if one is waited for.
-    pub bell: Arc<Doorbell>,
-    pub state: Mutex<State>,
-    /// Frames in use.
-    pub leases: AtomicU32,
-    /// The reader sleeps, or is about to, until there are fewer.
-    pub awaits_release: AtomicBool,
-    /// Those of them whose claims a device clears.
-    pub clearing: Mutex<Vec<u32>>,
-    /// Frames that were copied instead of held, for the publisher's statistics.
-    pub copied: AtomicU64,
-    /// Which places in the page readers of packets have: a bit each.
-    pub readers: Mutex<u32>,
+    pub(super) key: String,
+    pub(super) mode: Mode,
+    /// Number of frames that the subscriber may hold at a time.
+    pub(super) credit: u32,
+    /// Identifies the run of the publisher.
+    pub(super) epoch: u64,
+    pub(super) control: Control,
+    pub(super) page: SubscriberPage,
+    /// Rings for each message and each interrupt. A released frame rings it only while a reader waits for
+    /// one (`awaits_release`).
+    pub(super) bell: Arc<Doorbell>,
+    pub(super) state: Mutex<State>,
+    /// Number of announcements handled so far. While it is unchanged, a lookup in `state` returns the same
+    /// result as before, so that readers cache the result instead of locking.
+    pub(super) announcements: AtomicU64,
+    /// Whether `state.disconnect` is set.
+    pub(super) disconnected: AtomicBool,
+    /// Number of frames in use.
+    pub(super) leases: AtomicU32,
+    /// A reader sleeps, or is about to sleep, until `leases` decreases.
+    pub(super) awaits_release: AtomicBool,
+    /// Slots of frames in use whose claims a device clears.
+    pub(super) clearing: Mutex<Vec<u32>>,
+    /// Length of `clearing`. Written under its lock.
+    pub(super) clearing_count: AtomicU32,
+    /// Number of frames that were copied instead of held, for the publisher's statistics.
+    pub(super) copied: AtomicU64,
+    /// Which reader entries of the page are in use, one bit each.
+    pub(super) readers: Mutex<u32>,
     pub(super) importer: Importer,
-    /// A process that was forked off has this, too, and is not the one that subscribed.
+    /// Process that connected. A forked child inherits this object but is not the subscriber.
     pub(super) process: u32,
-    /// Closed last: that is what tells the publisher that no claim counts any more.
-    pub(super) connection: Socket,
+    /// Closed last, because the publisher then discards all claims of this subscriber.
+    pub(super) socket: Socket,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("key", &self.key)
+            .field("mode", &self.mode)
+            .field("credit", &self.credit)
+            .field("epoch", &self.epoch)
+            .field("leases", &self.leases)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // To close it is not enough where a process was forked off, which has it open still.
+        // Closing the fd is not enough: a forked child may still have it open.
         if self.process == std::process::id() {
-            let _ = shutdown(self.connection.as_fd().as_raw_fd(), Shutdown::Both);
+            let _ = shutdown(self.socket.as_fd().as_raw_fd(), Shutdown::Both);
         }
     }
 }
 
 impl Connection {
-    /// To be called after the cursor was moved or a claim released: wakes a publisher that waits for it.
-    pub fn moved(&self) {
-        // Pairs with the fence in `BackpressureWait::wait_for`.
+    /// Wakes the publisher if it waits for this subscriber. Call it after moving a cursor or releasing a
+    /// claim.
+    pub(super) fn notify_publisher(&self) {
+        // SYNC(waits/notify): pairs with the fence in `BackpressureWait::wait_for`. Either this load sees
+        // that the publisher waits, or the publisher's next check sees the moved cursor or released claim.
         fence(Ordering::SeqCst);
         if self.control.header().status.publisher_waits.load(Ordering::Relaxed) != 0 {
             let futex = &self.page.header().futex;
+            // SYNC(waits/notify): Release pairs with the Acquire of the futex in `wait_for`.
             futex.fetch_add(1, Ordering::Release);
             futex::wake_all(futex);
         }
     }
 
-    /// Takes note of claims that a device has cleared. True if there are others.
-    pub fn settle(&self) -> bool {
+    /// Registers that a device clears the claim on `slot`. The frame counts as in use until
+    /// [`Connection::collect_returned`] finds the claim cleared.
+    pub(super) fn add_clearing(&self, slot: u32) {
+        let mut clearing = lock(&self.clearing);
+        clearing.push(slot);
+        self.clearing_count.store(clearing.len() as u32, Ordering::Relaxed);
+    }
+
+    /// Stops counting the frames whose claims a device has cleared since the last call. Returns whether
+    /// other claims are still to be cleared by a device.
+    ///
+    /// A thread that calls [`Connection::add_clearing`] at the same time may be missed: the load of the
+    /// count is relaxed. A reader that is about to sleep orders it with SYNC(awaits-release/drop).
+    pub(super) fn collect_returned(&self) -> bool {
+        if self.clearing_count.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
         let mut clearing = lock(&self.clearing);
         clearing.retain(|slot| {
             let held = claim::is_held(self.page.held(*slot));
             if !held {
+                // SYNC(leases/release): pairs with the Acquire in `FrameReader`.
                 self.leases.fetch_sub(1, Ordering::Release);
             }
             held
         });
+        self.clearing_count.store(clearing.len() as u32, Ordering::Relaxed);
         !clearing.is_empty()
     }
 
-    /// Takes no more frames. Those in use stay valid.
-    pub fn leave(&self) {
+    /// Tells the publisher that this subscriber takes no more frames. Frames in use stay valid.
+    pub(super) fn leave(&self) {
         if self.process != std::process::id() {
             return;
         }
-        let _ = self.connection.send(&Message::Leave, &[]);
+        let _ = self.socket.send(&Message::Leave, &[]);
     }
 
-    pub fn protocol(&self, problem: impl Into<String>) -> Error {
+    /// Returns the error for a publisher that broke the protocol.
+    pub(super) fn protocol_error(&self, problem: impl Into<String>) -> Error {
         Error::Protocol { key: self.key.clone(), problem: problem.into() }
     }
 
-    /// What `find` finds in the announcements, waiting for it if it is on its way: whatever a frame or
-    /// packet refers to was sent before the frame or packet was published.
-    pub fn announced<T>(
+    /// Returns why the connection ended; `None` while it is open.
+    pub(super) fn disconnect(&self) -> Option<Disconnect> {
+        // SYNC(disconnect/head): pairs with the Release in `close`. Everything that the publisher stored
+        // before the end of the connection was noticed is visible behind this load.
+        if !self.disconnected.load(Ordering::Acquire) {
+            return None;
+        }
+        lock(&self.state).disconnect.clone()
+    }
+
+    /// Returns the number of announcements so far: equal numbers mean an unchanged [`State`].
+    pub(super) fn announcements(&self) -> u64 {
+        // SYNC(announcements/lookup): pairs with the Release in `announce`.
+        self.announcements.load(Ordering::Acquire)
+    }
+
+    /// Notes that `state` has changed. Call it while the change is protected by the lock of `state`.
+    fn announce(&self) {
+        // SYNC(announcements/lookup): pairs with the Acquire in `announcements`.
+        self.announcements.fetch_add(1, Ordering::Release);
+    }
+
+    /// Returns what `find` finds in the announcements. Waits while it is still on its way: the publisher
+    /// sends an announcement before it publishes a frame or packet that refers to it. `what` names it in
+    /// errors.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the connection ended, [`Error::Interrupted`], and [`Error::Protocol`] after
+    /// 10 s.
+    pub(super) fn wait_announced<T>(
         &self,
         what: &str,
         interrupt: &Interrupt,
         find: impl Fn(&State) -> Option<T>,
     ) -> Result<T> {
-        let deadline = clock::now() + ANNOUNCE_TIMEOUT;
+        let mut deadline = None;
         loop {
-            let seen = self.bell.seen();
+            // SYNC(bell/ticket): read before the state, so that a change behind the lookup ends the sleep.
+            let ticket = self.bell.ticket();
             let importing = {
                 let state = lock(&self.state);
                 if let Some(found) = find(&state) {
                     return Ok(found);
                 }
-                if let Some((code, text)) = state.closed.clone() {
-                    return Err(Error::Refused { key: self.key.clone(), code, text });
+                if let Some(Disconnect { reason, text }) = state.disconnect.clone() {
+                    return Err(Error::Refused { key: self.key.clone(), reason, text });
                 }
                 state.importing
             };
             if interrupt.is_set() {
                 return Err(Error::Interrupted);
             }
-            let left = deadline.saturating_sub(clock::now());
-            // The first use of a GPU takes seconds, and many processes that begin with it wait for each other:
-            // that is not the publisher's fault. The bell rings when it is done.
-            let left = (!importing).then_some(left);
+            let now = clock::now();
+            let deadline = *deadline.get_or_insert(now + ANNOUNCE_TIMEOUT);
+            // No timeout during an import: the first use of a GPU takes seconds, and many processes that
+            // start with it wait for each other, which is not the publisher's fault. The bell rings when
+            // the import is done.
+            let left = (!importing).then(|| deadline.saturating_sub(now));
             if left.is_some_and(|left| left.is_zero()) {
-                return Err(self.protocol(format!("it never announced the {what}")));
+                return Err(self.protocol_error(format!("it never announced the {what}")));
             }
-            // The frame futex changes all the time; only the bell matters here.
-            self.bell.wait(seen, left);
+            // Only the bell: the futex of the frames changes with each frame.
+            self.bell.wait(ticket, left);
         }
     }
 
-    fn close(&self, code: RefusalReason, text: String) {
-        lock(&self.state).closed.get_or_insert((code, text));
+    /// Records why the connection ended; the first reason counts. Wakes the readers.
+    fn close(&self, reason: RefusalReason, text: String) {
+        lock(&self.state).disconnect.get_or_insert(Disconnect { reason, text });
+        // SYNC(disconnect/head): pairs with the Acquire in `disconnect`.
+        self.disconnected.store(true, Ordering::Release);
         self.bell.ring();
     }
 
-    /// Listens until the connection ends or `stop` is written to.
-    pub fn listen(&self, stop: &EventFd) {
+    /// Handles messages until the connection ends or `stop` is written to.
+    pub(super) fn listen(&self, stop: &EventFd) {
         loop {
             let mut fds = [
-                PollFd::new(self.connection.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
             ];
             if poll(&mut fds, PollTimeout::NONE).is_err() {
@@ -158,13 +236,13 @@ impl Connection {
             if fds[1].any().unwrap_or(true) {
                 return;
             }
-            let message = match self.connection.receive(MAX_FDS) {
+            let (message, fds) = match self.socket.receive(MAX_FDS) {
                 Ok(Received::Nothing) => continue,
                 Ok(Received::Message(message, fds)) => (message, fds),
                 Ok(Received::Malformed(e)) => {
                     return self.close(RefusalReason::Malformed, e.to_string());
                 }
-                // Another try may have more luck.
+                // A reason that may pass: another attempt can succeed.
                 Err(e) if e.raw_os_error() == Some(Errno::EMFILE as i32) => {
                     return self.close(RefusalReason::NoMemory, NO_FDS.into());
                 }
@@ -172,7 +250,7 @@ impl Connection {
                     return self.close(RefusalReason::Closing, "the publisher is gone".into());
                 }
             };
-            match self.hear(message.0, message.1) {
+            match self.handle_message(message, fds) {
                 Ok(true) => self.bell.ring(),
                 Ok(false) => return,
                 Err(text) => return self.close(RefusalReason::Malformed, text),
@@ -180,63 +258,42 @@ impl Connection {
         }
     }
 
-    /// Takes note of a message. False after the last.
-    fn hear(&self, message: Message, fds: Vec<OwnedFd>) -> Result<bool, String> {
+    /// Handles one message. Returns whether more messages follow.
+    ///
+    /// # Errors
+    /// The message is invalid, as a sentence for a log.
+    fn handle_message(&self, message: Message, fds: Vec<OwnedFd>) -> Result<bool, String> {
         let mut fds = fds.into_iter();
         let mut fd = || fds.next().expect("decode has counted the fds");
-        // What is mapped is mapped before the lock is taken: readers look at the state for each frame.
+        // Mappings are created and destroyed outside the lock, because readers take it.
         match message {
             Message::Format { generation, caps } => {
-                // Frames of older formats may still be on their way, those of much older ones not.
-                lock(&self.state).formats.add(generation, caps);
+                let mut state = lock(&self.state);
+                // Frames of recent generations may still arrive, frames of much older ones cannot.
+                state.formats.add(generation, caps);
+                self.announce();
             }
-            // Who takes no frames needs no memory for them, and may have no GPU.
+            // A subscriber without credit needs no memory for frames, and may have no GPU.
             Message::Chunk { .. } if self.credit == 0 => {}
             Message::Chunk { id, kind, device, slots, stride, size } => {
                 let kind = Kind::try_from(kind).map_err(|k| format!("unknown memory kind {k}"))?;
                 let geometry = Geometry { slots, stride, size };
-                let bytes = geometry.bytes().ok_or("a chunk of impossible size")?;
-                {
-                    let state = lock(&self.state);
-                    if state.chunks.len() >= MAX_ANNOUNCED || !state.has_room(bytes as u64) {
-                        return Err("too many chunks, or too big ones".into());
-                    }
-                }
-                lock(&self.state).importing = true;
                 let info = ChunkInfo { kind, device: Uuid(device), geometry };
-                let chunk = self.importer.import(info, fd());
-                let mut state = lock(&self.state);
-                state.importing = false;
-                let chunk = chunk.map_err(|e| format!("the frames can't be mapped: {e}"))?;
-                let old = state.chunks.insert(id, chunk);
-                // What it replaces is unmapped outside the lock.
-                drop(state);
-                drop(old);
+                self.import_chunk(id, info, fd())?;
             }
             Message::Retire { chunk } => {
-                // Unmapped outside the lock.
-                let _chunk = lock(&self.state).chunks.remove(&chunk);
+                let mut state = lock(&self.state);
+                let chunk = state.chunks.remove(&chunk);
+                self.announce();
+                drop(state);
+                drop(chunk);
             }
-            Message::Track { track, bytes } => {
-                let size = TrackSegment::size(bytes).ok_or("an impossible track")?;
-                {
-                    let state = lock(&self.state);
-                    if state.tracks.len() >= MAX_TRACKS || !state.has_room(size as u64) {
-                        return Err("too many tracks, or too big ones".into());
-                    }
-                }
-                let map = Mapping::import(fd().as_fd(), size, Sharing::ReadOnly)
-                    .map_err(|e| format!("the packets can't be mapped: {e}"))?;
-                let segment = TrackSegment::new(map, bytes);
-                let h = segment.header();
-                check_segment(&h.magic, &h.version).map_err(|e| format!("a track {e}"))?;
-                let view = Arc::new(TrackView { segment, formats: Mutex::default() });
-                let _old = lock(&self.state).tracks.insert(track, view);
-            }
+            Message::Track { track, bytes } => self.map_track(track, bytes, fd())?,
             Message::TrackFormat { track, generation, caps } => {
                 let state = lock(&self.state);
                 let view = state.tracks.get(&track).ok_or("caps of an unknown track")?;
                 lock(&view.formats).add(generation, caps);
+                self.announce();
             }
             Message::Bye { code, text } => {
                 self.close(code, text);
@@ -253,12 +310,58 @@ impl Connection {
         }
         Ok(true)
     }
+
+    /// Maps a chunk and adds it to the state. A chunk with the same id is replaced.
+    fn import_chunk(&self, id: u32, info: ChunkInfo, fd: OwnedFd) -> Result<(), String> {
+        let bytes = info.geometry.bytes().ok_or("a chunk of impossible size")?;
+        {
+            let mut state = lock(&self.state);
+            if state.chunks.len() >= MAX_ANNOUNCED || !state.has_room(bytes as u64) {
+                return Err("too many chunks, or too big ones".into());
+            }
+            state.importing = true;
+        }
+        let chunk = self.importer.import(info, fd);
+        let mut state = lock(&self.state);
+        state.importing = false;
+        let chunk = chunk.map_err(|e| format!("the frames can't be mapped: {e}"))?;
+        let replaced = state.chunks.insert(id, chunk);
+        self.announce();
+        drop(state);
+        drop(replaced);
+        Ok(())
+    }
+
+    /// Maps the segment of a track and adds it to the state. A track with the same number is replaced.
+    fn map_track(&self, track: u32, bytes: u64, fd: OwnedFd) -> Result<(), String> {
+        let size = TrackSegment::size(bytes).ok_or("an impossible track")?;
+        {
+            let state = lock(&self.state);
+            if state.tracks.len() >= MAX_TRACKS || !state.has_room(size as u64) {
+                return Err("too many tracks, or too big ones".into());
+            }
+        }
+        let map = Mapping::import(fd.as_fd(), size, Sharing::ReadOnly)
+            .map_err(|e| format!("the packets can't be mapped: {e}"))?;
+        let segment = TrackSegment::new(map, bytes);
+        let h = segment.header();
+        check_segment(&h.magic, &h.version).map_err(|e| format!("a track {e}"))?;
+        let view = Arc::new(TrackView { segment, formats: Mutex::default() });
+        let mut state = lock(&self.state);
+        let replaced = state.tracks.insert(track, view);
+        self.announce();
+        drop(state);
+        drop(replaced);
+        Ok(())
+    }
 }
 
 const NO_FDS: &str = "this process has no file descriptor left for what the publisher sends: raise its limit (ulimit -n)";
 
+/// Checks the first two words of a segment.
 pub(super) fn check_segment(magic: &AtomicU64, version: &AtomicU32) -> Result<(), String> {
-    // Pairs with the Release of the publisher: everything else was written before.
+    // SYNC(magic/open): pairs with the Release of the publisher, which writes the magic last. All other
+    // words of the header are initialized.
     if magic.load(Ordering::Acquire) != MAGIC {
         return Err("is not what it claims to be".into());
     }
@@ -268,21 +371,26 @@ pub(super) fn check_segment(magic: &AtomicU64, version: &AtomicU32) -> Result<()
     }
 }
 
-/// The thread that listens; dropped, it ends.
-pub(crate) struct Listener {
+/// The thread that handles the messages of a connection. Dropping it stops and joins the thread.
+#[derive(Debug)]
+pub(super) struct Listener {
     stop: Arc<EventFd>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Listener {
-    pub fn start(shared: &Arc<Connection>) -> Result<Self> {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the system has no eventfd or thread left.
+    pub(super) fn start(connection: &Arc<Connection>) -> Result<Self> {
         use nix::sys::eventfd::EfdFlags;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("make an eventfd")?;
         let stop = Arc::new(stop);
-        let (shared, told) = (shared.clone(), stop.clone());
+        let (connection, stopped) = (connection.clone(), stop.clone());
         let thread = std::thread::Builder::new()
             .name("cuframes-client".into())
-            .spawn(move || shared.listen(&told))
+            .spawn(move || connection.listen(&stopped))
             .context("start the listening thread")?;
         Ok(Self { stop, thread: Some(thread) })
     }

@@ -1,5 +1,7 @@
-//! A frame in a subscriber's hands.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! A frame that a subscriber holds.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::connection::Connection;
@@ -7,94 +9,118 @@ use crate::memory::{Imported, Kind};
 use crate::shm::claim;
 use crate::shm::segments::SubscriberPage;
 use crate::sync::atomic::{Ordering, fence};
-use crate::sync::lock;
 use crate::types::frame::FrameInfo;
 
-/// The claim on a slot; dropped, the slot is the publisher's again.
+/// The claim on a slot. Dropping it releases the slot to the publisher.
 pub(super) struct Lease {
-    pub(super) shared: Arc<Connection>,
+    pub(super) connection: Arc<Connection>,
     pub(super) slot: u32,
-    /// Somebody else clears the claim.
+    /// A device clears the claim.
     pub(super) handed_over: bool,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let held = self.shared.page.held(self.slot);
         if self.handed_over {
-            // The device clears the claim behind the work that still reads the frame. A reader that waits
-            // for it has to look by itself.
-            lock(&self.shared.clearing).push(self.slot);
+            // The device clears the claim after the work that still reads the frame. No doorbell rings
+            // then, so a reader that waits for this frame has to poll.
+            self.connection.add_clearing(self.slot);
         } else {
-            claim::release(held);
-            // Behind the release: who sees the lease gone may claim again.
-            self.shared.leases.fetch_sub(1, Ordering::Release);
-            self.shared.moved();
+            claim::release(self.connection.page.held(self.slot));
+            // SYNC(leases/release): Release pairs with the Acquire in `FrameReader`. The claim is released
+            // before the count decreases, so a reader that sees the lower count may claim again.
+            self.connection.leases.fetch_sub(1, Ordering::Release);
+            self.connection.notify_publisher();
         }
-        // A reader that holds all it may waits for this. The others sleep on, or do not sleep: a ring
-        // for each frame would be a system call, and wake those who wait for the publisher.
-        // Pairs with the fence in `Reader::next`: either we see that it waits, or it sees this release.
+        // SYNC(awaits-release/drop): pairs with the fence in `FrameReader::wait_for_release`. Either this
+        // load sees that the reader waits, or the reader sees the returned lease. The bell rings only for
+        // a reader that waits for a release: a ring for each frame would cost a system call and wake
+        // readers that wait for the publisher.
         fence(Ordering::SeqCst);
-        if self.shared.awaits_release.load(Ordering::Relaxed) {
-            self.shared.bell.ring();
+        if self.connection.awaits_release.load(Ordering::Relaxed) {
+            self.connection.bell.ring();
         }
     }
 }
 
-/// A frame of the publisher. Its pixels stay as they are while it lives, and are to be read only.
+/// Number of frames that a subscriber may hold and holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credit {
+    /// Maximum number of frames held at a time: [`SubscriberConfig::max_frames`](crate::SubscriberConfig).
+    pub max: u32,
+    /// Number of frames held now.
+    pub held: u32,
+}
+
+/// A frame in the publisher's memory, held by a subscriber. The publisher does not write to it before it is
+/// dropped.
+///
+/// The pixels are shared with all subscribers and must not be written.
 pub struct Frame {
+    // Declared first: the slot is released before the memory can be unmapped.
     pub(super) lease: Lease,
     pub(super) memory: Arc<dyn Imported>,
     pub(super) address: u64,
-    /// Counts up from 1 in one life of a publisher.
+    /// Sequence number. The first frame of a run of the publisher has number 1.
     pub seq: u64,
+    /// Format of the frame, as GStreamer caps.
     pub caps: Arc<str>,
-    /// Changes with the caps.
+    /// Number of the format; changes whenever `caps` change.
     pub generation: u32,
-    /// When it was published: CLOCK_MONOTONIC in ns.
-    pub published: i64,
-    /// Frames that this subscriber missed right before this one.
+    /// Time of publication, in ns of CLOCK_MONOTONIC.
+    pub published_ns: i64,
+    /// Number of frames that this subscriber skipped immediately before this one.
     pub skipped: u64,
+    /// Timestamps, layout and other metadata.
     pub info: FrameInfo,
 }
 
-impl std::fmt::Debug for Frame {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Frame").field("seq", &self.seq).field("info", &self.info).finish()
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("seq", &self.seq)
+            .field("info", &self.info)
+            .finish_non_exhaustive()
     }
 }
 
 impl Frame {
-    /// Where the frame begins: an address of the CPU or of the device, by the memory's kind.
+    /// Returns the address of the first byte: a CPU address for host memory, otherwise a device address.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// The frame's bytes, of a publisher of host memory; planes lie in them as [`FrameInfo::planes`] says.
-    pub fn bytes(&self) -> &[u8] {
-        assert_eq!(self.memory.kind(), Kind::Host);
-        // SAFETY: `Reader::take` checked that `info.size` bytes from `address` on are in the slot, and
-        // `memory` keeps it mapped. The claim keeps the publisher from writing there while the lease
-        // lives. (A publisher that breaks the protocol can change the bytes, which have no invalid
-        // values; it can't take them away, as the memfd is sealed.)
-        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.info.size) }
+    /// Returns the bytes of a frame in host memory; `None` for device memory. [`FrameInfo::planes`] gives
+    /// the offsets of the planes.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        if self.memory.kind() != Kind::Host {
+            return None;
+        }
+        // SAFETY: `FrameReader::take` checked that `info.size` bytes from `address` on are within the
+        // slot, and `memory` keeps it mapped. The claim keeps the publisher from writing there while the
+        // lease lives. (A publisher that breaks the protocol can change the bytes, which have no invalid
+        // values; it can't unmap them, as the memfd is sealed.)
+        Some(unsafe { std::slice::from_raw_parts(self.address as *const u8, self.info.size) })
     }
 
-    /// Where the pixels live.
+    /// Returns the memory that contains the frame.
     pub fn memory(&self) -> &Arc<dyn Imported> {
         &self.memory
     }
 
-    /// Gives the frame back by writing [`claim::EMPTY`] to a word of the subscriber's page (see
-    /// [`crate::Subscriber::page`]) when what reads the frame is done: for devices, which do both in the
-    /// order of a stream. `clear` is handed the word's distance from the page's start in bytes, and
-    /// says whether it will be written; otherwise the frame is given back at once.
+    /// Releases the frame from a device: the device clears the frame's claim after the work that still
+    /// reads the frame, in stream order.
+    ///
+    /// `clear` is called with the offset in bytes of a 64-bit word in the subscriber's page (see
+    /// [`Subscriber::page`](crate::Subscriber::page)). It enqueues a write of 0 to that word and returns
+    /// `true`. If it returns `false`, the frame is released immediately.
     pub fn release_with(mut self, clear: impl FnOnce(usize) -> bool) {
         self.lease.handed_over = clear(SubscriberPage::held_offset(self.lease.slot));
     }
 
-    /// Frames that the subscriber may hold, and holds now.
-    pub fn credit(&self) -> (u32, u32) {
-        (self.lease.shared.credit, self.lease.shared.leases.load(Ordering::Relaxed))
+    /// Returns how many frames the subscriber may hold, and how many it holds, this one included.
+    pub fn credit(&self) -> Credit {
+        let connection = &self.lease.connection;
+        Credit { max: connection.credit, held: connection.leases.load(Ordering::Relaxed) }
     }
 }

@@ -1,148 +1,259 @@
-//! The subscriber's way to frames: waits, claims, and hands out leases.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Takes frames: polls for the next one, claims it, and sleeps while there is none.
 
+use super::announcements::Disconnect;
 use super::connection::Connection;
 use super::frame::{Frame, Lease};
 use super::pace::Pace;
 use super::wait::{Next, Wait};
 use crate::cuda::Event;
 use crate::error::{Error, Result};
+use crate::memory::Imported;
 use crate::shm::claim;
 use crate::shm::layout::{MAX_SEQ, unpack_index};
 use crate::shm::record::Record;
 use crate::sync::atomic::{Ordering, fence};
-use crate::sync::{clock, lock};
+use crate::sync::clock;
+use crate::sync::interrupt::Interrupt;
 use crate::types::code::{Mode, RefusalReason};
-use std::sync::Arc;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// A device that has not written a published frame after waiting for this long never will.
+/// How long a published frame may stay incomplete, or unclaimable, before the publisher counts as broken.
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
-/// A device is usually done when the reader has woken up; the copy of a 4K frame takes some 15 µs.
+/// How long to poll for the pixels before sleeping. A device is usually done when the reader has woken up;
+/// the copy of a 4K frame takes about 15 µs.
 const READY_SPIN: Duration = Duration::from_micros(50);
 const READY_STEP: Duration = Duration::from_micros(50);
 
-/// Where a subscriber is in the stream of frames.
-pub(crate) struct FrameReader {
-    shared: Arc<Connection>,
+/// Position of a subscriber in the stream of frames.
+#[derive(Debug)]
+pub(super) struct FrameReader {
+    connection: Arc<Connection>,
     mode: Mode,
     /// Sequence number of the frame that was taken last.
     cursor: u64,
+    /// No frame has been taken yet.
     first: bool,
     pace: Pace,
     skipped: u64,
     received: u64,
+    resolved: Option<Resolved>,
+}
+
+/// Memory and caps of the frame that was taken last, by what its record refers to. The next frame usually
+/// refers to the same.
+struct Resolved {
+    /// [`Connection::announcements`] before the lookup.
+    announcements: u64,
+    chunk: u32,
+    generation: u32,
+    /// Weak, so that a retired chunk is unmapped without waiting for the next frame.
+    memory: Weak<dyn Imported>,
+    caps: Arc<str>,
+}
+
+impl std::fmt::Debug for Resolved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolved")
+            .field("chunk", &self.chunk)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there is nothing to take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    /// The publisher has not published the next frame yet.
+    Frame,
+    /// This subscriber holds as many frames as its credit allows, and has to release one first.
+    Release,
+    /// The newest frame was overwritten before it could be claimed. `head` is about to name a newer one.
+    Overwritten { head: u64 },
+}
+
+/// Values of the two words that a sleeping reader waits for, read before the poll: a change after the poll
+/// ends the sleep.
+#[derive(Clone, Copy)]
+struct Tickets {
+    bell: u32,
+    futex: u32,
 }
 
 impl FrameReader {
-    pub fn new(shared: Arc<Connection>, mode: Mode) -> Self {
-        // As of the moment in which the publisher began to count with this subscriber.
-        let joined = shared.page.header().cursor.load(Ordering::Relaxed);
-        // Who wants the newest is glad of the one that is there.
+    pub(super) fn new(connection: Arc<Connection>, mode: Mode) -> Self {
+        // The publisher set it when it registered this subscriber.
+        let joined = connection.page.header().cursor.load(Ordering::Relaxed);
+        // A subscriber of the newest frame also takes the one that is already there.
         let cursor = if mode == Mode::Newest { joined.saturating_sub(1) } else { joined };
-        Self { shared, mode, cursor, first: true, pace: Pace::default(), skipped: 0, received: 0 }
-    }
-
-    pub fn counters(&self) -> (u64, u64) {
-        (self.received, self.skipped)
-    }
-
-    pub fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Frame>> {
-        let shared = self.shared.clone();
-        let h = shared.control.header();
-        let deadline = wait.timeout.map(|t| clock::now() + t);
-        // The newest frame when it could not be claimed, and since when that is so.
-        let mut missed: Option<(u64, Duration)> = None;
-        loop {
-            // Both numbers are read before what they stand for, so no change goes unnoticed.
-            let seen = shared.bell.seen();
-            let futex = h.futex.load(Ordering::Acquire);
-            if wait.interrupt.is_set() {
-                return Ok(Next::Interrupted);
-            }
-            // Read before `head`: what was published before the end is still taken.
-            let closed = lock(&shared.state).closed.clone();
-            if let Some((code, text)) =
-                closed.clone().filter(|(code, _)| *code != RefusalReason::Closing)
-            {
-                return Ok(Next::Lost { code, text });
-            }
-            // Pairs with the Release in `Frames::end`: all frames were published before it.
-            let eos = h.status.eos.load(Ordering::Acquire) != 0;
-            // Pairs with the Release in `Frames::publish`.
-            let head = h.head.load(Ordering::Acquire);
-            if head > MAX_SEQ {
-                return Err(shared.protocol("the number of its newest frame is impossible"));
-            }
-            shared.settle();
-            // Pairs with the Release in `Lease::drop`.
-            let full = shared.leases.load(Ordering::Acquire) >= shared.credit;
-            if head > self.cursor && !full {
-                match self.take(head, wait)? {
-                    Some(frame) => return Ok(Next::Item(frame)),
-                    None => {
-                        // It made way for a newer one, of which `head` is about to tell.
-                        if let Some((code, text)) = closed {
-                            return Ok(Next::Lost { code, text });
-                        }
-                        let now = clock::now();
-                        let (_, since) = *match &mut missed {
-                            Some(known) if known.0 == head => known,
-                            other => other.insert((head, now)),
-                        };
-                        if now - since > READY_TIMEOUT {
-                            return Err(shared.protocol("its newest frame is not there"));
-                        }
-                        if deadline.is_some_and(|d| now >= d) {
-                            return Ok(Next::TimedOut);
-                        }
-                        std::hint::spin_loop();
-                        continue;
-                    }
-                }
-            }
-            if eos && head == self.cursor && !wait.past_eos {
-                return Ok(Next::Eos);
-            }
-            // Also when there is a frame that can't be taken, because as many are held as may be.
-            if let Some((code, text)) = closed {
-                return Ok(Next::Lost { code, text });
-            }
-            let now = clock::now();
-            if deadline.is_some_and(|d| now >= d) {
-                return Ok(Next::TimedOut);
-            }
-            let expected = self.pace.expect(wait.spin).filter(|around| !full && now < around.end);
-            if expected.as_ref().is_some_and(|around| around.start <= now) {
-                std::hint::spin_loop();
-                continue;
-            }
-            let until = expected.map(|around| around.start).into_iter().chain(deadline).min();
-            let left = until.map(|until| until - now);
-            if !full {
-                shared.bell.wait_with(seen, (&h.futex, futex), left);
-                tracing::trace!(name: "woken", target: "cuframes::steps", "woken");
-                continue;
-            }
-            shared.awaits_release.store(true, Ordering::Relaxed);
-            // Pairs with the fence in `Lease::drop`.
-            fence(Ordering::SeqCst);
-            let clearing = shared.settle();
-            if shared.leases.load(Ordering::Acquire) >= shared.credit {
-                // A device rings no bell.
-                let step = clearing.then_some(READY_STEP);
-                shared.bell.wait(seen, left.into_iter().chain(step).min());
-            }
-            shared.awaits_release.store(false, Ordering::Relaxed);
+        Self {
+            connection,
+            mode,
+            cursor,
+            first: true,
+            pace: Pace::default(),
+            skipped: 0,
+            received: 0,
+            resolved: None,
         }
     }
 
-    /// Claims the frame that the mode wants. `None` if it was overwritten before that.
+    /// Number of frames taken so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Number of frames skipped since the first one was taken.
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Waits for the next frame that the mode selects.
+    pub(super) fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Frame>> {
+        let deadline = wait.timeout.map(|t| clock::now() + t);
+        // The newest frame that could not be claimed, and since when.
+        let mut overwritten: Option<(u64, Duration)> = None;
+        loop {
+            let tickets = self.tickets();
+            let pending = match self.poll_once(wait)? {
+                ControlFlow::Break(next) => return Ok(next),
+                ControlFlow::Continue(pending) => pending,
+            };
+            let now = clock::now();
+            if let Pending::Overwritten { head } = pending {
+                let (_, since) = *match &mut overwritten {
+                    Some(known) if known.0 == head => known,
+                    other => other.insert((head, now)),
+                };
+                if now - since > READY_TIMEOUT {
+                    return Err(self.connection.protocol_error("its newest frame is not there"));
+                }
+            }
+            if deadline.is_some_and(|d| now >= d) {
+                return Ok(Next::TimedOut);
+            }
+            self.sleep(pending, tickets, now, deadline, wait.busy_poll);
+        }
+    }
+
+    /// Reads the two words that a sleep waits for. Call it before the poll that decides on the sleep.
+    fn tickets(&self) -> Tickets {
+        Tickets {
+            // SYNC(bell/ticket): see `Doorbell`.
+            bell: self.connection.bell.ticket(),
+            // SYNC(futex/head): pairs with the Release in `FramePublisher::publish` and `end`. A frame
+            // that was published before this load is visible to the poll, a later one changes the word.
+            futex: self.connection.control.header().futex.load(Ordering::Acquire),
+        }
+    }
+
+    /// Checks the current state: returns the result of the wait (a frame, the end of the stream or of the
+    /// connection, an interrupt), or why there is none. Sleeps only if a frame is published but its
+    /// announcements or pixels are still on their way.
+    fn poll_once(&mut self, wait: &Wait<'_>) -> Result<ControlFlow<Next<Frame>, Pending>> {
+        if wait.interrupt.is_set() {
+            return Ok(ControlFlow::Break(Next::Interrupted));
+        }
+        // SYNC(disconnect/head): read before `head`, so that frames that were published before the end of
+        // the connection are still taken. An evicted subscriber takes no more frames.
+        let disconnect = self.connection.disconnect();
+        if let Some(disconnect) = &disconnect
+            && disconnect.reason != RefusalReason::Closing
+        {
+            return Ok(ControlFlow::Break(disconnect.clone().into()));
+        }
+        let h = self.connection.control.header();
+        // SYNC(eos/end): pairs with the Release in `FramePublisher::end`; all frames were published before
+        // it. Read before `head`.
+        let eos = h.status.eos.load(Ordering::Acquire) != 0;
+        // SYNC(head/publish): pairs with the Release in `FramePublisher::publish`; record, slot number and
+        // index entry of the frame are written.
+        let head = h.head.load(Ordering::Acquire);
+        if head > MAX_SEQ {
+            let problem = "the number of its newest frame is impossible";
+            return Err(self.connection.protocol_error(problem));
+        }
+        self.connection.collect_returned();
+        let full = self.is_full();
+        if head > self.cursor && !full {
+            return Ok(match (self.take(head, wait)?, disconnect) {
+                (Some(frame), _) => ControlFlow::Break(Next::Item(frame)),
+                (None, Some(disconnect)) => ControlFlow::Break(disconnect.into()),
+                (None, None) => ControlFlow::Continue(Pending::Overwritten { head }),
+            });
+        }
+        if eos && head == self.cursor && !wait.past_eos {
+            return Ok(ControlFlow::Break(Next::Eos));
+        }
+        Ok(match disconnect {
+            // Also if there is a frame that cannot be taken because the credit is used up.
+            Some(disconnect) => ControlFlow::Break(disconnect.into()),
+            None if full => ControlFlow::Continue(Pending::Release),
+            None => ControlFlow::Continue(Pending::Frame),
+        })
+    }
+
+    /// Returns whether this subscriber holds as many frames as its credit allows.
+    fn is_full(&self) -> bool {
+        // SYNC(leases/release): pairs with the Release in `Lease::drop` and `collect_returned`. The claims
+        // of frames that are not counted any more are released.
+        self.connection.leases.load(Ordering::Acquire) >= self.connection.credit
+    }
+
+    /// Sleeps until the next poll makes sense: until one of the two words changes, until `deadline`, or until
+    /// shortly before the next frame is expected. Returns at once around the time at which it is expected,
+    /// and if a newer frame is about to appear.
+    fn sleep(
+        &self,
+        pending: Pending,
+        tickets: Tickets,
+        now: Duration,
+        deadline: Option<Duration>,
+        busy_poll: Duration,
+    ) {
+        match pending {
+            Pending::Frame => {}
+            Pending::Release => {
+                return self.wait_for_release(tickets, deadline.map(|until| until - now));
+            }
+            Pending::Overwritten { .. } => return std::hint::spin_loop(),
+        }
+        let expected = self.pace.expect(busy_poll).filter(|around| now < around.end);
+        if expected.as_ref().is_some_and(|around| around.start <= now) {
+            return std::hint::spin_loop();
+        }
+        let until = expected.map(|around| around.start).into_iter().chain(deadline).min();
+        let futex = (&*self.connection.control.header().futex, tickets.futex);
+        self.connection.bell.wait_or(tickets.bell, futex, until.map(|until| until - now));
+        tracing::trace!(name: "woken", target: "cuframes::steps", "woken");
+    }
+
+    /// Sleeps until this subscriber releases a frame.
+    fn wait_for_release(&self, tickets: Tickets, left: Option<Duration>) {
+        let connection = &self.connection;
+        connection.awaits_release.store(true, Ordering::Relaxed);
+        // SYNC(awaits-release/drop): pairs with the fence in `Lease::drop`. Either the lease that is dropped
+        // sees `awaits_release` and rings, or the checks below, `collect_returned` and `is_full`, see
+        // the returned frame.
+        fence(Ordering::SeqCst);
+        let clearing = connection.collect_returned();
+        if self.is_full() {
+            // A device that clears a claim rings no bell, so its claims are polled.
+            let step = clearing.then_some(READY_STEP);
+            connection.bell.wait(tickets.bell, left.into_iter().chain(step).min());
+        }
+        connection.awaits_release.store(false, Ordering::Relaxed);
+    }
+
+    /// Claims the frame that the mode selects. Returns `None` if it was overwritten before.
     fn take(&mut self, head: u64, wait: &Wait<'_>) -> Result<Option<Frame>> {
         let wanted = match self.mode {
             Mode::Newest => head,
-            // What the index has no room for is gone, however far `head` is ahead.
+            // Frames without an index entry are gone, so the loop is bounded, however far `head` is ahead.
             Mode::Strict => {
-                let oldest = head.saturating_sub(self.shared.control.index_len().into()) + 1;
+                let oldest = head.saturating_sub(self.connection.control.index_len().into()) + 1;
                 oldest.max(self.cursor + 1)
             }
         };
@@ -150,44 +261,22 @@ impl FrameReader {
         else {
             return Ok(None);
         };
-        // From here on the claim goes with the lease, on every path.
-        self.shared.leases.fetch_add(1, Ordering::Relaxed);
-        let lease = Lease { shared: self.shared.clone(), slot, handed_over: false };
-        let protocol = |problem: &str| self.shared.protocol(problem);
-        let record = Record::load(self.shared.control.record(slot))
+        // From here on, the lease owns the claim on every path.
+        self.connection.leases.fetch_add(1, Ordering::Relaxed);
+        let lease = Lease { connection: self.connection.clone(), slot, handed_over: false };
+        let record = Record::load(self.connection.control.record(slot))
             .filter(|r| r.seq == seq)
-            .ok_or_else(|| protocol("a frame's record makes no sense"))?;
-        let memory = self.shared.announced("memory of a frame", wait.interrupt, |s| {
-            s.chunks.get(&record.chunk).cloned()
-        })?;
-        let caps = self
-            .shared
-            .announced("caps of a frame", wait.interrupt, |s| s.formats.get(record.generation))?;
-        let geometry = memory.geometry();
-        let info = record.info;
-        let inside = info.planes.iter().all(|p| (p.offset as usize) < info.size);
-        if record.slot_in_chunk >= geometry.slots || info.size as u64 > geometry.size || !inside {
-            return Err(protocol("a frame lies outside its memory"));
+            .ok_or_else(|| self.connection.protocol_error("a frame's record makes no sense"))?;
+        let (memory, caps) = self.resolve(&record, wait.interrupt)?;
+        if !is_inside(&record, &*memory) {
+            return Err(self.connection.protocol_error("a frame lies outside its memory"));
         }
         tracing::trace!(name: "claimed", target: "cuframes::steps", seq);
         self.wait_until_ready(seq, memory.event(record.slot_in_chunk), wait)?;
-        let (captured, published) = (info.captured, record.published);
+        let (captured, published) = (record.info.captured_ns, record.published);
         tracing::trace!(name: "ready", target: "cuframes::steps", captured, published);
 
-        let skipped = if self.first { 0 } else { seq - self.cursor - 1 };
-        self.first = false;
-        self.pace.note(seq, record.published);
-        self.cursor = seq;
-        self.received += 1;
-        self.skipped += skipped;
-        let page = self.shared.page.header();
-        // Release pairs with the Acquire in `pool::is_behind`: the claim is in place.
-        page.cursor.store(seq, Ordering::Release);
-        page.received.store(self.received, Ordering::Relaxed);
-        page.skipped.store(self.skipped, Ordering::Relaxed);
-        page.copied.store(self.shared.copied.load(Ordering::Relaxed), Ordering::Relaxed);
-        page.heartbeat_ns.store(clock::now_ns() as u64, Ordering::Relaxed);
-        self.shared.moved();
+        let skipped = self.advance(seq, record.published);
         Ok(Some(Frame {
             address: memory.address(record.slot_in_chunk),
             lease,
@@ -195,49 +284,109 @@ impl FrameReader {
             seq,
             caps,
             generation: record.generation,
-            published: record.published,
+            published_ns: record.published,
             skipped,
-            info,
+            info: record.info,
         }))
     }
 
-    /// The slot of frame `seq`, claimed, if it still holds it.
+    /// Claims the slot of frame `seq` and returns its number. `None` if the frame is not there any more.
     fn claim(&self, seq: u64) -> Option<u32> {
-        let control = &self.shared.control;
-        // The index was written before `head` was moved to it, and is overwritten after many frames.
+        let control = &self.connection.control;
+        // SYNC(head/publish): the index entry was written before `head` reached `seq`, and is overwritten
+        // only after many more frames.
         let slot = unpack_index(control.index_entry(seq).load(Ordering::Relaxed), seq)?;
-        // A number out of range is a lie; the frame counts as gone.
+        // Only an invalid publisher writes a number out of range; the frame counts as gone.
         (slot < control.slots()).then_some(())?;
-        claim::claim(control.slot(slot), self.shared.page.held(slot), seq).then_some(slot)
+        // SYNC(claim/retire): see `shm::claim`.
+        claim::claim(control.slot(slot), self.connection.page.held(slot), seq).then_some(slot)
     }
 
-    /// Waits for the pixels: `ready` reaches `seq` when the device has written them, or the slot's event
-    /// is done. Host memory is ready when it is published. The wait ends with the publisher, which may
-    /// die in between.
+    /// Returns the memory and the caps that a record refers to. Waits for their announcements if they have
+    /// not arrived yet.
+    fn resolve(
+        &mut self,
+        record: &Record,
+        interrupt: &Interrupt,
+    ) -> Result<(Arc<dyn Imported>, Arc<str>)> {
+        // SYNC(announcements/lookup): read before the lookup, so that a later change invalidates it.
+        let announcements = self.connection.announcements();
+        if let Some(last) = &self.resolved
+            && last.announcements == announcements
+            && last.chunk == record.chunk
+            && last.generation == record.generation
+            && let Some(memory) = last.memory.upgrade()
+        {
+            return Ok((memory, last.caps.clone()));
+        }
+        let memory = self.connection.wait_announced("memory of a frame", interrupt, |s| {
+            s.chunks.get(&record.chunk).cloned()
+        })?;
+        let caps = self
+            .connection
+            .wait_announced("caps of a frame", interrupt, |s| s.formats.get(record.generation))?;
+        self.resolved = Some(Resolved {
+            announcements,
+            chunk: record.chunk,
+            generation: record.generation,
+            memory: Arc::downgrade(&memory),
+            caps: caps.clone(),
+        });
+        Ok((memory, caps))
+    }
+
+    /// Moves the cursor to the taken frame `seq` and updates the page. Returns how many frames were skipped.
+    fn advance(&mut self, seq: u64, published_ns: i64) -> u64 {
+        let skipped = if self.first { 0 } else { seq - self.cursor - 1 };
+        self.first = false;
+        self.pace.record(seq, published_ns);
+        self.cursor = seq;
+        self.received += 1;
+        self.skipped += skipped;
+        let page = self.connection.page.header();
+        // SYNC(cursor/reclaim): Release pairs with the Acquire in the publisher's search for a free slot.
+        // The claim is in place before the cursor moves.
+        page.cursor.store(seq, Ordering::Release);
+        page.received.store(self.received, Ordering::Relaxed);
+        page.skipped.store(self.skipped, Ordering::Relaxed);
+        page.copied.store(self.connection.copied.load(Ordering::Relaxed), Ordering::Relaxed);
+        page.heartbeat_ns.store(clock::now_ns() as u64, Ordering::Relaxed);
+        self.connection.notify_publisher();
+        skipped
+    }
+
+    /// Waits for the pixels: a device stores `seq` in `ready` after writing them, or completes the slot's
+    /// event. Host memory is ready when it is published.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the connection ends before, because the publisher may have exited in between,
+    /// or after 1 s; [`Error::Interrupted`]; [`Error::Device`].
     fn wait_until_ready(&self, seq: u64, event: Option<&Event>, wait: &Wait<'_>) -> Result<()> {
-        let ready = &self.shared.control.header().ready;
-        let begin = clock::now();
-        let complete = || -> Result<bool, crate::cuda::Error> {
-            // Pairs with the Release in `Frames::publish`, or with the device's write, which is ordered
-            // behind those of the pixels.
+        let ready = &self.connection.control.header().ready;
+        let is_complete = || -> Result<bool, crate::cuda::Error> {
+            // SYNC(ready/complete): pairs with the Release in `FramePublisher::publish`, or with the write
+            // of the device, which is ordered behind its writes of the pixels.
             Ok(ready.load(Ordering::Acquire) >= seq && event.map_or(Ok(true), Event::is_done)?)
         };
-        while !complete()? {
-            let waited = clock::now() - begin;
-            // Before another look: what was complete when the publisher ended is still taken.
-            let closed = lock(&self.shared.state).closed.clone();
-            if complete()? {
+        let mut begin = None;
+        while !is_complete()? {
+            let now = clock::now();
+            let waited = now - *begin.get_or_insert(now);
+            // SYNC(disconnect/head): read before the second check, so that a frame that was complete when
+            // the publisher exited is still taken.
+            let disconnect = self.connection.disconnect();
+            if is_complete()? {
                 break;
             }
             if wait.interrupt.is_set() {
                 return Err(Error::Interrupted);
             }
-            if closed.is_some() || waited > READY_TIMEOUT {
-                let (code, text) = closed.unwrap_or((
-                    RefusalReason::Stalled,
-                    "a published frame was never completed".into(),
-                ));
-                return Err(Error::Refused { key: self.shared.key.clone(), code, text });
+            if disconnect.is_some() || waited > READY_TIMEOUT {
+                let Disconnect { reason, text } = disconnect.unwrap_or(Disconnect {
+                    reason: RefusalReason::Stalled,
+                    text: "a published frame was never completed".into(),
+                });
+                return Err(Error::Refused { key: self.connection.key.clone(), reason, text });
             }
             if waited < READY_SPIN {
                 std::hint::spin_loop();
@@ -247,4 +396,13 @@ impl FrameReader {
         }
         Ok(())
     }
+}
+
+/// Returns whether the frame of a record is within the memory that the record refers to. The publisher
+/// wrote both, so neither is trusted.
+fn is_inside(record: &Record, memory: &dyn Imported) -> bool {
+    let (geometry, info) = (memory.geometry(), &record.info);
+    record.slot_in_chunk < geometry.slots
+        && info.size as u64 <= geometry.size
+        && info.planes.iter().all(|p| (p.offset as usize) < info.size)
 }

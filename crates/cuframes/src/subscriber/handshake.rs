@@ -1,8 +1,9 @@
-//! Finds a publisher and joins it.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Finds the publisher of a key and performs the handshake: HELLO, then WELCOME or REFUSED.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -21,50 +22,71 @@ use crate::shm::segments::{Control, SubscriberPage};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use crate::sync::clock;
 use crate::sync::interrupt::Interrupt;
-use crate::types::code::Mode;
 
-/// A publisher that accepted the connection has this long to answer.
+/// How long a publisher that accepted the connection may take to answer.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where a directory can't be watched, and for whatever a watch may miss.
+/// Retry interval while a directory cannot be watched, or while the publisher's queue is full.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// Retry interval while all directories are watched, in case the watch misses a change.
 const RETRY_WATCHED: Duration = Duration::from_secs(2);
 
-/// Waits for the publisher of a key and joins it.
+/// Request of a subscriber, and its means to map memory.
+#[derive(Debug)]
+pub(super) struct Offer {
+    /// The message that asks for it.
+    pub(super) hello: Hello,
+    /// Maps the chunks that the publisher sends.
+    pub(super) importer: Importer,
+}
+
+/// What a WELCOME says about the connection.
+#[derive(Debug, Clone, Copy)]
+struct Accepted {
+    epoch: u64,
+    /// Number of slots of the control segment.
+    slots: u32,
+    /// Number of index entries of the control segment; a power of two.
+    index: u32,
+}
+
+/// Waits for the publisher of a key and connects to it. `timeout` bounds the wait for a publisher that is
+/// not running; `None` waits forever.
 ///
-/// `timeout` bounds the wait for a publisher that is not there; `None` is forever. Errors:
+/// # Errors
 /// [`Error::Interrupted`], [`Error::NoPublisher`] after `timeout`, [`Error::Refused`],
-/// [`Error::Protocol`], a bad key, or a socket that this user may not write to.
-pub(crate) fn connect(
+/// [`Error::Protocol`], [`Error::Key`], [`Error::RuntimeDir`] if this user may not connect, and
+/// [`Error::System`] if the process has no file descriptors or memory left.
+pub(super) fn connect(
     key: &str,
-    runtime_dir: Option<&std::path::Path>,
-    (hello, importer): (Hello, Importer),
+    runtime_dir: Option<&Path>,
+    offer: &Offer,
     timeout: Option<Duration>,
     interrupt: &Interrupt,
 ) -> Result<Connection> {
     check_key(key)?;
     let dirs = candidates(runtime_dir);
     let deadline = timeout.map(|t| clock::now() + t);
-    // Watching begins before the first look, so nothing that comes in between is missed.
+    // The watch starts before the first attempt, so that a publisher that starts in between is noticed.
     let watch = Watch::new(&dirs);
     loop {
         if interrupt.is_set() {
             return Err(Error::Interrupted);
         }
         let attempt = try_connect(runtime_dir, key)?;
-        let crowded = matches!(attempt, Attempt::Crowded);
-        if let Attempt::Connected(connection) = attempt
-            && let Some(shared) = shake_hands(key, connection, (&hello, &importer), interrupt)?
+        let queue_full = matches!(attempt, Attempt::QueueFull);
+        if let Attempt::Connected(socket) = attempt
+            && let Some(connection) = shake_hands(key, socket, offer, interrupt)?
         {
-            return Ok(shared);
+            return Ok(connection);
         }
-        // A queue that gets shorter is no change of the directory.
-        let mut pause = if watch.complete && !crowded { RETRY_WATCHED } else { RETRY };
+        // The watch does not report that a queue has room again.
+        let mut pause = if watch.complete && !queue_full { RETRY_WATCHED } else { RETRY };
         if let Some(deadline) = deadline {
             let left = deadline.saturating_sub(clock::now());
             if left.is_zero() {
-                return Err(no_publisher(key, dirs));
+                return Err(Error::NoPublisher { key: key.to_owned(), searched: dirs });
             }
             pause = pause.min(left);
         }
@@ -73,19 +95,15 @@ pub(crate) fn connect(
     }
 }
 
-fn no_publisher(key: &str, searched: Vec<PathBuf>) -> Error {
-    Error::NoPublisher { key: key.to_owned(), searched }
-}
-
-/// `None` if the publisher went away during it.
+/// Sends HELLO and waits for the answer. Returns `None` if the publisher exited or did not answer in time.
 fn shake_hands(
     key: &str,
-    connection: Socket,
-    (hello, importer): (&Hello, &Importer),
+    socket: Socket,
+    offer: &Offer,
     interrupt: &Interrupt,
 ) -> Result<Option<Connection>> {
-    let protocol = |problem: String| Error::Protocol { key: key.to_owned(), problem };
-    if connection.send(&Message::Hello(hello.clone()), &[]).is_err() {
+    let protocol_error = |problem: String| Error::Protocol { key: key.to_owned(), problem };
+    if socket.send(&Message::Hello(offer.hello.clone()), &[]).is_err() {
         return Ok(None);
     }
     let deadline = clock::now() + WELCOME_TIMEOUT;
@@ -95,56 +113,63 @@ fn shake_hands(
         }
         let left = deadline.saturating_sub(clock::now());
         if left.is_zero() {
-            // It may be stopped; whoever waits for a publisher waits for this one as well.
+            // The publisher may be stopped (SIGSTOP). The caller retries as if it were not running.
             return Ok(None);
         }
-        interrupt.poll(&[connection.as_fd()], left);
-        let (message, fds) = match connection.receive(MAX_FDS) {
+        interrupt.poll(&[socket.as_fd()], left);
+        let (message, fds) = match socket.receive(MAX_FDS) {
             Ok(Received::Nothing) => continue,
             Err(e) if e.raw_os_error() == Some(Errno::EMFILE as i32) => {
-                return Err(Error::System { what: "take what a publisher sends", source: e });
+                return Err(Error::System {
+                    what: "receive the message of a publisher",
+                    source: e,
+                });
             }
             Ok(Received::Closed) | Err(_) => return Ok(None),
-            Ok(Received::Malformed(e)) => return Err(protocol(e.to_string())),
+            Ok(Received::Malformed(e)) => return Err(protocol_error(e.to_string())),
             Ok(Received::Message(message, fds)) => (message, fds),
         };
         return match message {
             Message::Refused { code, text } => {
-                Err(Error::Refused { key: key.to_owned(), code, text })
+                Err(Error::Refused { key: key.to_owned(), reason: code, text })
             }
             Message::Welcome { version, epoch, slots, index, .. } => {
                 if !VERSIONS.contains(&version) {
-                    return Err(protocol(format!(
+                    return Err(protocol_error(format!(
                         "it chose version {version} of it, this side speaks {} to {}",
                         VERSIONS.start(),
                         VERSIONS.end()
                     )));
                 }
-                let own = (hello.mode, hello.credit, importer.clone());
-                open(key, connection, own, (epoch, slots, index), fds, interrupt).map(Some).map_err(
-                    |e| match e.raw_os_error() {
-                        // Not what it sent, but what there is no room for.
-                        Some(_) => Error::System { what: "map what a publisher sends", source: e },
-                        None => protocol(e.to_string()),
-                    },
-                )
+                let accepted = Accepted { epoch, slots, index };
+                let opened = open(key, socket, offer, accepted, &fds, interrupt);
+                opened.map(Some).map_err(|e| match e.raw_os_error() {
+                    // The system's limits are the cause, not the message.
+                    Some(_) => Error::System { what: "map the memory of a publisher", source: e },
+                    None => protocol_error(e.to_string()),
+                })
             }
-            _ => Err(protocol("its first message is not WELCOME".into())),
+            _ => Err(protocol_error("its first message is not WELCOME".into())),
         };
     }
 }
 
+/// Maps the two segments of a WELCOME and checks their headers.
+///
+/// # Errors
+/// With an errno if the system refused, otherwise the publisher sent something invalid.
 fn open(
     key: &str,
-    connection: Socket,
-    (mode, credit, importer): (Mode, u32, Importer),
-    (epoch, slots, index): (u64, u32, u32),
-    fds: Vec<OwnedFd>,
+    socket: Socket,
+    offer: &Offer,
+    accepted: Accepted,
+    fds: &[OwnedFd],
     interrupt: &Interrupt,
 ) -> io::Result<Connection> {
-    let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    let Accepted { epoch, slots, index } = accepted;
     if slots == 0 || slots > MAX_SLOTS || !index.is_power_of_two() || index > MAX_SLOTS {
-        return Err(bad(format!("{slots} slots and {index} index entries are not possible")));
+        return Err(invalid(format!("{slots} slots and {index} index entries are not possible")));
     }
     let map = |fd: &OwnedFd, size, sharing| Mapping::import(fd.as_fd(), size, sharing);
     let control = map(&fds[0], Control::size(slots, index), Sharing::ReadOnly)?;
@@ -152,24 +177,27 @@ fn open(
     let page =
         SubscriberPage::new(map(&fds[1], SubscriberPage::size(slots), Sharing::ReadWrite)?, slots);
     let (c, p) = (control.header(), page.header());
-    check_segment(&c.magic, &c.version).map_err(|e| bad(format!("the control segment {e}")))?;
-    check_segment(&p.magic, &p.version).map_err(|e| bad(format!("the page {e}")))?;
+    check_segment(&c.magic, &c.version).map_err(|e| invalid(format!("the control segment {e}")))?;
+    check_segment(&p.magic, &p.version).map_err(|e| invalid(format!("the page {e}")))?;
     Ok(Connection {
         key: key.to_owned(),
-        mode,
-        credit,
+        mode: offer.hello.mode,
+        credit: offer.hello.credit,
         epoch,
         control,
         page,
         bell: interrupt.bell().clone(),
         state: Mutex::default(),
+        announcements: AtomicU64::new(0),
+        disconnected: AtomicBool::new(false),
         leases: AtomicU32::new(0),
         awaits_release: AtomicBool::new(false),
         clearing: Mutex::default(),
+        clearing_count: AtomicU32::new(0),
         copied: AtomicU64::new(0),
         readers: Mutex::default(),
-        importer,
+        importer: offer.importer.clone(),
         process: std::process::id(),
-        connection,
+        socket,
     })
 }

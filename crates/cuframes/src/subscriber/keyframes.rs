@@ -1,10 +1,15 @@
-//! The keyframes of a ring, from the newest on backwards.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Searches a ring for keyframes, from the newest one backwards.
 
 use super::announcements::TrackView;
 use crate::shm::packet_header::PacketHeader;
 use crate::shm::ring::{Entry, Overwritten, Ring};
 use crate::sync::atomic::Ordering;
 
+/// A packet that was found in the ring: its position and its header.
+pub(super) type Found = (u64, PacketHeader);
+
+/// Reads the header of the packet at `position`.
 pub(super) fn read_entry(
     ring: Ring<'_>,
     position: u64,
@@ -13,29 +18,27 @@ pub(super) fn read_entry(
     Ok((entry, PacketHeader::from_words(&entry.meta)))
 }
 
+/// Returns the position of the newest keyframe; `None` before the first.
 pub(super) fn newest_keyframe(view: &TrackView) -> Option<u64> {
-    // Pairs with the Release in `Track::append`: the packet is written.
+    // SYNC(keyframe/append): pairs with the Release in `Track::append`; the packet is written.
     view.segment.header().keyframe.load(Ordering::Acquire).checked_sub(1)
 }
 
-/// The keyframes that are there and where they begin, from `newest` on backwards.
-pub(super) fn keyframes(
-    ring: Ring<'_>,
-    newest: Option<u64>,
-) -> impl Iterator<Item = (u64, PacketHeader)> {
+/// Iterates over the keyframes in the ring, from the one at `newest` backwards.
+pub(super) fn keyframes(ring: Ring<'_>, newest: Option<u64>) -> impl Iterator<Item = Found> {
     let read = move |at| read_entry(ring, at).ok().map(|(_, meta)| (at, meta));
     let all = std::iter::successors(newest.and_then(read), move |(at, meta)| {
-        // A link that does not lead back is a lie, and leads nowhere.
+        // A link has to point backwards; one that does not is invalid and ends the search.
         meta.before.filter(|before| before < at).and_then(read)
     });
     all.take(ring.most_packets())
 }
 
-/// The first that is wanted, or else the last.
+/// Returns the first keyframe that `wanted` accepts, otherwise the last one.
 pub(super) fn first_or_last(
-    keyframes: impl Iterator<Item = (u64, PacketHeader)>,
+    keyframes: impl Iterator<Item = Found>,
     mut wanted: impl FnMut(&PacketHeader) -> bool,
-) -> Option<(u64, PacketHeader)> {
+) -> Option<Found> {
     let mut last = None;
     for (at, meta) in keyframes {
         let found = wanted(&meta);
@@ -47,7 +50,8 @@ pub(super) fn first_or_last(
     last
 }
 
-/// The time of the last packet of which `counts` is true, from a keyframe on.
+/// Returns the time of the last packet that `counts` accepts in the run of accepted packets that starts at
+/// `keyframe`, in ns of CLOCK_MONOTONIC.
 pub(super) fn time_of_last(
     ring: Ring<'_>,
     keyframe: u64,

@@ -1,9 +1,11 @@
-//! A subscriber's way through the packets of a track.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Reads the packets of a track.
 
 use super::announcements::TrackView;
 use super::connection::Connection;
 use super::keyframes::{first_or_last, keyframes, newest_keyframe, read_entry, time_of_last};
 use super::wait::{Next, Wait};
+use super::{Counters, Interrupt};
 use crate::error::{Error, Result};
 use crate::shm::layout::{MAX_READERS, READER_IN_USE, READER_LOSSLESS, ReaderWords};
 use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
@@ -17,32 +19,40 @@ use crate::types::packet::PacketInfo;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// A reader asks this often whether a publisher that was stopped in a decision has taken it.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// Poll interval while the publisher decides which packets to discard. It decides immediately unless it was
+/// stopped meanwhile.
+const RECLAIM_POLL: Duration = Duration::from_millis(1);
 
-/// Where a reader begins. What is there, and what comes, is as of the moment in which it is made; for one
-/// that loses nothing, as of that in which its subscriber joined.
+/// Where a [`PacketReader`] starts.
+///
+/// "Present" and "new" packets are told apart by the time at which the reader was created; with
+/// [`Mode::Strict`] and without credit for frames, by the time at which the subscriber connected.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Start {
-    /// At the newest keyframe that is there, or else the next that comes.
+    /// At the newest keyframe that is present, otherwise at the next one.
     #[default]
     LatestKeyframe,
-    /// At the next keyframe that is published.
+    /// At the next new keyframe.
     NextKeyframe,
-    /// At the oldest keyframe that is still there.
+    /// At the oldest keyframe that is present.
     OldestKeyframe,
-    /// Before the newest keyframe: with so much time up to the newest packet, and so many whole GOPs; as
-    /// far as they are there.
-    Preroll { time: Duration, gops: u32 },
-    /// At the first keyframe whose PTS is not before this time, once that is set: for tracks that begin
-    /// together with another.
+    /// Before the newest keyframe, as far as the ring reaches back: at the first keyframe that satisfies
+    /// both conditions.
+    Preroll {
+        /// Minimum time from the keyframe to the newest packet.
+        time: Duration,
+        /// Minimum number of complete GOPs before the newest one.
+        gops: u32,
+    },
+    /// At the first keyframe whose PTS is at or after this time (ns of CLOCK_MONOTONIC). The reader waits
+    /// until the time is set. Aligns a track with the start of another one.
     NotBefore(Arc<OnceLock<i64>>),
-    /// Behind the last packet of an earlier reader; in another life of the publisher, at the oldest
-    /// keyframe.
+    /// After the last packet of an earlier reader. If the publisher was restarted meanwhile, at the oldest
+    /// keyframe that is present.
     After(ResumePoint),
 }
 
-/// How far a reader has come.
+/// Position of a [`PacketReader`], from which a later reader can continue with [`Start::After`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResumePoint {
     epoch: u64,
@@ -51,173 +61,231 @@ pub struct ResumePoint {
 }
 
 impl ResumePoint {
-    /// The life of the publisher that it belongs to.
+    /// Returns the epoch of the publisher, see [`Subscriber::epoch`](crate::Subscriber::epoch).
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 }
 
-/// A packet, copied whole out of the ring.
+/// A packet, copied out of the ring.
 #[derive(Debug, Clone)]
 pub struct Packet {
-    /// Counts up from 0 in one life of a publisher.
+    /// Sequence number. The first packet of a track in a run of the publisher has number 0.
     pub seq: u64,
+    /// Format of the packet, as GStreamer caps.
     pub caps: Arc<str>,
-    /// Changes with the caps.
+    /// Number of the format; changes whenever `caps` change.
     pub generation: u32,
-    /// When it was published: CLOCK_MONOTONIC in ns.
-    pub published: i64,
-    /// Packets that this reader missed right before this one.
+    /// Time of publication, in ns of CLOCK_MONOTONIC.
+    pub published_ns: i64,
+    /// Number of packets that this reader missed immediately before this one.
     pub lost: u64,
+    /// Timestamps and other metadata.
     pub info: PacketInfo,
+    /// The encoded bytes.
     pub data: Vec<u8>,
 }
 
-/// Reads one track, packet by packet, and begins at a keyframe again whenever it lost one.
+/// Reads the packets of one track in order. Starts at a keyframe, and continues at a keyframe after a loss.
+///
+/// ```no_run
+/// use cuframes::{Interrupt, Next, Start, Subscriber, SubscriberConfig, Wait};
+///
+/// let interrupt = Interrupt::new()?;
+/// // A subscriber of packets only needs no credit for frames.
+/// let config = SubscriberConfig { max_frames: 0, ..SubscriberConfig::new("cam1") };
+/// let subscriber = Subscriber::connect(config, None, &interrupt)?;
+/// let mut reader = subscriber.packets(0, Start::LatestKeyframe);
+/// while let Next::Item(packet) = reader.next(&Wait::forever(&interrupt))? {
+///     println!("packet {} of {}: {} bytes", packet.seq, packet.caps, packet.data.len());
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
 pub struct PacketReader {
-    shared: Arc<Connection>,
+    connection: Arc<Connection>,
     track: u32,
     start: Start,
-    /// What was published up to then was there before: CLOCK_MONOTONIC in ns.
-    made: i64,
+    /// Creation time, ns of CLOCK_MONOTONIC. Packets published earlier count as present.
+    created_ns: i64,
     view: Option<Arc<TrackView>>,
-    /// Where the next packet begins; `None` until there was one to start at.
+    caps: Option<CachedCaps>,
+    /// Where the next packet begins in the ring; `None` until a start was found.
     position: Option<u64>,
-    /// The sequence number that follows on the last packet that was handed out or passed over; `None`
-    /// until there was one.
+    /// Sequence number expected next; `None` before the first packet.
     seq: Option<u64>,
+    /// Packets up to the next keyframe are skipped.
     need_keyframe: bool,
-    /// There was a packet before, here or for an earlier reader: what is missing from now on is lost.
-    counts: bool,
-    /// Missed since the last packet that was handed out.
+    /// A packet was taken before, by this or an earlier reader: missing packets count as lost from now on.
+    counting_losses: bool,
+    /// Number of packets lost since the last one that was returned.
     lost: u64,
     received: u64,
     skipped: u64,
-    /// Where in the page the publisher looks after this reader.
-    place: Option<usize>,
-    /// A publisher that waits keeps what this reader has still to take.
-    held: bool,
+    /// Index of this reader's entry in the subscriber's page; `None` if all are in use.
+    entry: Option<usize>,
+    /// The packets from this reader's position on are retained by a publisher that waits, or the reader
+    /// does not need that.
+    retained: bool,
+}
+
+/// Caps of the packet that was taken last.
+#[derive(Debug)]
+struct CachedCaps {
+    /// [`Connection::announcements`] before the lookup.
+    announcements: u64,
+    generation: u32,
+    caps: Arc<str>,
+}
+
+/// Result of [`PacketReader::step`].
+enum Step {
+    Packet(Packet),
+    /// The reader moved on, or the ring changed meanwhile: step again.
+    Again,
+    /// There is no packet.
+    Nothing,
 }
 
 impl PacketReader {
-    pub(crate) fn new(shared: Arc<Connection>, track: u32, start: Start) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, track: u32, start: Start) -> Self {
         let mut reader = Self {
             track,
-            made: clock::now_ns(),
+            created_ns: clock::now_ns(),
             view: None,
+            caps: None,
             position: None,
             seq: None,
             need_keyframe: true,
-            counts: false,
+            counting_losses: false,
             lost: 0,
             received: 0,
             skipped: 0,
-            place: None,
-            held: false,
+            entry: None,
+            retained: false,
             start,
-            shared,
+            connection,
         };
-        if reader.is_lossless() && reader.shared.credit == 0 {
-            // The publisher keeps everything since then: see `Server::join`.
-            reader.made = reader.shared.page.header().joined_ns.load(Ordering::Relaxed) as i64;
+        if reader.is_lossless() && reader.connection.credit == 0 {
+            // The publisher retains all packets since then for such a subscriber.
+            let joined = reader.connection.page.header().joined_ns.load(Ordering::Relaxed);
+            reader.created_ns = joined as i64;
         }
-        if let Start::After(place) = reader.start {
-            if place.epoch == reader.shared.epoch {
-                reader.position = Some(place.position);
-                reader.seq = Some(place.seq);
+        if let Start::After(point) = reader.start {
+            if point.epoch == reader.connection.epoch {
+                reader.position = Some(point.position);
+                reader.seq = Some(point.seq);
                 reader.need_keyframe = false;
-                reader.counts = true;
+                reader.counting_losses = true;
             } else {
                 reader.start = Start::OldestKeyframe;
             }
         }
-        reader.take_place();
-        // Nobody waits for the others.
-        reader.held = !reader.is_lossless();
+        reader.register();
+        // The publisher waits for lossless readers only.
+        reader.retained = !reader.is_lossless();
         reader
     }
 
-    /// Finds a place in the page, where the publisher sees it.
-    fn take_place(&mut self) {
-        let mut taken = lock(&self.shared.readers);
-        let Some(free) = (0..MAX_READERS).find(|n| *taken & 1 << n == 0) else { return };
-        *taken |= 1 << free;
-        let words = &self.shared.page.header().readers[free];
+    /// Takes a free reader entry of the page, where the publisher sees this reader.
+    fn register(&mut self) {
+        let mut used = lock(&self.connection.readers);
+        let Some(free) = (0..MAX_READERS).find(|n| *used & 1 << n == 0) else { return };
+        *used |= 1 << free;
+        let words = &self.connection.page.header().readers[free];
         let lossless = if self.is_lossless() { READER_LOSSLESS } else { 0 };
         for word in [&words.next, &words.received, &words.lost] {
             word.store(0, Ordering::Relaxed);
         }
-        // In place of the one for every track, which the publisher put there for the first reader.
+        // Replaces the entry for all tracks, which the publisher wrote for the first reader.
+        // SYNC(reader/register): Release, so that the publisher sees the words above with the track.
         words.track.store(u64::from(self.track) | READER_IN_USE | lossless, Ordering::Release);
-        drop(taken);
-        self.place = Some(free);
-        self.shared.moved();
+        drop(used);
+        self.entry = Some(free);
+        self.connection.notify_publisher();
     }
 
     fn is_lossless(&self) -> bool {
-        self.shared.mode == Mode::Strict
+        self.connection.mode == Mode::Strict
     }
 
     fn words(&self) -> Option<&ReaderWords> {
-        Some(&self.shared.page.header().readers[self.place?])
+        Some(&self.connection.page.header().readers[self.entry?])
     }
 
-    /// Packets that were handed out, and those that were missed since the first.
-    pub fn counters(&self) -> (u64, u64) {
-        (self.received, self.skipped)
+    /// Returns how many packets were returned, and how many were lost since the first one.
+    pub fn counters(&self) -> Counters {
+        Counters { received: self.received, skipped: self.skipped }
     }
 
-    /// How far it has come; `None` before its first packet.
-    pub fn place(&self) -> Option<ResumePoint> {
+    /// Returns the position after the last packet, for [`Start::After`]. `None` before the first packet.
+    pub fn resume_point(&self) -> Option<ResumePoint> {
         let (position, seq) = self.position.zip(self.seq)?;
-        Some(ResumePoint { epoch: self.shared.epoch, position, seq })
+        Some(ResumePoint { epoch: self.connection.epoch, position, seq })
     }
 
-    /// The next packet. Waits for the track, too, if the publisher has none of that number yet.
+    /// Waits for the next packet, and for the track if the publisher does not have it yet.
+    ///
+    /// # Errors
+    /// - [`Error::Protocol`] if the publisher broke the protocol.
+    /// - [`Error::Refused`] if the connection ended before the caps of a packet arrived.
+    /// - [`Error::Interrupted`] if the interrupt was set while waiting for these caps.
+    /// - [`Error::InvalidConfig`] if this subscriber has [`Mode::Strict`] and already has 16 readers.
+    /// - [`Error::System`] if there is no memory for the packet.
     pub fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Packet>> {
-        let shared = self.shared.clone();
-        if self.is_lossless() && self.place.is_none() {
-            let problem =
-                format!("has {MAX_READERS} readers at most that lose nothing: join again");
-            return Err(Error::Value { what: "A subscriber", problem });
+        let connection = self.connection.clone();
+        if self.is_lossless() && self.entry.is_none() {
+            let problem = format!(
+                "in strict mode has at most {MAX_READERS} packet readers: connect another one"
+            );
+            return Err(Error::InvalidConfig { what: "A subscriber", problem });
         }
         let deadline = wait.timeout.map(|t| clock::now() + t);
         let mut last = None;
         loop {
-            let seen = shared.bell.seen();
+            // SYNC(bell/ticket): read before everything that the sleep below waits for.
+            let ticket = connection.bell.ticket();
             if wait.interrupt.is_set() {
                 return Ok(Next::Interrupted);
             }
             let left = deadline.map(|d| d.saturating_sub(clock::now()));
-            // Read before the packets: what was published before the end is still taken.
-            let closed = lock(&shared.state).closed.clone();
-            if let Some((code, text)) =
-                closed.clone().filter(|(code, _)| *code != RefusalReason::Closing)
+            let timed_out = left.is_some_and(|left| left.is_zero());
+            // SYNC(disconnect/head): read before the packets, so that packets that were published before
+            // the end of the connection are still taken. An evicted subscriber takes no more packets.
+            let disconnect = connection.disconnect();
+            if let Some(disconnect) = &disconnect
+                && disconnect.reason != RefusalReason::Closing
             {
-                return Ok(Next::Lost { code, text });
+                return Ok(disconnect.clone().into());
             }
             if self.view.is_none() {
-                self.view = lock(&shared.state).tracks.get(&self.track).cloned();
+                self.view = lock(&connection.state).tracks.get(&self.track).cloned();
             }
             let mut futex = 0;
             if let Some(view) = self.view.clone() {
                 let h = view.segment.header();
+                // SYNC(futex/head): pairs with the Release of the publisher's wake-up. A packet that was
+                // published before this load is visible to the step, a later one changes the word.
                 futex = h.futex.load(Ordering::Acquire);
-                // Pairs with the Release in `Track::end`: all packets were published before it.
+                // SYNC(eos/end): pairs with the Release in `Track::end`; all packets were published before
+                // it. Read before the packets.
                 let eos = h.eos.load(Ordering::Acquire) != 0;
-                if !self.held && closed.is_none() && !retention::is_held(&h.reclaim, &h.tail) {
-                    if left.is_some_and(|left| left.is_zero()) {
+                if !self.retained
+                    && disconnect.is_none()
+                    && !retention::is_held(&h.reclaim, &h.tail)
+                {
+                    if timed_out {
                         return Ok(Next::TimedOut);
                     }
-                    // A publisher decides in no time, unless it was stopped meanwhile.
-                    shared.bell.wait(seen, left.into_iter().chain([LOOK_AGAIN]).min());
+                    // The publisher is deciding whether it discards packets that this reader needs.
+                    connection.bell.wait(ticket, left.into_iter().chain([RECLAIM_POLL]).min());
                     continue;
                 }
-                self.held = true;
-                match self.step(&view, wait)? {
+                self.retained = true;
+                match self.step(&view, wait.interrupt)? {
                     Step::Packet(packet) => return Ok(Next::Item(packet)),
-                    // What was there when the time was over is still looked through.
-                    Step::Again if left.is_some_and(|left| left.is_zero()) => {
+                    // After the timeout, the packets that were present at that time are still searched.
+                    Step::Again if timed_out => {
                         let last = *last.get_or_insert_with(|| view.segment.ring().head());
                         if self.position.is_none_or(|position| position >= last) {
                             return Ok(Next::TimedOut);
@@ -225,54 +293,57 @@ impl PacketReader {
                         continue;
                     }
                     Step::Again => continue,
-                    // The end of a track is not that of one that has still to be told where to begin.
+                    // A reader without a start continues to wait for it, also at the end of the track.
                     Step::Nothing if eos && !wait.past_eos && !self.waits_for_start() => {
                         return Ok(Next::Eos);
                     }
                     Step::Nothing => {}
                 }
             }
-            if let Some((code, text)) = closed {
-                return Ok(Next::Lost { code, text });
+            if let Some(disconnect) = disconnect {
+                return Ok(disconnect.into());
             }
-            if left.is_some_and(|left| left.is_zero()) {
+            if timed_out {
                 return Ok(Next::TimedOut);
             }
             match &self.view {
                 Some(view) => {
-                    shared.bell.wait_with(seen, (&view.segment.header().futex, futex), left);
+                    connection.bell.wait_or(ticket, (&view.segment.header().futex, futex), left);
                 }
-                None => shared.bell.wait(seen, left),
+                None => connection.bell.wait(ticket, left),
             }
         }
     }
 
+    /// Returns whether the start depends on a time that is not set yet.
     fn waits_for_start(&self) -> bool {
         matches!(&self.start, Start::NotBefore(time) if time.get().is_none())
     }
 
-    /// Is done with what is before `position`.
-    fn pass(&self, position: u64) {
+    /// Tells the publisher that this reader needs no packet before `position`.
+    fn publish_position(&self, position: u64) {
         let Some(words) = self.words() else { return };
         words.received.store(self.received, Ordering::Relaxed);
         words.lost.store(self.skipped, Ordering::Relaxed);
         retention::pass(&words.next, position);
         if self.is_lossless() {
-            self.shared.moved();
+            self.connection.notify_publisher();
         }
     }
 
     /// Takes the next packet, or moves one step towards it.
-    fn step(&mut self, view: &TrackView, wait: &Wait<'_>) -> Result<Step> {
+    fn step(&mut self, view: &TrackView, interrupt: &Interrupt) -> Result<Step> {
         let ring = view.segment.ring();
-        // In this order: the head never falls behind a tail that was seen before.
+        // In this order: the head is never behind a tail that was read before.
         let (tail, head) = (ring.tail(), ring.head());
-        // `tail` once more, behind `head`: it was at least this far when `head` was stored.
+        // The second load of `tail` is behind that of `head`: it had at least this value when `head` was
+        // stored.
         if tail > head || head.saturating_sub(ring.tail()) > ring.capacity() {
-            return Err(self.shared.protocol("a track's beginning and end are impossible"));
+            let problem = "a track's beginning and end are impossible";
+            return Err(self.connection.protocol_error(problem));
         }
         let Some(position) = self.position else {
-            self.position = self.begin(view, tail, head);
+            self.position = self.find_start(view, tail, head);
             return Ok(if self.position.is_some() { Step::Again } else { Step::Nothing });
         };
         if position < tail {
@@ -284,27 +355,30 @@ impl PacketReader {
             return Ok(Step::Nothing);
         }
         let Ok((entry, meta)) = read_entry(ring, position) else {
-            // Overwritten meanwhile, or a lie.
+            // Overwritten meanwhile, otherwise invalid.
             return match ring.tail() > position {
                 true => Ok(Step::Again),
-                false => Err(self.shared.protocol("the header of a packet is impossible")),
+                false => {
+                    Err(self.connection.protocol_error("the header of a packet is impossible"))
+                }
             };
         };
         let next = self.seq.unwrap_or(entry.seq);
-        // It may wrap around, if it lies.
+        // The end of an invalid entry may have wrapped around.
         let ends = position..=head;
         if !ends.contains(&entry.end()) || entry.end() == position || entry.seq < next {
-            return Err(self.shared.protocol("the packets of a track are in no order"));
+            return Err(self.connection.protocol_error("the packets of a track are in no order"));
         }
         let missing = entry.seq - next;
         self.need_keyframe |= missing > 0;
         if self.need_keyframe && !meta.info.keyframe {
-            self.go_on_behind(&entry, missing.saturating_add(1));
+            self.skip_past(&entry, missing.saturating_add(1));
             return Ok(Step::Again);
         }
-        let nonsense = || self.shared.protocol("what stands behind a packet makes no sense");
+        let invalid =
+            || self.connection.protocol_error("what stands behind a packet makes no sense");
         let extra = usize::try_from(meta.extra).ok().filter(|extra| *extra <= REFERENCE_BYTES);
-        let extra = extra.filter(|extra| *extra <= entry.len).ok_or_else(nonsense)?;
+        let extra = extra.filter(|extra| *extra <= entry.len).ok_or_else(invalid)?;
         let mut data = Vec::new();
         data.try_reserve_exact(entry.len).map_err(|_| Error::System {
             what: "hold a packet",
@@ -315,49 +389,71 @@ impl PacketReader {
             return Ok(Step::Again);
         }
         let references = data.split_off(entry.len - extra);
-        let references = decode_references(&references).ok_or_else(nonsense)?;
-        let what = "caps of a packet";
-        let caps = self.shared.announced(what, wait.interrupt, |_| view.caps(meta.generation))?;
+        let references = decode_references(&references).ok_or_else(invalid)?;
+        let caps = self.resolve_caps(view, meta.generation, interrupt)?;
         self.need_keyframe = false;
         self.received += 1;
-        self.go_on_behind(&entry, missing);
-        self.counts = true;
+        self.skip_past(&entry, missing);
+        self.counting_losses = true;
         Ok(Step::Packet(Packet {
             seq: entry.seq,
             caps,
             generation: meta.generation,
-            published: meta.published,
+            published_ns: meta.published,
             lost: std::mem::take(&mut self.lost),
             info: PacketInfo { references, ..meta.info },
             data,
         }))
     }
 
-    fn go_on_behind(&mut self, entry: &Entry, missed: u64) {
+    /// Returns the caps of a generation. Waits for their announcement if it has not arrived yet.
+    fn resolve_caps(
+        &mut self,
+        view: &TrackView,
+        generation: u32,
+        interrupt: &Interrupt,
+    ) -> Result<Arc<str>> {
+        // SYNC(announcements/lookup): read before the lookup, so that a later change invalidates it.
+        let announcements = self.connection.announcements();
+        if let Some(last) = &self.caps
+            && last.announcements == announcements
+            && last.generation == generation
+        {
+            return Ok(last.caps.clone());
+        }
+        let what = "caps of a packet";
+        let caps = self.connection.wait_announced(what, interrupt, |_| view.caps(generation))?;
+        self.caps = Some(CachedCaps { announcements, generation, caps: caps.clone() });
+        Ok(caps)
+    }
+
+    /// Moves the position to the end of a packet. `missed` packets were not returned: this one or those
+    /// before it.
+    fn skip_past(&mut self, entry: &Entry, missed: u64) {
         self.position = Some(entry.end());
         self.seq = Some(entry.seq.saturating_add(1));
-        if self.counts {
+        if self.counting_losses {
             self.lost = self.lost.saturating_add(missed);
             self.skipped = self.skipped.saturating_add(missed);
         }
-        self.pass(entry.end());
+        self.publish_position(entry.end());
     }
 
-    /// Where to begin; `None` while there is nothing to begin at.
-    fn begin(&self, view: &TrackView, tail: u64, head: u64) -> Option<u64> {
+    /// Returns the position to start at; `None` if no packet satisfies `start` yet.
+    fn find_start(&self, view: &TrackView, tail: u64, head: u64) -> Option<u64> {
         let ring = view.segment.ring();
         let newest = newest_keyframe(view).filter(|k| *k >= tail);
-        let was_there = |meta: &PacketHeader| meta.published <= self.made;
+        let was_present = |meta: &PacketHeader| meta.published <= self.created_ns;
         let found = match &self.start {
-            Start::LatestKeyframe => first_or_last(keyframes(ring, newest), was_there),
+            Start::LatestKeyframe => first_or_last(keyframes(ring, newest), was_present),
             Start::NextKeyframe => {
-                keyframes(ring, newest).take_while(|(_, meta)| !was_there(meta)).last()
+                keyframes(ring, newest).take_while(|(_, meta)| !was_present(meta)).last()
             }
             Start::OldestKeyframe | Start::After(_) => return (head > tail).then_some(tail),
             Start::Preroll { time, gops } => {
-                let newest = first_or_last(keyframes(ring, newest), was_there);
+                let newest = first_or_last(keyframes(ring, newest), was_present);
                 newest.and_then(|(at, meta)| {
-                    let end = i128::from(time_of_last(ring, at, &meta, was_there));
+                    let end = i128::from(time_of_last(ring, at, &meta, was_present));
                     let mut n = 0;
                     first_or_last(keyframes(ring, Some(at)), |meta| {
                         n += 1;
@@ -366,15 +462,16 @@ impl PacketReader {
                 })
             }
             Start::NotBefore(time) => {
-                // As long as it is not set, a publisher that waits keeps everything.
+                // Returns before the position is published: until the time is set, a publisher that waits
+                // retains all packets.
                 let time = *time.get()?;
                 let pts = |meta: &PacketHeader| meta.info.pts.unwrap_or(meta.time());
                 keyframes(ring, newest).take_while(|(_, meta)| pts(meta) >= time).last()
             }
         };
         if found.is_none() {
-            // Nothing that is there is of use to this reader.
-            self.pass(head);
+            // This reader needs none of the packets that are present.
+            self.publish_position(head);
         }
         found.map(|(at, _)| at)
     }
@@ -382,18 +479,11 @@ impl PacketReader {
 
 impl Drop for PacketReader {
     fn drop(&mut self) {
-        if let (Some(words), Some(place)) = (self.words(), self.place) {
+        if let (Some(words), Some(entry)) = (self.words(), self.entry) {
+            // SYNC(reader/register): Release; the last position was published before.
             words.track.store(0, Ordering::Release);
-            *lock(&self.shared.readers) &= !(1 << place);
-            self.shared.moved();
+            *lock(&self.connection.readers) &= !(1 << entry);
+            self.connection.notify_publisher();
         }
     }
-}
-
-enum Step {
-    Packet(Packet),
-    /// Not yet; the next step may find it.
-    Again,
-    /// There is none.
-    Nothing,
 }

@@ -1,42 +1,55 @@
-//! How to wait, and what a wait came to.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Parameters and results of a wait for a frame or packet.
 
 use std::time::Duration;
 
 use crate::sync::interrupt::Interrupt;
 use crate::types::code::RefusalReason;
 
-/// How long to wait, and what ends the wait.
+/// How long to wait for a frame or packet, and what ends the wait early.
 #[derive(Debug, Clone, Copy)]
 pub struct Wait<'a> {
+    /// Ends the wait when it is set. Must be the interrupt that was given to
+    /// [`Subscriber::connect`](crate::Subscriber::connect): the subscriber sleeps on its doorbell, and
+    /// another interrupt does not wake it up.
     pub interrupt: &'a Interrupt,
-    /// `None` is forever.
+    /// Maximum time to wait; zero polls once, `None` waits forever.
     pub timeout: Option<Duration>,
-    /// How long to look for a frame without sleeping, around the time at which the next is expected by
-    /// the pace of those before; costs as much CPU time and saves the wake-up.
-    pub spin: Duration,
-    /// At the end of the stream, go on waiting for a publisher that starts it again.
+    /// Length of the interval around the expected time of the next frame in which the reader polls
+    /// instead of sleeping. The expected time follows from the pace of the previous frames. Polling saves
+    /// the latency of a wake-up and costs as much CPU time as the interval is long. Zero disables it;
+    /// waits for packets ignore it.
+    pub busy_poll: Duration,
+    /// At the end of the stream, continue to wait for a publisher that resumes it, instead of returning
+    /// [`Next::Eos`].
     pub past_eos: bool,
 }
 
 impl<'a> Wait<'a> {
-    /// Until there is something, without spinning.
+    /// Returns a wait without timeout and without busy polling, which returns at the end of the stream.
     pub fn forever(interrupt: &'a Interrupt) -> Self {
-        Self { interrupt, timeout: None, spin: Duration::ZERO, past_eos: false }
+        Self { interrupt, timeout: None, busy_poll: Duration::ZERO, past_eos: false }
     }
 }
 
-/// What a wait came to.
+/// Result of [`Subscriber::next_frame`](crate::Subscriber::next_frame) and
+/// [`PacketReader::next`](crate::PacketReader::next).
 #[derive(Debug)]
 pub enum Next<T> {
+    /// The next frame or packet.
     Item(T),
-    /// The stream has ended, unless the publisher starts it again.
+    /// The stream has ended. A later wait returns items again if the publisher resumes the stream.
     Eos,
+    /// The timeout of the wait elapsed.
     TimedOut,
     /// The interrupt is set.
     Interrupted,
-    /// The publisher is gone, or has sent this subscriber away. A new [`Subscriber`] may join the next.
+    /// The publisher exited, or evicted this subscriber. A new
+    /// [`Subscriber`](crate::Subscriber) can connect to the next publisher.
     Lost {
-        code: RefusalReason,
+        /// Why the connection ended. [`RefusalReason::Closing`] if the publisher exited.
+        reason: RefusalReason,
+        /// The reason as a sentence for a log.
         text: String,
     },
 }

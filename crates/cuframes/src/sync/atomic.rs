@@ -1,7 +1,8 @@
-//! The atomic types of this crate; every module takes them from here.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The atomic types of this crate; all other modules import them from here.
 //!
-//! With `--cfg loom` they are loom's, so that `tests/loom.rs` explores every interleaving of the code
-//! that runs in production.
+//! With `--cfg loom` they are loom's types, so that `tests/loom.rs` explores all interleavings of the
+//! production code.
 
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};

@@ -1,15 +1,22 @@
-//! The clock that all processes of a host share.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! CLOCK_MONOTONIC, which all processes of a host share.
 
 use std::time::Duration;
 
-/// CLOCK_MONOTONIC since its origin: the time that all processes of a host share.
+/// Returns the time of CLOCK_MONOTONIC since its origin.
+///
+/// # Panics
+/// If the system has no CLOCK_MONOTONIC, which all versions of Linux have.
 pub fn now() -> Duration {
     let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .expect("CLOCK_MONOTONIC exists on every Linux");
     Duration::from(t)
 }
 
-/// As [`now`], in nanoseconds.
+/// Returns the time of CLOCK_MONOTONIC in ns, as [`now`].
+///
+/// # Panics
+/// As [`now`].
 pub fn now_ns() -> i64 {
     now().as_nanos() as i64
 }

@@ -1,7 +1,8 @@
-//! Sleeping and waking across processes: futexes, and the doorbell that ends a wait from within.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Sleeping and waking across processes, on words of shared memory.
 
 use std::ptr::from_ref;
-// Statics of this process; loom does not model them.
+// A static of this process, which loom does not model.
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use nix::libc;
 use super::atomic::AtomicU32;
 use super::clock::now;
 
-/// A sleeper on kernels before 5.16, which can't wait on two words at once, looks up this often.
+/// Poll interval on kernels before 5.16, which cannot wait for two words at once.
 const WITHOUT_WAITV: Duration = Duration::from_millis(20);
 
+/// The kernel has no futex_waitv, or a filter forbids it.
 static NO_WAITV: AtomicBool = AtomicBool::new(false);
 
 fn timespec(d: Duration) -> libc::timespec {
@@ -23,25 +25,27 @@ fn timespec(d: Duration) -> libc::timespec {
     }
 }
 
-/// Wakes everybody who sleeps on `word`, in any process. A read-only mapping will do.
+/// Wakes all threads that sleep on `word`, in any process. A read-only mapping is sufficient.
 pub fn wake_all(word: &AtomicU32) {
-    // SAFETY: FUTEX_WAKE takes the address as a key and touches no memory of ours.
+    // SAFETY: FUTEX_WAKE uses the address as a key and accesses no memory of this process.
     unsafe { libc::syscall(libc::SYS_futex, from_ref(word), libc::FUTEX_WAKE, i32::MAX) };
 }
 
-/// Sleeps while `word` is `seen`, until it is woken or `timeout` is over. May return early.
-pub fn wait(word: &AtomicU32, seen: u32, timeout: Option<Duration>) {
-    futex_wait(word, libc::FUTEX_WAIT, seen, timeout);
+/// Sleeps while `word` equals `expected`, until it is woken or `timeout` elapses; `None` sleeps forever. May
+/// return early.
+pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    futex_wait(word, libc::FUTEX_WAIT, expected, timeout);
 }
 
-pub(super) fn futex_wait(word: &AtomicU32, op: i32, seen: u32, timeout: Option<Duration>) {
+pub(super) fn futex_wait(word: &AtomicU32, op: i32, expected: u32, timeout: Option<Duration>) {
     let ts = timeout.map(timespec);
     let ts = ts.as_ref().map_or(std::ptr::null(), from_ref);
-    // SAFETY: the word is valid for the call, `ts` is null or points to a live timespec.
-    unsafe { libc::syscall(libc::SYS_futex, from_ref(word), op, seen, ts) };
+    // SAFETY: the word is valid for the call; `ts` is null or points to a live timespec.
+    unsafe { libc::syscall(libc::SYS_futex, from_ref(word), op, expected, ts) };
 }
 
-/// As [`wait`], on two words at once: `shared` in shared memory and `local` of this process.
+/// Sleeps as [`wait`], on two words at once, each with its expected value: `shared` in shared memory, and
+/// `local` of this process, which is woken by its private key.
 pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout: Option<Duration>) {
     const FUTEX_32: u32 = 2;
     const FUTEX_PRIVATE: u32 = 128;
@@ -53,8 +57,8 @@ pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout:
         flags: u32,
         reserved: u32,
     }
-    let waiter = |(word, seen): (&AtomicU32, u32), flags| Waiter {
-        val: seen.into(),
+    let waiter = |(word, expected): (&AtomicU32, u32), flags| Waiter {
+        val: expected.into(),
         uaddr: from_ref(word) as u64,
         flags,
         reserved: 0,
@@ -75,13 +79,14 @@ pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout:
                 libc::CLOCK_MONOTONIC,
             )
         };
-        // Anything else than an ordinary end: no such call, or a filter that forbids it.
+        // All other results mean that the call does not exist or that a filter forbids it.
         let ended = [Errno::EAGAIN, Errno::ETIMEDOUT, Errno::EINTR];
         if r >= 0 || ended.contains(&Errno::last()) {
             return;
         }
         NO_WAITV.store(true, Ordering::Relaxed);
     }
+    // SYNC(bell/ticket): pairs with the Release in `Doorbell::ring`.
     if local.0.load(Ordering::Acquire) == local.1 {
         wait(shared.0, shared.1, Some(timeout.map_or(WITHOUT_WAITV, |t| t.min(WITHOUT_WAITV))));
     }

@@ -1,4 +1,5 @@
-//! Ends waits of this process.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Ends the waits of this process: [`Interrupt`] and the [`Doorbell`] that it rings.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,20 +14,23 @@ use super::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use super::clock::now;
 use super::futex::{futex_wait, wait_either};
 
-/// Who polls without an event for interrupts looks up this often.
+/// Poll interval of an interrupt that has no eventfd.
 const WITHOUT_EVENT: Duration = Duration::from_millis(20);
 
-/// What a thread that waits for a peer also listens to: something happened in this process.
+/// Wakes threads of this process that wait for a publisher.
 ///
-/// It is a counter, so that nothing that rings between a look at the state and the sleep is lost.
+/// It is a counter. A waiter takes a ticket (reads the counter), checks the state, and sleeps only while the
+/// counter equals the ticket, so that no ring between the check and the sleep is lost.
 #[derive(Debug, Default)]
 pub struct Doorbell(AtomicU32);
 
 impl Doorbell {
+    /// Wakes all threads that wait with a ticket from before.
     pub fn ring(&self) {
-        // Release pairs with the Acquire in `seen`: what was changed before the ring is seen after it.
+        // SYNC(bell/ticket): Release pairs with the Acquire in `ticket`. Changes from before the ring are
+        // visible behind a ticket that counts it.
         self.0.fetch_add(1, Ordering::Release);
-        // SAFETY: as in `wake_all`.
+        // SAFETY: FUTEX_WAKE uses the address as a key and accesses no memory of this process.
         unsafe {
             libc::syscall(
                 libc::SYS_futex,
@@ -37,31 +41,33 @@ impl Doorbell {
         };
     }
 
-    /// To be read before the state that decides whether to sleep.
-    pub fn seen(&self) -> u32 {
+    /// Returns a ticket for a later wait. Take it before checking the state that decides on the wait.
+    pub fn ticket(&self) -> u32 {
+        // SYNC(bell/ticket): pairs with the Release in `ring`.
         self.0.load(Ordering::Acquire)
     }
 
-    /// Sleeps until the bell rings after `seen` was read. May return early.
-    pub fn wait(&self, seen: u32, timeout: Option<Duration>) {
-        // The bell wakes its private key only, so this waits for that one.
-        futex_wait(&self.0, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, seen, timeout);
+    /// Sleeps until the bell rings after `ticket` was taken, or until `timeout` elapses. May return early.
+    pub fn wait(&self, ticket: u32, timeout: Option<Duration>) {
+        // The private key, because `ring` wakes no other.
+        futex_wait(&self.0, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, ticket, timeout);
     }
 
-    /// Sleeps until the bell rings after `seen` was read, or `word` is not `value` any more and was woken.
-    pub fn wait_with(&self, seen: u32, word: (&AtomicU32, u32), timeout: Option<Duration>) {
-        wait_either(word, (&self.0, seen), timeout);
+    /// Sleeps as [`Doorbell::wait`], and also until a word of shared memory differs from the value that is
+    /// given with it and is woken.
+    pub fn wait_or(&self, ticket: u32, word: (&AtomicU32, u32), timeout: Option<Duration>) {
+        wait_either(word, (&self.0, ticket), timeout);
     }
 }
 
-/// Ends waits of this process from another of its threads, also those in `poll`.
+/// Ends waits of this process from another thread, also waits in `poll`.
 ///
-/// It stays set until [`Interrupt::clear`]; each wait that it is handed to returns at once while it is.
+/// It stays set until [`Interrupt::clear`]. While it is set, all waits that use it return immediately.
 #[derive(Debug, Default)]
 pub struct Interrupt {
     bell: Arc<Doorbell>,
     set: AtomicBool,
-    /// For those in `poll`. Made when it is first needed, if there is an fd for it.
+    /// Wakes threads in `poll`. Created on first use, if the process has an fd for it.
     event: OnceLock<EventFd>,
 }
 
@@ -70,65 +76,72 @@ fn event() -> nix::Result<EventFd> {
 }
 
 impl Interrupt {
-    /// One that ends waits at once. `Interrupt::default()` needs no fd to be made; where there is none for it
-    /// later, some waits end 20 ms after it is set.
+    /// Returns a cleared interrupt that has its eventfd. `Interrupt::default()` needs no fd until the first
+    /// `poll`; if the process has none left then, waits in `poll` end up to 20 ms after it is set.
+    ///
+    /// # Errors
+    /// The process or the system has no file descriptors left.
     pub fn new() -> io::Result<Self> {
         Ok(Self { event: OnceLock::from(event()?), ..Self::default() })
     }
 
+    /// Sets the interrupt: ends all current and future waits that use it.
     pub fn set(&self) {
         self.set.store(true, Ordering::Release);
-        // Pairs with the fence in `fd`: either we see the event there, or it sees that we are set.
+        // SYNC(interrupt/event): pairs with the fence in `fd`. Either this thread sees the event, or the
+        // thread that creates the event sees that the interrupt is set.
         fence(Ordering::SeqCst);
         if let Some(event) = self.event.get() {
-            // A full counter is a set one.
+            // An error means that the counter is full, and so the event is readable already.
             let _ = event.write(1);
         }
         self.bell.ring();
     }
 
+    /// Clears the interrupt: future waits block again.
     pub fn clear(&self) {
         self.set.store(false, Ordering::Release);
         if let Some(event) = self.event.get() {
-            // Nothing to read is a cleared one.
+            // An error means that the event was not set.
             let _ = event.read();
         }
     }
 
+    /// Returns whether the interrupt is set.
     pub fn is_set(&self) -> bool {
         self.set.load(Ordering::Acquire)
     }
 
-    /// Sleeps, but no longer than until the interrupt is set.
+    /// Sleeps for `time`, or until the interrupt is set.
     pub fn sleep(&self, time: Duration) {
         let deadline = now() + time;
         loop {
-            let seen = self.bell.seen();
+            let ticket = self.bell.ticket();
             let left = deadline.saturating_sub(now());
             if self.is_set() || left.is_zero() {
                 return;
             }
-            self.bell.wait(seen, Some(left));
+            self.bell.wait(ticket, Some(left));
         }
     }
 
-    /// Waits until one of the fds can be read, but no longer than until the interrupt is set. May return
-    /// early.
+    /// Waits until one of the fds is readable, the interrupt is set, or `timeout` elapses. May return early.
     pub fn poll(&self, fds: &[BorrowedFd<'_>], timeout: Duration) {
         let own = self.fd();
         let timeout = if own.is_some() { timeout } else { timeout.min(WITHOUT_EVENT) };
         let all = fds.iter().copied().chain(own);
         let mut all: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        // Rounded up, so that nothing is polled for in circles.
+        // Rounded up, so that the last millisecond does not become a loop of polls without timeout.
         let timeout = PollTimeout::try_from(timeout.as_millis() + 1).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut all, timeout);
     }
 
-    /// Readable while the interrupt is set; `None` while there is no fd for it.
+    /// Returns an fd that is readable while the interrupt is set; `None` if the process has no fd left for
+    /// it.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         if self.event.get().is_none() {
             let _ = self.event.set(event().ok()?);
-            // Pairs with the fence in `set`.
+            // SYNC(interrupt/event): pairs with the fence in `set`.
             fence(Ordering::SeqCst);
             if self.is_set() {
                 let _ = self.event.get()?.write(1);
@@ -137,7 +150,8 @@ impl Interrupt {
         self.event.get().map(|event| event.as_fd())
     }
 
-    /// Rings when the interrupt is set; a subscriber of this process rings it for its own events too.
+    /// Returns the doorbell that rings when the interrupt is set. A subscriber of this process also rings it
+    /// for its own events.
     pub fn bell(&self) -> &Arc<Doorbell> {
         &self.bell
     }

@@ -1,9 +1,10 @@
-//! Locks that survive a panic of their holder.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Mutexes that ignore poisoning.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks even if a thread panicked while it held the lock: what is kept under these locks is valid
-/// between any two statements.
+/// Locks a mutex, also after a thread panicked while holding it. Use it only for data that is valid between
+/// any two statements of the code that changes it.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

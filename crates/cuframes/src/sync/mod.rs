@@ -1,4 +1,5 @@
-//! Atomics, futexes, the clock, interrupts: what everything else waits and counts with.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Synchronization: atomics, futexes, locks, interrupts, and the clock.
 
 pub mod atomic;
 pub mod clock;

@@ -1,29 +1,38 @@
-//! Words that both sides use.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Codes of the protocol: modes, and reasons for a refusal.
 
-/// Why a peer is sent away.
+/// Why a publisher refuses or evicts a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum RefusalReason {
-    /// All places are taken.
+    /// The publisher has its maximum number of subscribers.
     Full = 1,
-    /// No version in common.
+    /// The two sides have no version of the protocol in common.
     Version = 2,
-    /// The message made no sense, or came at the wrong time.
+    /// A message was invalid or out of order.
     Malformed = 3,
-    /// More claims than the credit allows.
+    /// The subscriber asked for more frames than one subscriber may hold, or held more than its credit.
     OverCredit = 4,
-    /// It held frames and did not move for too long.
+    /// The subscriber held frames and took none for longer than the publisher waits.
     Stalled = 5,
-    /// The publisher ends.
+    /// The publisher exits.
     Closing = 6,
-    /// No memory for the credit asked for.
+    /// There is no memory, or no file descriptor, for this subscriber.
     NoMemory = 7,
-    /// The peer did not read its messages.
+    /// The subscriber did not read its messages.
     Slow = 8,
     /// The publisher does not serve this user.
     Denied = 9,
     /// A code that this version does not know.
     Other = u32::MAX,
+}
+
+impl RefusalReason {
+    /// Returns whether another attempt can succeed without a change of configuration.
+    pub(crate) fn is_transient(self) -> bool {
+        use RefusalReason::{Closing, Full, NoMemory, Slow, Stalled};
+        matches!(self, Full | Closing | NoMemory | Slow | Stalled)
+    }
 }
 
 impl From<u32> for RefusalReason {
@@ -40,9 +49,10 @@ impl From<u32> for RefusalReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(u32)]
 pub enum Mode {
-    /// The newest at the time of asking; those that came between are skipped.
+    /// The newest frame at the time of the call; skips the frames before it.
     #[default]
     Newest = 0,
-    /// Each in order, as far as the publisher still has it.
+    /// Each frame in order, as far as the publisher still has it. A publisher with
+    /// [`Policy::Wait`](crate::Policy) waits for this subscriber.
     Strict = 1,
 }

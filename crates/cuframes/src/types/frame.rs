@@ -1,17 +1,18 @@
-//! What is known of a frame beside its pixels.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Metadata of a frame.
 
 use super::packet::ReferenceTimestamp;
 
-/// Where a plane lies in its slot.
+/// Layout of a plane within its slot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Plane {
-    /// Bytes from the slot's start.
+    /// Offset of the first row from the start of the slot, in bytes.
     pub offset: u32,
-    /// Bytes from one row to the next.
+    /// Distance from one row to the next, in bytes.
     pub stride: i32,
 }
 
-/// The planes of a picture.
+/// The planes of a picture, at most [`Planes::MAX`]. Dereferences to a slice of [`Plane`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Planes {
     count: usize,
@@ -19,23 +20,25 @@ pub struct Planes {
 }
 
 impl Planes {
-    /// Planes that a picture has at most, as in GstVideoInfo.
+    /// Maximum number of planes, as in GstVideoInfo.
     pub const MAX: usize = 4;
 
-    /// From what GstVideoInfo and GstVideoMeta have: as many of both as there are planes.
+    /// Returns the planes for the offsets and strides of GstVideoInfo or GstVideoMeta, one of each per
+    /// plane.
     pub fn new(offsets: &[usize], strides: &[i32]) -> Self {
         let plane =
             |(offset, stride): (&usize, &i32)| Plane { offset: *offset as u32, stride: *stride };
         offsets.iter().zip(strides).map(plane).collect()
     }
 
-    /// The same planes in memory that begins this many bytes earlier.
+    /// Returns the same planes relative to an address that is `by` bytes lower.
     pub fn moved(self, by: u32) -> Self {
         let moved = |p: &Plane| Plane { offset: p.offset + by, stride: p.stride };
         self.iter().map(moved).collect()
     }
 
-    /// Offsets and strides; the first [`Planes::len`](slice::len) of each count.
+    /// Returns offsets and strides as arrays. Only the first [`Planes::len`](slice::len) entries of each
+    /// are used.
     pub fn to_arrays(&self) -> ([usize; Self::MAX], [i32; Self::MAX]) {
         (self.planes.map(|p| p.offset as usize), self.planes.map(|p| p.stride))
     }
@@ -60,38 +63,50 @@ impl FromIterator<Plane> for Planes {
     }
 }
 
-/// The part of the picture that is to be shown, in pixels.
+/// The visible rectangle of a picture, in pixels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Crop {
+    /// Number of columns left of it.
     pub x: u32,
+    /// Number of rows above it.
     pub y: u32,
+    /// Number of columns.
     pub width: u32,
+    /// Number of rows.
     pub height: u32,
 }
 
-/// The access unit that a frame was decoded from.
+/// The packet that a frame was decoded from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PacketId {
+    /// Number of the track, of the same publisher.
     pub track: u32,
+    /// Sequence number of the packet in the track.
     pub seq: u64,
 }
 
-/// What is known of a frame beside its pixels. Times are CLOCK_MONOTONIC in ns.
+/// Metadata of a frame. All times are in ns of CLOCK_MONOTONIC.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FrameInfo {
+    /// Presentation timestamp, in ns of CLOCK_MONOTONIC.
     pub pts: Option<i64>,
+    /// Decoding timestamp, in ns of CLOCK_MONOTONIC.
     pub dts: Option<i64>,
+    /// Duration, in ns.
     pub duration: Option<u64>,
-    /// When the frame reached the publisher.
-    pub captured: i64,
-    /// `GstBufferFlags` that mean something to others (DISCONT, CORRUPTED, …).
+    /// Time at which the frame reached the publisher, in ns of CLOCK_MONOTONIC.
+    pub captured_ns: i64,
+    /// The `GstBufferFlags` that are meaningful in another process (DISCONT, CORRUPTED, …).
     pub flags: u32,
-    /// Bytes in use of the slot.
+    /// Number of bytes of the slot that are in use.
     pub size: usize,
+    /// Layout of the pixels.
     pub planes: Planes,
+    /// The visible part; `None` for the whole picture.
     pub crop: Option<Crop>,
-    /// What it was decoded from.
+    /// The packet from which the frame was decoded, if known.
     pub packet: Option<PacketId>,
-    /// Its times on other clocks: as many of the first as fit into [`REFERENCE_BYTES`].
+    /// Timestamps of other clocks. Together they have room for 360 bytes: 24 bytes and the name of the clock for
+    /// each. Those that do not fit are omitted.
     pub references: Vec<ReferenceTimestamp>,
 }

@@ -1,5 +1,6 @@
-//! Plain values that both sides share.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Plain values that publisher and subscriber share.
 
-pub mod code;
-pub mod frame;
-pub mod packet;
+pub(crate) mod code;
+pub(crate) mod frame;
+pub(crate) mod packet;

@@ -1,28 +1,33 @@
-//! What is known of a packet beside its bytes.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Metadata of a packet.
 
 use std::sync::Arc;
 
-/// What is known of a packet beside its bytes. Times are CLOCK_MONOTONIC in ns.
+/// Metadata of a packet. All times are in ns of CLOCK_MONOTONIC.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PacketInfo {
+    /// Presentation timestamp, in ns of CLOCK_MONOTONIC.
     pub pts: Option<i64>,
+    /// Decoding timestamp, in ns of CLOCK_MONOTONIC.
     pub dts: Option<i64>,
+    /// Duration, in ns.
     pub duration: Option<u64>,
-    /// Decoding can start here.
+    /// Decoding can start at this packet.
     pub keyframe: bool,
-    /// `GstBufferFlags` that mean something to others (DISCONT, HEADER, …).
+    /// The `GstBufferFlags` that are meaningful in another process (DISCONT, HEADER, …).
     pub flags: u32,
-    /// Its times on other clocks.
+    /// Timestamps of other clocks.
     pub references: Vec<ReferenceTimestamp>,
 }
 
-/// A packet's time on another clock, such as the camera's own by NTP: what GstReferenceTimestampMeta has.
+/// Timestamp of another clock, such as a camera's own clock by NTP: the content of a
+/// GstReferenceTimestampMeta.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReferenceTimestamp {
-    /// Which clock, as GStreamer's caps: `timestamp/x-ntp`.
+    /// The clock, as GStreamer caps such as `timestamp/x-ntp`.
     pub clock: Arc<str>,
-    /// In ns.
+    /// Time of that clock, in ns.
     pub timestamp: u64,
-    /// In ns.
+    /// Duration by that clock, in ns.
     pub duration: Option<u64>,
 }

@@ -4,7 +4,7 @@
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use cuframes::{Mode, Next, Policy, Publisher, PublisherEvent, RefusalReason};
+use cuframes::{Counters, Credit, Mode, Next, Policy, Publisher, PublisherEvent, RefusalReason};
 use testing::{CAPS, FrameLog, SIZE, TestDir, info, until};
 
 use crate::fixture::{HASTE, MemoryFixture, PATIENT, asleep, hurry, intact, publish};
@@ -70,7 +70,7 @@ pub(crate) fn a_slow_subscriber_disturbs_nobody<M: MemoryFixture>(test: &TestDir
         }
     }
     let last = held[0].seq;
-    assert_eq!(slow.subscriber.counters(), (20, skipped));
+    assert_eq!(slow.subscriber.counters(), Counters { received: 20, skipped });
     let stats = publisher.stats();
     let [slow, quick] = &stats.subscribers[..] else { panic!("there are two") };
     assert_eq!((slow.received, slow.skipped, slow.cursor, slow.held), (20, skipped, last, 2));
@@ -90,7 +90,7 @@ pub(crate) fn a_held_credit_starves_nobody<M: MemoryFixture>(test: &TestDir) {
         assert_eq!(quick.frame().seq, n);
         if n <= 4 {
             held.push(hog.frame());
-            assert_eq!(held.last().unwrap().credit(), (4, n as u32));
+            assert_eq!(held.last().unwrap().credit(), Credit { max: 4, held: n as u32 });
         } else {
             assert!(matches!(hog.poll(), Next::TimedOut));
         }
@@ -129,7 +129,7 @@ pub(crate) fn a_stalled_subscriber_is_sent_away<M: MemoryFixture>(test: &TestDir
         n += 1;
         publish::<M>(&publisher, n);
         quick.frame();
-        matches!(hog.poll(), Next::Lost { code: RefusalReason::Stalled, .. })
+        matches!(hog.poll(), Next::Lost { reason: RefusalReason::Stalled, .. })
     });
     intact::<M>(&held);
     drop((held, hog));
@@ -160,7 +160,7 @@ pub(crate) fn a_publisher_that_waits_goes_on_in_the_end<M: MemoryFixture>(test: 
                 last = frame.seq;
                 intact::<M>(&frame);
             }
-            Next::Lost { code, .. } => break code,
+            Next::Lost { reason, .. } => break reason,
             other => panic!("{other:?}"),
         }
     };

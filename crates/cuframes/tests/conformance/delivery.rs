@@ -74,7 +74,7 @@ pub(crate) fn the_last_frame_is_not_lost<M: MemoryFixture>(test: &TestDir) {
         let thread = asleep(move || {
             intact::<M>(&viewer.frame());
             let end = viewer.next_frame();
-            assert!(matches!(end, Next::Lost { code: RefusalReason::Closing, .. }), "{end:?}");
+            assert!(matches!(end, Next::Lost { reason: RefusalReason::Closing, .. }), "{end:?}");
         });
         publish::<M>(&publisher, 1);
         drop(publisher);

@@ -38,7 +38,7 @@ impl MemoryFixture for Host {
         fill(loan.bytes_mut(), n);
     }
     fn read(frame: &Frame) -> Option<u64> {
-        number(frame.bytes())
+        number(frame.bytes().unwrap())
     }
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn hurry(mut viewer: TestSubscriber) -> JoinHandle<u64> {
         loop {
             match viewer.next_frame() {
                 Next::Item(_) => {}
-                Next::Eos => return viewer.subscriber.counters().0,
+                Next::Eos => return viewer.subscriber.counters().received,
                 other => panic!("{other:?}"),
             }
         }

@@ -16,7 +16,7 @@ pub(crate) fn all_places_taken<M: MemoryFixture>(test: &TestDir) {
     let mut stays = test.subscriber(|_| {});
     let leaves = test.subscriber(|_| {});
     match connect(test, test.subscriber_config()) {
-        Err(Error::Refused { code: RefusalReason::Full, key, .. }) => assert_eq!(key, "cam"),
+        Err(Error::Refused { reason: RefusalReason::Full, key, .. }) => assert_eq!(key, "cam"),
         other => panic!("{:?}", other.err()),
     }
     // That disturbs nobody who is there, and a place that is left is free again.
@@ -32,7 +32,7 @@ pub(crate) fn too_much_credit<M: MemoryFixture>(test: &TestDir) {
     let slots = publisher.stats().pool.slots;
     for max_frames in [4, u32::MAX] {
         let refused = connect(test, SubscriberConfig { max_frames, ..test.subscriber_config() });
-        assert!(matches!(refused, Err(Error::Refused { code: RefusalReason::OverCredit, .. })));
+        assert!(matches!(refused, Err(Error::Refused { reason: RefusalReason::OverCredit, .. })));
     }
     assert_eq!(publisher.stats().pool.slots, slots);
     connect(test, SubscriberConfig { max_frames: 3, ..test.subscriber_config() }).unwrap();
@@ -69,7 +69,7 @@ pub(crate) fn a_publisher_comes_again<M: MemoryFixture>(test: &TestDir) {
     let lost = asleep(move || viewer.next_frame());
     drop(publisher);
     match lost.join().unwrap() {
-        Next::Lost { code: RefusalReason::Closing, text } => {
+        Next::Lost { reason: RefusalReason::Closing, text } => {
             assert!(text.contains("cam"), "{text}")
         }
         other => panic!("{other:?}"),

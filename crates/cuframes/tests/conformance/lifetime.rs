@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cuframes::{Next, RefusalReason};
+use cuframes::{Next, RefusalReason, SharedPage};
 use testing::{SIZE, TestDir, until};
 
 use crate::fixture::{MemoryFixture, intact, publish};
@@ -17,7 +17,7 @@ pub(crate) fn frames_outlive_the_publisher<M: MemoryFixture>(test: &TestDir) {
     drop(publisher);
     // What was published before the end is there to be taken.
     let second = viewer.frame();
-    assert!(matches!(viewer.next_frame(), Next::Lost { code: RefusalReason::Closing, .. }));
+    assert!(matches!(viewer.next_frame(), Next::Lost { reason: RefusalReason::Closing, .. }));
     // The next life of the key has nothing to do with them.
     let publisher = test.publisher(M::backend(), |_| {});
     for n in 1..=20 {
@@ -34,7 +34,7 @@ pub(crate) fn a_frame_given_back_by_a_device_is_held_until_then<M: MemoryFixture
     let mut viewer = test.subscriber(|c| c.max_frames = 1);
     publish::<M>(&publisher, 1);
     let frame = viewer.frame();
-    let (page, len, _mapped) = viewer.subscriber.page();
+    let SharedPage { base: page, len, keep_alive: _mapped } = viewer.subscriber.page();
     let mut word = None;
     frame.release_with(|offset| {
         assert!(offset + 8 <= len);
@@ -58,7 +58,7 @@ pub(crate) fn a_reader_that_waits_learns_what_a_device_gives_back<M: MemoryFixtu
 ) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|c| c.max_frames = 1);
-    let (page, _, _mapped) = viewer.subscriber.page();
+    let SharedPage { base: page, keep_alive: _mapped, .. } = viewer.subscriber.page();
     publish::<M>(&publisher, 1);
     let frame = viewer.frame();
     publish::<M>(&publisher, 2);

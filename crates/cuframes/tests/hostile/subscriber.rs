@@ -48,7 +48,7 @@ impl<'a> Stage<'a> {
         self.publisher.publish(loan, &info(self.n, SIZE));
         let frame = self.viewer.frame();
         assert_eq!((frame.seq, frame.skipped), (self.n, 0));
-        assert_eq!(number(frame.bytes()), Some(self.n));
+        assert_eq!(number(frame.bytes().unwrap()), Some(self.n));
     }
 
     pub(crate) fn connect(&self) -> RawPeer {

@@ -100,7 +100,7 @@ fn the_socket_has_the_mode_and_the_group_that_were_asked_for() {
     assert_eq!(mode(&socket), 0o600);
     drop(publisher);
     match with(0o660, Some("no such group")) {
-        Err(Error::Value { problem, .. }) => assert!(problem.contains("no such group")),
+        Err(Error::InvalidConfig { problem, .. }) => assert!(problem.contains("no such group")),
         other => panic!("{:?}", other.err()),
     }
     assert_eq!(test.files(), [""; 0]);
@@ -138,7 +138,7 @@ fn only_allowed_users_may_subscribe() {
     config.allowed_uids = vec![user];
     let publisher = open(config.clone()).unwrap();
     match join(Some(&test.dir)) {
-        Err(Error::Refused { code: RefusalReason::Denied, text, .. }) => {
+        Err(Error::Refused { reason: RefusalReason::Denied, text, .. }) => {
             assert!(text.contains(&format!("add {own} to allowed-uids")), "{text}");
         }
         other => panic!("{:?}", other.err()),

@@ -113,7 +113,7 @@ mod roles {
             let config = cuframes::SubscriberConfig { max_frames: 8, ..test.subscriber_config() };
             match Subscriber::connect(config, None, &interrupt) {
                 Ok(_) => break report("in"),
-                Err(Error::Refused { code: RefusalReason::NoMemory, text, .. }) => {
+                Err(Error::Refused { reason: RefusalReason::NoMemory, text, .. }) => {
                     report(text);
                     wait_for_parent();
                 }
@@ -157,8 +157,8 @@ mod roles {
             let joined = joined.map(|mut subscriber| {
                 match subscriber.next_frame(&Wait::forever(&interrupt)) {
                     Ok(Next::Item(_)) => None,
-                    Ok(Next::Lost { code: RefusalReason::NoMemory, text }) => Some(text),
-                    Err(Error::Refused { code: RefusalReason::NoMemory, text, .. }) => Some(text),
+                    Ok(Next::Lost { reason: RefusalReason::NoMemory, text }) => Some(text),
+                    Err(Error::Refused { reason: RefusalReason::NoMemory, text, .. }) => Some(text),
                     other => panic!("{other:?}"),
                 }
             });
@@ -261,7 +261,7 @@ mod roles {
         let _kept = publisher.loan(size).unwrap().expect("a free slot");
         leave_memory(4 << 20);
         send(&publisher, 3, size);
-        until(|| matches!(viewer.poll(), Next::Lost { code: RefusalReason::Stalled, .. }));
+        until(|| matches!(viewer.poll(), Next::Lost { reason: RefusalReason::Stalled, .. }));
     }
 
     pub(super) fn no_memory_to_map_frames(test: &TestDir) {

@@ -60,7 +60,9 @@ fn an_observer_is_told_everything() {
     assert_eq!((asked.slots, asked.chunks), (stats.pool.slots, stats.pool.chunks));
     assert_eq!(asked.bytes, stats.pool.bytes);
     assert_eq!((asked.max_subscribers, asked.max_frames_per_subscriber), (32, 8));
-    assert!(asked.last_frame_ns.unwrap() >= frame.published && asked.time_ns >= frame.published);
+    assert!(
+        asked.last_frame_ns.unwrap() >= frame.published_ns && asked.time_ns >= frame.published_ns
+    );
     let [seen] = &asked.tracks[..] else { panic!("{:?}", asked.tracks) };
     assert_eq!((seen.track, seen.caps.as_str(), seen.published), (3, "video/x-h264", 1));
     let [seen] = &asked.subscribers[..] else { panic!("{:?}", asked.subscribers) };

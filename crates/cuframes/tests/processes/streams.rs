@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use cuframes::memory::host::HostBackend;
 use cuframes::{
-    Error, Frame, Loan, Mode, Next, PacketInfo, Policy, Publisher, PublisherConfig, RefusalReason,
-    Start, TrackConfig, Wait,
+    Counters, Error, Frame, Loan, Mode, Next, PacketInfo, Policy, Publisher, PublisherConfig,
+    RefusalReason, Start, TrackConfig, Wait,
 };
 use nix::sys::signal::Signal;
 use testing::{
@@ -23,7 +23,7 @@ fn write(loan: &mut Loan, n: u64) {
 }
 
 fn read(frame: &Frame) -> Option<u64> {
-    number(frame.bytes())
+    number(frame.bytes().unwrap())
 }
 
 #[track_caller]
@@ -215,7 +215,7 @@ fn follows(test: &TestDir) {
                     assert!(frame.seq > held.seq);
                     held = frame;
                 }
-                Next::Lost { code, .. } => break code,
+                Next::Lost { reason, .. } => break reason,
                 other => panic!("{other:?}"),
             }
         };
@@ -296,7 +296,7 @@ fn records(test: &TestDir) {
             other => panic!("{other:?}"),
         }
     }
-    let (received, lost) = packets.counters();
+    let Counters { received, skipped: lost } = packets.counters();
     report(format!("{next} {received} {lost}"));
     wait_for_parent();
 }

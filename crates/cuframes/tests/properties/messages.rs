@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Messages of the socket.
 
+use cuframes::info::{PublisherStatus, SubscriberStatus, TrackStatus};
 use cuframes::memory::Kind;
 use cuframes::protocol::message::{Hello, Message, VERSIONS};
 use cuframes::protocol::wire::{MAX_NAME, Malformed};
 use cuframes::{Mode, RefusalReason};
-use cuframes::{PublisherStatus, SubscriberStatus, TrackStatus};
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -39,11 +39,11 @@ fn info() -> impl Strategy<Value = FrameInfo> {
         vec(reference, 0..=5),
     )
         .prop_map(
-            |((pts, dts, duration), (captured, flags, size), planes, crop, packet, references)| {
+            |((pts, dts, duration), (captured_ns, flags, size), planes, crop, packet, references)| {
                 let planes = planes.into_iter().collect();
                 #[rustfmt::skip]
                 let info = FrameInfo {
-                    pts, dts, duration, captured, flags, size, planes, crop, packet, references,
+                    pts, dts, duration, captured_ns, flags, size, planes, crop, packet, references,
                 };
                 info
             },

@@ -198,7 +198,7 @@ fn read(cameras: usize, dir: &str) -> Result<(), Failure> {
         threads.push(std::thread::spawn(move || {
             let (_subscriber, mut took) = (subscriber, Vec::new());
             while let Ok(Next::Item(packet)) = packets.next(&Wait::forever(&interrupt)) {
-                took.push(now_ns() - packet.published);
+                took.push(now_ns() - packet.published_ns);
                 lost.fetch_add(packet.lost, Ordering::Relaxed);
             }
             took

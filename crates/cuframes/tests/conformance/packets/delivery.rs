@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cuframes::{Next, PacketInfo, ReferenceTimestamp, RefusalReason, Start, Wait};
+use cuframes::{Counters, Next, PacketInfo, ReferenceTimestamp, RefusalReason, Start, Wait};
 
 use super::{LONG, Reader, Source, bounds, info};
 use crate::fixture::asleep;
@@ -72,7 +72,7 @@ fn packets_arrive_byte_for_byte() {
             // Slower than the rest.
             std::thread::yield_now();
         }
-        assert_eq!(some.packets.counters(), (received, lost + PACKETS - next));
+        assert_eq!(some.packets.counters(), Counters { received, skipped: lost + PACKETS - next });
     });
     for seq in 0..PACKETS {
         // As far ahead as the ring has room in any case.
@@ -189,7 +189,7 @@ fn the_last_packet_is_not_lost() {
         let waits = asleep(move || {
             assert_eq!(reader.packet().seq, 0);
             let end = reader.next();
-            assert!(matches!(end, Next::Lost { code: RefusalReason::Closing, .. }), "{end:?}");
+            assert!(matches!(end, Next::Lost { reason: RefusalReason::Closing, .. }), "{end:?}");
         });
         source.push("K");
         drop(source);

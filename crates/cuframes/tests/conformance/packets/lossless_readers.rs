@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use cuframes::{Next, PushError, RefusalReason, Start};
+use cuframes::{Counters, Next, PushError, RefusalReason, Start};
 
 use super::{LONG, Reader, info, lossless, patient};
 use crate::fixture::asleep;
@@ -43,7 +43,7 @@ fn a_lossless_reader_gets_everything() {
     }
     source.track.end();
     for (n, reader) in readers.into_iter().enumerate() {
-        let (last, (received, lost)) = reader.join().unwrap();
+        let (last, Counters { received, skipped: lost }) = reader.join().unwrap();
         assert_eq!(lost, 0);
         assert_eq!(last, Some(PACKETS), "it read to the end");
         assert!(n >= 4 || received == PACKETS, "{received} for reader {n}");
@@ -91,5 +91,5 @@ fn a_lossless_reader_that_takes_nothing_is_sent_away() {
             end => break end,
         }
     };
-    assert!(matches!(end, Next::Lost { code: RefusalReason::Stalled, .. }), "{end:?}");
+    assert!(matches!(end, Next::Lost { reason: RefusalReason::Stalled, .. }), "{end:?}");
 }

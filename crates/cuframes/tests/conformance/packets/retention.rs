@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use cuframes::{Next, PushError, Start};
+use cuframes::{Counters, Next, PushError, Start};
 
 use super::{LONG, Source, bounds, info, room};
 use testing::until;
@@ -30,7 +30,7 @@ fn a_slow_reader_goes_on_at_a_keyframe() {
     source.track.push(info(false), &[41; 100]).unwrap();
     let packet = reader.packet();
     assert_eq!((packet.seq, packet.lost, &packet.data[..]), (41, 0, &[41; 100][..]));
-    assert_eq!(reader.packets.counters(), (4, 38));
+    assert_eq!(reader.packets.counters(), Counters { received: 4, skipped: 38 });
 
     // With no keyframe in the ring it waits for one.
     for seq in 42..60 {
@@ -68,7 +68,7 @@ fn a_packet_that_is_too_big_is_refused_with_all_that_depends_on_it() {
     assert_eq!(push(true, 1000), Ok(7));
     assert_eq!(reader.packet().data.len(), 1000);
     assert_eq!(source.in_ring(), 1);
-    assert_eq!(reader.packets.counters(), (4, 4));
+    assert_eq!(reader.packets.counters(), Counters { received: 4, skipped: 4 });
 }
 
 /// Only bytes bound what is in the ring.

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cuframes::memory::host::HostBackend;
-use cuframes::{Next, PacketInfo, Publisher, Start};
+use cuframes::{Counters, Next, PacketInfo, Publisher, Start};
 
 use super::{LONG, Reader, Source, bounds, info, room};
 
@@ -36,7 +36,7 @@ fn the_first_packet_is_a_keyframe() {
             assert_eq!((packet.seq, packet.lost), (seq, 0));
         }
         assert!(matches!(reader.next(), Next::Eos));
-        assert_eq!(reader.packets.counters(), (11 - seq, 0));
+        assert_eq!(reader.packets.counters(), Counters { received: 11 - seq, skipped: 0 });
     }
     let seq = source.push("--K");
     let packet = next.packet();
@@ -148,10 +148,10 @@ fn tracks_begin_together() {
 fn another_reader_goes_on_where_one_was() {
     let source = Source::new("packets-after", bounds(20 * room(1), LONG));
     let mut reader = source.reader(Start::default());
-    assert_eq!(reader.packets.place(), None);
+    assert_eq!(reader.packets.resume_point(), None);
     source.push("K--");
     assert_eq!((reader.packet().seq, reader.packet().seq), (0, 1));
-    let place = reader.packets.place().unwrap();
+    let place = reader.packets.resume_point().unwrap();
     drop(reader);
     source.push("K-");
     let mut reader = source.reader(Start::After(place));
@@ -160,7 +160,7 @@ fn another_reader_goes_on_where_one_was() {
         assert_eq!((packet.seq, packet.lost), (seq, 0));
     }
     // What was overwritten while nobody read is lost, and counted.
-    let place = reader.packets.place().unwrap();
+    let place = reader.packets.resume_point().unwrap();
     drop(reader);
     source.push(&"K---------".repeat(5));
     let mut reader = source.reader(Start::After(place));
