@@ -25,6 +25,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to poll for the pixels before sleeping. A device is usually done when the reader has woken up;
 /// the copy of a 4K frame takes about 15 µs.
 const READY_SPIN: Duration = Duration::from_micros(50);
+/// Poll interval after that.
 const READY_STEP: Duration = Duration::from_micros(50);
 
 /// Position of a subscriber in the stream of frames.
