@@ -18,7 +18,7 @@ fn sources(dir: &Path) -> String {
 
 /// What people search for is what they are shown.
 #[test]
-fn the_errors_that_are_explained_are_those_that_are_there() {
+fn explained_errors_are_in_sources() {
     let page = std::fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
     let sources: String = ["src", "crates"].map(|dir| sources(&root().join(dir))).concat();
     let quotes: Vec<_> =
@@ -55,7 +55,7 @@ fn anchors(page: &Path) -> Vec<String> {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_have_targets() {
     let mut count = 0;
     for page in pages() {
         let text = std::fs::read_to_string(&page).unwrap();

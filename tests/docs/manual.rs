@@ -34,12 +34,12 @@ const DISPLAY: Run = Not("needs a display");
 const ENGINE: Run = Not("needs a container engine, and none was there");
 const DEEPSTREAM: Run = Not("needs DeepStream, and the page says so");
 
-const MOSAIC: Run = By("pipelines/serving.rs", "a_list_of_cameras_makes_a_mosaic");
+const MOSAIC: Run = By("pipelines/serving.rs", "list_of_cameras_makes_mosaic");
 const FRIGATE: Run =
     By("pipelines/frigate.rs", "frigate_records_the_packets_and_detects_in_the_frames");
 const SOUND: Run = By("pipelines/recording.rs", "picture_and_sound_are_recorded_together");
-const MOTION: Run = By("pipelines/recording.rs", "motion_starts_a_recording_of_what_came_before");
-const HOSTS: Run = By("pipelines/network.rs", "a_camera_is_published_on_another_host");
+const MOTION: Run = By("pipelines/recording.rs", "motion_starts_recording_of_its_past");
+const HOSTS: Run = By("pipelines/network.rs", "camera_is_published_on_another_host");
 
 /// For each page, commands by how they begin.
 const EXCEPTIONS: &[(&str, &[(&str, Run)])] = &[
@@ -51,7 +51,7 @@ const EXCEPTIONS: &[(&str, &[(&str, Run)])] = &[
             ("make install", INSTALLS),
             ("make ", CHECKS),
             ("pipelines/publish-test.sh", Publishes("cam1")),
-            ("gst-launch-1.0 playbin3", By("elements/uris.rs", "playbin3_takes_them")),
+            ("gst-launch-1.0 playbin3", By("elements/uris.rs", "playbin3_plays_uris")),
             ("target/release/cuframes top", Prints("cam1")),
         ],
     ),
@@ -81,7 +81,7 @@ const EXCEPTIONS: &[(&str, &[(&str, Run)])] = &[
         "consume-frames.md",
         &[
             ("gst-launch-1.0 cuframessrc key=cam1 ! video/x-raw ! videoconvert", DISPLAY),
-            ("gst-launch-1.0 playbin3", By("elements/uris.rs", "playbin3_takes_them")),
+            ("gst-launch-1.0 playbin3", By("elements/uris.rs", "playbin3_plays_uris")),
             ("pipelines/fps.sh", Prints("rendered")),
             ("gst-device-monitor-1.0", Prints("cam1")),
             ("pipelines/mosaic.sh", MOSAIC),
@@ -178,7 +178,7 @@ fn exception(page: &str, line: &str) -> Option<(&'static str, Run)> {
 }
 
 #[test]
-fn what_is_not_run_is_still_there_and_says_why() {
+fn exceptions_match_manual() {
     let manual = manual();
     for (page, lines) in EXCEPTIONS {
         let (_, commands) = manual.iter().find(|(name, _)| name == page).expect(page);
@@ -278,7 +278,7 @@ fn published(test: &TestDir) -> (Camera, ChildGroup) {
 }
 
 #[test]
-fn every_command_of_the_manual_works() {
+fn every_command_works() {
     let test = TestDir::slow("manual");
     let (camera, _publisher) = published(&test);
     let clone = Clone::new(&test, &camera.url);

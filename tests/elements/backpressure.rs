@@ -24,7 +24,7 @@ pub(crate) fn waiting(test: &TestDir, before: &str) -> (TestPipeline, TestPipeli
 }
 
 #[test]
-fn flushing_upstream_passes_a_sink_that_waits() {
+fn waiting_sink_can_be_flushed() {
     let test = TestDir::new("flush");
     // The subscriber takes nothing, so the publisher waits, for longer than the watchdog does.
     let publisher = test.pipeline(&format!(
@@ -45,7 +45,7 @@ fn flushing_upstream_passes_a_sink_that_waits() {
 
 /// Upstream may wait for a slot in the pool that it was offered: a seek of it is over at once all the same.
 #[test]
-fn upstream_that_waits_can_seek() {
+fn waiting_upstream_can_seek() {
     let test = TestDir::new("seek-waits");
     let (publisher, _subscriber, closed) =
         waiting(&test, "! videoconvert ! video/x-raw,format=I420");
@@ -59,7 +59,7 @@ fn upstream_that_waits_can_seek() {
 
 /// A publisher that waits for a subscriber pauses and plays again, and the stream goes on.
 #[test]
-fn a_sink_that_waits_can_be_paused() {
+fn waiting_sink_can_be_paused() {
     let test = TestDir::new("pause");
     // Copied frames, so that the wait is in the sink and not upstream.
     let (publisher, _subscriber, closed) = waiting(&test, "! identity drop-allocation=true");
@@ -73,7 +73,7 @@ fn a_sink_that_waits_can_be_paused() {
 
 /// Upstream of an element that has the pool may be waiting for a slot when the pipeline ends.
 #[test]
-fn a_sink_that_waits_can_be_stopped() {
+fn waiting_sink_can_be_stopped() {
     let test = TestDir::new("stop");
     let (publisher, _subscriber, closed) =
         waiting(&test, "! videoconvert ! video/x-raw,format=I420");

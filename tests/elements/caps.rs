@@ -9,7 +9,7 @@ use testing_gst::TestPipelineExt;
 use crate::source;
 
 #[test]
-fn new_caps_arrive_with_their_first_frame() {
+fn caps_arrive_with_their_first_frame() {
     let test = TestDir::new("caps");
     let publisher = test.pipeline(
         "videotestsrc is-live=true name=camera ! capsfilter name=filter \
@@ -35,7 +35,7 @@ fn new_caps_arrive_with_their_first_frame() {
 }
 
 #[test]
-fn a_format_that_nobody_takes_gets_a_sentence() {
+fn unsupported_format_is_explained() {
     let test = TestDir::new("refused");
     let publisher = test.pipeline(&format!("{} ! cuframessink key=a", source(1_000_000)));
     publisher.play();
@@ -50,7 +50,7 @@ fn a_format_that_nobody_takes_gets_a_sentence() {
 }
 
 #[test]
-fn mistakes_get_a_sentence() {
+fn wrong_settings_are_explained() {
     let test = TestDir::new("mistakes");
     let fails = |description: &str, kind: gst::ResourceError, text: &str| {
         let pipeline = test.pipeline(description);
@@ -85,7 +85,7 @@ fn mistakes_get_a_sentence() {
 }
 
 #[test]
-fn a_sink_serves_whom_it_is_told_to() {
+fn sink_serves_allowed_users() {
     let test = TestDir::new("allowed");
     let own = nix::unistd::getuid().as_raw();
     let publish = |allowed: &str| {
@@ -117,7 +117,7 @@ fn a_sink_serves_whom_it_is_told_to() {
 
 /// Every element is found with what a user looks up.
 #[test]
-fn the_plugin_is_inspectable() {
+fn plugin_is_inspectable() {
     let _setup = TestDir::new("inspect");
     for name in ["cuframessink", "cuframessrc", "cuframespacketsrc"] {
         let factory = gst::ElementFactory::find(name).unwrap();

@@ -70,7 +70,7 @@ fn next(bus: &gst::Bus, key: &str) -> (&'static str, gst::Device) {
 }
 
 #[test]
-fn keys_are_followed_as_they_come_and_go() {
+fn devices_follow_keys() {
     run("follow");
 }
 
@@ -104,7 +104,7 @@ fn follow(test: &TestDir) {
 }
 
 #[test]
-fn keys_that_are_there_are_listed_at_once() {
+fn devices_of_live_keys_are_listed_at_once() {
     run("probe");
 }
 
@@ -120,7 +120,7 @@ fn probe(test: &TestDir) {
 }
 
 #[test]
-fn a_device_makes_its_element() {
+fn device_creates_its_element() {
     run("element");
 }
 
@@ -150,7 +150,7 @@ fn element(test: &TestDir) {
 
 /// A publisher that is killed leaves its files; its device goes all the same.
 #[test]
-fn a_killed_publisher_is_removed() {
+fn device_of_killed_publisher_is_removed() {
     run("killed");
 }
 

@@ -8,7 +8,7 @@ use testing_gst::TestPipelineExt;
 use crate::{HEIGHT, WIDTH, frame_number, source};
 
 #[test]
-fn frames_cross_without_a_copy() {
+fn frames_cross_without_copy() {
     let test = TestDir::new("no-copy");
     let publisher =
         test.pipeline(&format!("{} ! cuframessink name=pub key=a policy=wait", source(100)));
@@ -63,7 +63,7 @@ fn other_memory_is_copied_once_and_counted() {
 
 /// A decoder puts its finished pictures into the slots by itself.
 #[test]
-fn a_decoder_publishes_without_a_copy() {
+fn decoder_publishes_without_copy() {
     let test = TestDir::new("decoder");
     let publisher = test.pipeline(&format!(
         "videotestsrc name=camera num-buffers=60 pattern=ball \
@@ -90,7 +90,7 @@ fn a_decoder_publishes_without_a_copy() {
 }
 
 #[test]
-fn downstream_that_keeps_frames_gets_copies() {
+fn frames_are_copied_when_downstream_keeps_them() {
     let test = TestDir::new("keep");
     let publisher =
         test.pipeline(&format!("{} ! cuframessink name=pub key=a policy=wait", source(40)));
@@ -137,7 +137,7 @@ fn running_times_of_two_pipelines_agree() {
 
 /// Its latency makes a camera's frames older than a pipeline that starts with them.
 #[test]
-fn strict_sources_keep_what_is_older_than_their_pipeline() {
+fn strict_source_keeps_frames_older_than_its_pipeline() {
     let test = TestDir::new("older");
     let publisher =
         test.pipeline(&format!("{} ! cuframessink name=pub key=a policy=wait", source(40)));
@@ -166,7 +166,7 @@ fn strict_sources_keep_what_is_older_than_their_pipeline() {
 
 /// A source is as late as its publisher says to be, also if that is known after it joined.
 #[test]
-fn the_publishers_latency_is_the_sources() {
+fn source_reports_latency_of_publisher() {
     let test = TestDir::new("latency");
     let publisher = test.pipeline(&format!(
         "{} ! queue min-threshold-time=150000000 ! cuframessink key=a",

@@ -23,7 +23,7 @@ fn play(test: &TestDir, element: &str, stream: FakeStream) -> Option<String> {
 }
 
 #[test]
-fn frames_fit_their_caps_or_are_refused() {
+fn frames_that_do_not_fit_their_caps_are_refused() {
     let test = TestDir::new("hostile-frames");
     let check = |caps: &str, record: &[(usize, u64)], expected: Option<&str>| {
         let mut stream = FakeStream::new();
@@ -77,7 +77,7 @@ fn frames_fit_their_caps_or_are_refused() {
 }
 
 #[test]
-fn packets_of_any_time_are_packets() {
+fn packets_of_any_time_are_accepted() {
     let test = TestDir::new("hostile-packets");
     let entry = |word: usize, value: u64| {
         let stream = FakeStream::new();
@@ -106,7 +106,7 @@ fn packets_of_any_time_are_packets() {
 
 /// Names of subscribers may have any characters, and are not C strings.
 #[test]
-fn any_name_is_shown() {
+fn any_subscriber_name_is_shown() {
     let test = TestDir::new("hostile-names");
     let pipeline = test.pipeline("videotestsrc is-live=true ! cuframessink name=pub key=cam");
     pipeline.play();

@@ -20,7 +20,7 @@ const CAMERA: &str =
     "videotestsrc is-live=true ! video/x-raw,format=GRAY8,width=64,height=48,framerate=100/1";
 
 #[test]
-fn states_change_in_any_order_a_thousand_times() {
+fn thousand_state_changes_leak_nothing() {
     let test = TestDir::new("lifecycle-states");
     Child::start(module_path!(), "states", &test.dir).finish();
 }
@@ -51,7 +51,7 @@ fn any_order_of_states(test: &TestDir) {
 }
 
 #[test]
-fn a_key_changes_between_runs() {
+fn key_changes_between_runs() {
     let test = TestDir::new("lifecycle-key");
     let publisher = test.pipeline(&format!("{CAMERA} ! cuframessink name=pub key=a"));
     let subscriber = test.pipeline("cuframessrc name=src key=a ! fakesink sync=false");
@@ -69,7 +69,7 @@ fn a_key_changes_between_runs() {
 }
 
 #[test]
-fn sources_are_disposed_while_they_wait() {
+fn waiting_sources_can_be_disposed() {
     let test = TestDir::new("lifecycle-dispose");
     let publisher = test.pipeline(&format!("{CAMERA} ! cuframessink key=here")).playing();
     for round in 0..50 {
@@ -111,7 +111,7 @@ fn two_sinks_and_ten_sources_share_a_process() {
 }
 
 #[test]
-fn flushes_pass_sources_that_wait() {
+fn waiting_sources_can_be_flushed() {
     let test = TestDir::new("lifecycle-flush");
     let subscriber = test.pipeline("cuframessrc name=src key=a ! fakesink sync=false").playing();
     // By way of the pipeline, which hands them to the source: GStreamer deadlocks where an element gets them
@@ -132,7 +132,7 @@ fn flushes_pass_sources_that_wait() {
 
 /// The 33rd of 32 is told why, waits, and gets the place of one that leaves.
 #[test]
-fn a_crowd_is_served_and_the_last_one_waits() {
+fn subscriber_over_limit_waits_for_place() {
     let test = TestDir::new("lifecycle-crowd");
     let publisher = test.pipeline(&format!("{CAMERA} ! cuframessink name=pub key=a")).playing();
     let mut crowd: Vec<_> = (0..33)

@@ -7,7 +7,7 @@ use testing_gst::TestPipelineExt;
 use crate::source;
 
 #[test]
-fn sources_wait_and_survive_their_publisher() {
+fn sources_survive_their_publisher() {
     let test = TestDir::new("restart");
     let subscriber = test.pipeline("cuframessrc name=src key=a ! fakesink name=out sync=false");
     let seen = subscriber.collect("out", "sink", |b, _| {
@@ -34,7 +34,7 @@ fn sources_wait_and_survive_their_publisher() {
 }
 
 #[test]
-fn the_end_of_the_stream_ends_sources_or_not() {
+fn end_of_stream_ends_sources_or_not() {
     let test = TestDir::new("eos");
     let ends = test.pipeline("cuframessrc key=a ! fakesink sync=false");
     let waits = test.pipeline("cuframessrc key=a on-eos=wait ! fakesink name=out sync=false");
@@ -54,7 +54,7 @@ fn the_end_of_the_stream_ends_sources_or_not() {
 
 /// A camera that drops has its publisher's pipeline end, and come back.
 #[test]
-fn an_end_that_is_not_forwarded_is_a_pause() {
+fn end_that_is_not_forwarded_is_a_pause() {
     let test = TestDir::new("no-eos");
     let subscriber = test.pipeline("cuframessrc name=src key=a ! fakesink sync=false");
     subscriber.play();
@@ -70,7 +70,7 @@ fn an_end_that_is_not_forwarded_is_a_pause() {
 }
 
 #[test]
-fn a_lost_publisher_can_be_an_end_or_an_error() {
+fn lost_publisher_is_end_or_error() {
     let test = TestDir::new("on-lost");
     let ends = test.pipeline("cuframessrc name=src key=a on-lost=eos ! fakesink sync=false");
     let fails = test.pipeline("cuframessrc name=src key=a on-lost=error ! fakesink sync=false");

@@ -9,7 +9,7 @@ use crate::source;
 
 /// The publisher goes with PAUSED, and what the sinks know of it has to go with it.
 #[test]
-fn a_sink_that_was_ready_publishes_again() {
+fn sink_publishes_again_after_ready() {
     let test = TestDir::new("again");
     let publisher = test.pipeline(&format!(
         "{} ! tee name=t t. ! queue ! x264enc tune=zerolatency ! h264parse ! pub.packets_0 \
@@ -31,7 +31,7 @@ fn a_sink_that_was_ready_publishes_again() {
 
 /// Its pad's thread waits for PLAYING then.
 #[test]
-fn a_pad_is_released_while_a_buffer_waits() {
+fn pad_is_released_while_buffer_waits() {
     let test = TestDir::new("released");
     let publisher =
         test.pipeline(&format!("{} ! cuframessink name=pub key=a sync=true", source(100)));
@@ -43,7 +43,7 @@ fn a_pad_is_released_while_a_buffer_waits() {
 }
 
 #[test]
-fn a_source_refuses_to_seek() {
+fn source_refuses_to_seek() {
     let test = TestDir::new("seek");
     let publisher = test.pipeline(&format!("{} ! cuframessink key=a", source(1_000_000)));
     let subscriber = test.pipeline("cuframessrc name=src key=a ! fakesink name=out sync=false");
@@ -99,7 +99,7 @@ fn states_change_in_any_order() {
 }
 
 #[test]
-fn pads_come_and_go() {
+fn pads_are_requested_and_released() {
     let test = TestDir::new("pads");
     let pipeline = test.pipeline("cuframessink name=pub key=a");
     let sink = pipeline.get("pub");
@@ -120,7 +120,7 @@ fn pads_come_and_go() {
 
 /// A track whose pad is released and requested again goes on for those who read it.
 #[test]
-fn a_track_comes_again() {
+fn track_continues_on_new_pad() {
     let test = TestDir::new("again");
     let publisher = test.pipeline(
         "videotestsrc is-live=true ! video/x-raw,width=320,height=240,framerate=60/1 \

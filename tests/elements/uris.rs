@@ -14,7 +14,7 @@ fn make(uri: &str) -> Result<gst::Element, glib::Error> {
 }
 
 #[test]
-fn a_uri_makes_the_element_that_it_names() {
+fn uri_creates_element() {
     init();
     let source = make("cuframes://cam1.sub?mode=strict&max-frames=3&connect-timeout=5&").unwrap();
     assert_eq!(source.factory().unwrap().name(), "cuframessrc");
@@ -30,7 +30,7 @@ fn a_uri_makes_the_element_that_it_names() {
 }
 
 #[test]
-fn an_element_says_its_uri() {
+fn element_reports_its_uri() {
     init();
     for uri in [
         "cuframes://cam1",
@@ -52,7 +52,7 @@ fn an_element_says_its_uri() {
 }
 
 #[test]
-fn a_wrong_uri_is_refused_with_what_is_right() {
+fn wrong_uri_is_refused_with_advice() {
     init();
     for (uri, says) in [
         ("cuframes://", "The key '' is empty: use 1 to 63"),
@@ -78,7 +78,7 @@ fn a_wrong_uri_is_refused_with_what_is_right() {
 }
 
 #[test]
-fn nothing_is_set_by_a_uri_that_is_refused() {
+fn refused_uri_sets_nothing() {
     init();
     let source = make("cuframes://cam?max-frames=2").unwrap();
     let handler = source.dynamic_cast_ref::<gst::URIHandler>().unwrap();
@@ -124,21 +124,21 @@ fn plays(key: &str, player: &str, rest: &str) {
 }
 
 #[test]
-fn uridecodebin_takes_them() {
+fn uridecodebin_plays_uris() {
     plays("decode", "uridecodebin", "! fakesink name=out");
 }
 
 #[test]
-fn uridecodebin3_takes_them() {
+fn uridecodebin3_plays_uris() {
     plays("decode3", "uridecodebin3", "! fakesink name=out");
 }
 
 #[test]
-fn playbin_takes_them() {
+fn playbin_plays_uris() {
     plays("play", "playbin", "video-sink=\"fakesink name=out\"");
 }
 
 #[test]
-fn playbin3_takes_them() {
+fn playbin3_plays_uris() {
     plays("play3", "playbin3", "video-sink=\"fakesink name=out\"");
 }

@@ -80,7 +80,7 @@ fn every_format_crosses() {
 /// GStreamer's memory stays with its slot, and what the CPU reads there is the frame that is in it.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn memory_is_made_once_for_a_place() {
+fn memory_is_created_once_per_slot() {
     let test = TestDir::slow("once");
     let branch = |mode: &str| {
         format!(
@@ -117,7 +117,7 @@ fn memory_is_made_once_for_a_place() {
 /// Who maps a frame for writing is refused, and so is who writes to its address.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn a_subscriber_that_writes_is_refused_and_nobody_notices() {
+fn writing_subscriber_is_refused() {
     use cuframes::cuda::Stream;
     use gstcuframes::testing;
     let test = TestDir::slow("write");

@@ -11,7 +11,7 @@ use crate::support::{every_frame, publish_camera};
 /// A socket in a directory that both see is all that they share.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn other_namespaces_get_the_frames() {
+fn frames_cross_namespaces() {
     let test = TestDir::slow("namespaces");
     let isolate = "--pid --ipc --mount --net --uts --fork --mount-proc --kill-child";
     let tried = Command::new("unshare").args(isolate.split(' ')).arg("true").status();

@@ -53,7 +53,7 @@ fn caps_change_while_frames_flow() {
 /// Downstream wants host memory, and device memory again, while a frame is awaited: that one is so already.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn downstream_changes_its_mind() {
+fn renegotiation_downstream() {
     let test = TestDir::slow("mind");
     let watched = play(
         &test,

@@ -38,7 +38,7 @@ fn nvdec_h265_reaches_four_processes() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn host_memory_downstream_gets_downloads() {
+fn downstream_in_host_memory_gets_downloads() {
     let test = TestDir::slow("download");
     let watched = play(&test, DOWNLOADED);
     let seen = watched.collect("out", "sink", number);
@@ -52,7 +52,7 @@ fn host_memory_downstream_gets_downloads() {
 /// A publisher that is killed, most likely between a copy and its end, hangs nobody.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn a_killed_publisher_is_replaced() {
+fn killed_publisher_is_replaced() {
     let test = TestDir::slow("killed");
     let watched = play(&test, DOWNLOADED);
     let seen = watched.collect("out", "sink", number);
@@ -98,7 +98,7 @@ fn upstream_writes_into_the_slots() {
 /// One source behind another in one process and one pipeline; each has every frame.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn two_subscribers_in_the_process_of_the_publisher() {
+fn subscribers_share_process_of_publisher() {
     let test = TestDir::slow("two");
     let (_camera, decode) = decoder("--size 640x360 --gop 15", "h264");
     let both = play(

@@ -13,7 +13,7 @@ use crate::support::{DOWNLOADED, number, pixels, play, publish_camera, rising};
 /// become ready.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn two_upstreams_take_turns() {
+fn publisher_takes_frames_of_two_upstreams() {
     let test = TestDir::slow("turns");
     let watched = play(
         &test,
@@ -39,7 +39,7 @@ fn two_upstreams_take_turns() {
 /// on: that of the frame, the default one of whoever names none, or one of another element's. So does a copy.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn a_frame_stays_until_the_gpu_has_read_it() {
+fn frame_stays_until_gpu_has_read_it() {
     use cuframes::cuda::{DeviceMemory, Stream};
     use gstcuframes::testing;
     let test = TestDir::slow("pending");
@@ -97,7 +97,7 @@ fn a_frame_stays_until_the_gpu_has_read_it() {
 /// A converter drops a frame before the GPU has read it, so frames come on the stream that it works on.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn frames_come_on_the_stream_of_downstream() {
+fn frames_use_stream_of_downstream() {
     use gstcuframes::testing;
     let test = TestDir::slow("stream");
     let watched = play(
@@ -160,7 +160,7 @@ fn child() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn a_publisher_killed_while_its_gpu_works_hangs_nobody() {
+fn publisher_killed_while_gpu_works_hangs_no_subscriber() {
     let test = TestDir::slow("enqueued");
     let watched = play(&test, DOWNLOADED);
     let seen = watched.collect("out", "sink", number);

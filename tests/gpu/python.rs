@@ -11,7 +11,7 @@ use crate::support::launch;
 /// PyTorch and CuPy read the publisher's memory where it is, in Python.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
-fn python_takes_tensors_without_a_copy() {
+fn python_takes_tensors_without_copy() {
     let test = TestDir::slow("tensor");
     let python = std::env::var("PYTHON").unwrap_or("python3".into());
     let root = std::env::var_os("CUFRAMES_BUILT").map_or(root().to_owned(), PathBuf::from);

@@ -14,7 +14,7 @@ use testing_gst::TestPipelineExt;
 use crate::support::{camera, check_recording, watch};
 
 /// The main job: a camera over RTSP, one publisher, frames and packets in other processes.
-fn a_camera_reaches_everybody(name: &'static str, codec: &str) {
+fn camera_reaches_all_subscribers(name: &'static str, codec: &str) {
     let test = TestDir::slow(name);
     let options = format!("--codec {codec} --size 640x360 --fps 30 --gop 15");
     let (_camera, url) = camera(&options);
@@ -47,17 +47,17 @@ fn a_camera_reaches_everybody(name: &'static str, codec: &str) {
 }
 
 #[test]
-fn an_h264_camera_reaches_everybody() {
-    a_camera_reaches_everybody("h264", "h264");
+fn h264_camera_reaches_all_subscribers() {
+    camera_reaches_all_subscribers("h264", "h264");
 }
 
 #[test]
-fn an_h265_camera_reaches_everybody() {
-    a_camera_reaches_everybody("h265", "h265");
+fn h265_camera_reaches_all_subscribers() {
+    camera_reaches_all_subscribers("h265", "h265");
 }
 
 #[test]
-fn one_decode_gives_two_sizes() {
+fn one_decoder_gives_two_sizes() {
     let test = TestDir::slow("scaled");
     let (_camera, url) = camera("--size 640x360 --fps 30 --gop 15");
     let (whole, small) = (watch(&test, "cam1", "newest"), watch(&test, "cam1.sub", "newest"));
@@ -73,7 +73,7 @@ fn one_decode_gives_two_sizes() {
 }
 
 #[test]
-fn a_camera_that_drops_comes_back() {
+fn camera_that_drops_is_reconnected() {
     let test = TestDir::slow("drop");
     let (camera, url) = camera("--size 320x240 --fps 30 --gop 15");
     let watched = watch(&test, "cam1", "newest");
@@ -88,7 +88,7 @@ fn a_camera_that_drops_comes_back() {
 
 /// Ten on one CPU are interrupted between any two of their steps.
 #[test]
-fn a_camera_that_has_just_come_can_be_ended() {
+fn camera_ends_right_after_start() {
     let _test = TestDir::slow("short-lived");
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).unwrap();
@@ -104,7 +104,7 @@ fn a_camera_that_has_just_come_can_be_ended() {
 
 /// The camera's own time, which rtspsrc learns by NTP, arrives with each packet as it left the parser.
 #[test]
-fn the_time_of_the_camera_crosses() {
+fn camera_time_crosses() {
     let test = TestDir::slow("ntp");
     let (_camera, url) = camera("--size 320x240 --fps 30 --gop 15");
     let pipeline = |description: &str| {

@@ -95,7 +95,7 @@ fn python_with_numpy() {
 }
 
 #[test]
-fn c_with_an_appsink() {
+fn c_with_appsink() {
     let test = TestDir::new("appsink");
     let libraries = "--cflags --libs gstreamer-app-1.0 gstreamer-video-1.0".split(' ');
     let flags = Command::new("pkg-config").args(libraries).output();

@@ -374,7 +374,7 @@ fn setting(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn everybody_survives_everything() {
+fn processes_survive_faults() {
     if std::env::var("CUFRAMES_TEST_ROLE").is_ok() {
         return;
     }

@@ -114,7 +114,7 @@ fn frigate_records_the_packets_and_detects_in_the_frames() {
 
 /// Cameras that are slower than what is asked for, and those that don't say how fast they are.
 #[test]
-fn any_rate_is_served() {
+fn frames_of_any_rate_are_served() {
     for rate in ["4/1", "0/1"] {
         let test = TestDir::new("rate");
         let launch = format!(

@@ -52,7 +52,7 @@ fn two_hosts() -> Option<(Network, Network)> {
 }
 
 #[test]
-fn a_camera_is_published_on_another_host() {
+fn camera_is_published_on_another_host() {
     let test = TestDir::slow("hosts");
     let Some((here, there)) = two_hosts() else {
         return skip("two networks take root, unshare and ip");

@@ -54,7 +54,7 @@ fn four_processes_get_every_frame() {
 
 /// What a recorder gets is, byte for byte, what the parser gave the sink.
 #[test]
-fn an_elementary_stream_crosses_unchanged() {
+fn elementary_stream_crosses_unchanged() {
     let test = TestDir::slow("bytes");
     let (sent, got) = (test.path("sent.h264"), test.path("got.h264"));
     let mut subscriber = test.launch(&format!(
@@ -78,7 +78,7 @@ fn an_elementary_stream_crosses_unchanged() {
 
 /// SIGKILL on either side: nothing is left that a person has to remove, the other side goes on.
 #[test]
-fn killed_processes_leave_nothing_behind() {
+fn killed_processes_leave_no_files() {
     let test = TestDir::slow("kill");
     let source =
         "videotestsrc is-live=true ! video/x-raw,format=NV12,width=320,height=240,framerate=60/1";
@@ -126,7 +126,7 @@ fn no_leaks_in(test: &TestDir, logs: &[&str]) {
 
 /// GStreamer's leaks tracer says nothing about our elements, or about what went through them.
 #[test]
-fn nothing_leaks() {
+fn processes_leak_nothing() {
     let test = TestDir::slow("leaks");
     let publisher = traced(
         &test,
@@ -146,7 +146,7 @@ fn nothing_leaks() {
 
 /// The same of subscribers whose publishers are killed.
 #[test]
-fn nothing_leaks_when_publishers_die() {
+fn subscribers_leak_nothing_when_publishers_die() {
     let test = TestDir::slow("leaks-kill");
     let watched = watch(&test, "a", "newest");
     let publish = || {
@@ -174,7 +174,7 @@ fn nothing_leaks_when_publishers_die() {
 
 /// Decoders of GPUs name types in their caps that a subscriber has never heard of.
 #[test]
-fn caps_with_types_of_their_own_are_understood() {
+fn caps_with_own_types_are_understood() {
     let test = TestDir::slow("types");
     let _publisher = ChildGroup::start(&mut test.launch(
         "videotestsrc is-live=true ! video/x-raw,format=NV12,width=320,height=240,framerate=60/1 \

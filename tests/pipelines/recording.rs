@@ -14,7 +14,7 @@ use crate::support::{camera, check_recording, decode, published, records, watch}
 
 /// A recording made while the publisher plays a file.
 #[test]
-fn a_file_is_published_and_recorded() {
+fn file_is_published_and_recorded() {
     let test = TestDir::slow("file");
     let (file, copy) = (test.path("source.mp4"), test.path("copy.mkv"));
     let make = format!(
@@ -53,7 +53,7 @@ fn interrupted_recordings_are_whole() {
 
 /// An event is recorded from before the recorder knew of it.
 #[test]
-fn an_event_is_recorded_with_its_past() {
+fn event_is_recorded_with_its_past() {
     let test = TestDir::slow("event");
     let (_camera, url) = camera("--size 320x240 --fps 30 --gop 30");
     let watched = watch(&test, "cam1", "newest");
@@ -72,7 +72,7 @@ fn an_event_is_recorded_with_its_past() {
 
 /// The example that records by itself while the picture changes.
 #[test]
-fn motion_starts_a_recording_of_what_came_before() {
+fn motion_starts_recording_of_its_past() {
     let test = TestDir::slow("motion");
     let (_camera, url) = camera("--size 320x240 --fps 30 --gop 15");
     let watched = watch(&test, "cam1", "newest");
@@ -99,7 +99,7 @@ fn motion_starts_a_recording_of_what_came_before() {
 
 /// The publisher is killed in the midst of a group of pictures and comes back; so does the camera.
 #[test]
-fn a_recording_has_a_gap_where_the_gap_was() {
+fn recording_has_gap_where_publisher_was_gone() {
     let test = TestDir::slow("gap");
     let (camera, url) = camera("--size 320x240 --fps 30 --gop 20");
     let watched = watch(&test, "cam1", "newest");
@@ -136,7 +136,7 @@ fn a_recording_has_a_gap_where_the_gap_was() {
 
 /// A camera that is set to another picture size, and back, in the midst of a recording.
 #[test]
-fn a_recording_goes_on_when_the_picture_changes_its_size() {
+fn recording_continues_when_size_changes() {
     let test = TestDir::slow("size");
     let (camera, url) = camera("--size 640x480 --fps 30 --gop 15");
     let watched = watch(&test, "cam1", "newest");

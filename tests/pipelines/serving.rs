@@ -8,7 +8,7 @@ use testing::{ChildGroup, TestDir, built, until};
 use crate::support::{camera, decode, published, watch};
 
 #[test]
-fn a_list_of_cameras_makes_a_mosaic() {
+fn list_of_cameras_makes_mosaic() {
     let test = TestDir::slow("mosaic");
     let (_camera, url) = camera("--size 320x240 --fps 30 --gop 15");
     let list = test.path("list");
@@ -48,7 +48,7 @@ fn a_list_of_cameras_makes_a_mosaic() {
 }
 
 #[test]
-fn browsers_and_programs_that_read_a_pipe_get_packets() {
+fn browsers_and_pipes_get_packets() {
     let test = TestDir::slow("live");
     let _published = published(&test, "--size 320x240");
     let dir = test.path("hls");

@@ -71,7 +71,7 @@ fn g711_is_published_and_recorded() {
 
 /// Camera and host come back together after a power cut: the sound is not forgotten for that.
 #[test]
-fn a_camera_that_comes_late_has_its_sound() {
+fn late_camera_has_its_sound() {
     let test = TestDir::slow("late-sound");
     let url = camera("0", "").url.clone();
     let mut publisher = ChildGroup::start(publish(&test, &url).stderr(Stdio::piped()));
@@ -85,7 +85,7 @@ fn a_camera_that_comes_late_has_its_sound() {
 }
 
 #[test]
-fn without_sound_that_is_known_there_is_the_picture() {
+fn unknown_sound_leaves_the_picture() {
     for options in ["", "--audio-codec l16"] {
         let test = TestDir::slow("silent");
         let _running = published(&test, options);

@@ -106,7 +106,7 @@ fn top_shows_keys_tracks_and_subscribers() {
 }
 
 #[test]
-fn inspect_tells_what_one_publisher_is() {
+fn inspect_shows_one_publisher() {
     let test = TestDir::new("inspect");
     let _camera = camera(&test);
     let said = run(&test, "inspect cam");
@@ -196,7 +196,7 @@ fn metrics_are_served() {
 }
 
 #[test]
-fn the_doctor_finds_the_plugin_or_says_what_to_do() {
+fn doctor_finds_plugin_or_advises() {
     let test = TestDir::new("doctor");
     let _camera = camera(&test);
     let doctor = |plugins: &std::path::Path| {
@@ -218,7 +218,7 @@ fn the_doctor_finds_the_plugin_or_says_what_to_do() {
 }
 
 #[test]
-fn wrong_commands_are_told_what_is_right() {
+fn wrong_commands_get_usage() {
     let test = TestDir::new("wrong");
     for (args, says) in [
         ("", "list, top, inspect, doctor or metrics"),

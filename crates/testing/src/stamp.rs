@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_picture_has_no_stamp() {
+    fn plain_picture_has_no_stamp() {
         for level in [0, BLACK, 128, WHITE, 255] {
             let luma = vec![level; 320 * 240];
             assert_eq!(read_both(&luma, 320, 320, 240), (None, None));

@@ -235,7 +235,7 @@ fn packets_cross_byte_for_byte() {
 }
 
 #[test]
-fn a_late_reader_begins_at_the_last_keyframe() {
+fn late_reader_begins_at_last_keyframe() {
     let test = TestDir::new("late");
     let publisher = test.pipeline(&format!(
         "videotestsrc name=camera num-buffers=25 \

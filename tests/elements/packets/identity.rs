@@ -14,7 +14,7 @@ fn packet_of(buffer: &gst::BufferRef) -> Option<(u32, u64)> {
 
 /// Through a decoder that reorders, and a conversion that makes new buffers.
 #[test]
-fn frames_know_the_packets_that_they_come_from() {
+fn frames_name_the_packet_they_were_decoded_from() {
     let test = TestDir::new("identity");
     let publisher = test.pipeline(&format!(
         "{} ! x264enc bframes=3 key-int-max=15 ! h264parse name=parse ! tee name=t \

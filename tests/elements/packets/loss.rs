@@ -11,7 +11,7 @@ use super::{SIZE, take};
 
 /// A reader that is held up while the ring wraps: it says exactly what it lost, and begins at a keyframe.
 #[test]
-fn a_loss_is_counted_and_told() {
+fn loss_is_counted_and_reported() {
     let test = TestDir::new("loss");
     let publisher = test.pipeline(&format!(
         "videotestsrc is-live=true ! video/x-raw,width={},height={},framerate=200/1 \
@@ -49,7 +49,7 @@ fn a_loss_is_counted_and_told() {
 
 /// Nobody reads on from what is said once: see the sink's `truncated-gops` and `oversized`.
 #[test]
-fn what_does_not_fit_is_said_once() {
+fn packets_that_do_not_fit_are_reported_once() {
     let test = TestDir::new("said-once");
     let publisher = test.pipeline(
         "appsrc name=in format=time ! pub.packets_0 cuframessink name=pub key=a packet-buffer-bytes=65536",

@@ -29,7 +29,7 @@ fn recorded(test: &TestDir, file: &std::path::Path) -> (Vec<Seen>, Vec<Option<u3
 
 /// With B-frames, in both containers: the same file, packet by packet.
 #[test]
-fn a_recording_is_the_same_as_one_made_beside_a_tee() {
+fn recording_equals_one_made_beside_tee() {
     for (muxer, exact) in [("mp4mux", 1), ("matroskamux", 1_000_001)] {
         let test = TestDir::new(&format!("tee-{muxer}"));
         let [beside, through] = ["beside", "through"].map(|name| test.dir.join(name));
@@ -61,7 +61,7 @@ fn a_recording_is_the_same_as_one_made_beside_a_tee() {
 
 /// A group of pictures of 10 s, and readers that come in its midst.
 #[test]
-fn late_readers_get_a_long_gop_from_its_keyframe_on() {
+fn late_reader_gets_long_gop_from_its_keyframe() {
     let test = TestDir::new("long-gop");
     let publisher = test.pipeline(&format!(
         "{} ! x264enc key-int-max=300 tune=zerolatency speed-preset=ultrafast ! h264parse \
@@ -83,7 +83,7 @@ fn late_readers_get_a_long_gop_from_its_keyframe_on() {
 
 /// The past, at its own distances, from the time 0 of a pipeline that is younger than it.
 #[test]
-fn a_recording_may_begin_in_the_past() {
+fn recording_begins_in_the_past() {
     let test = TestDir::new("preroll");
     let publisher = test.pipeline(&format!(
         "{} ! x264enc key-int-max=15 tune=zerolatency ! h264parse ! cuframessink key=a forward-eos=false",
@@ -170,7 +170,7 @@ fn video_and_sound_stay_in_sync() {
 
 /// A recorder that comes when all is over gets the last group of pictures and the sound that belongs to it.
 #[test]
-fn tracks_that_have_ended_are_read_together() {
+fn ended_tracks_are_read_together() {
     let test = TestDir::new("ended");
     let publisher = test.pipeline(&format!(
         "cuframessink name=pub key=a \

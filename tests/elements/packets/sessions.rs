@@ -9,7 +9,7 @@ use super::{picture, play_for, take};
 
 /// The source that the others begin with fails before it has begun: they go on without it.
 #[test]
-fn a_leader_that_fails_keeps_nobody_waiting() {
+fn failed_leader_releases_other_tracks() {
     let test = TestDir::new("leader");
     let publisher = || {
         let publisher = test.pipeline(
@@ -49,7 +49,7 @@ fn a_leader_that_fails_keeps_nobody_waiting() {
 
 /// The next publisher's packets from its first keyframe on: nothing is missing but the gap.
 #[test]
-fn a_source_takes_all_of_the_next_publisher() {
+fn source_takes_all_packets_of_next_publisher() {
     let test = TestDir::new("next-publisher");
     let subscriber =
         test.pipeline("cuframespacketsrc name=src key=a ! fakesink name=out sync=false");
@@ -81,7 +81,7 @@ fn a_source_takes_all_of_the_next_publisher() {
 
 /// A publisher that waits for a reader of packets pauses, plays and stops as one that does not.
 #[test]
-fn a_sink_that_waits_for_a_reader_can_be_paused_and_stopped() {
+fn waiting_sink_of_packets_can_be_paused_and_stopped() {
     let test = TestDir::new("waits");
     let publisher = test.pipeline(&format!(
         "{} ! x264enc key-int-max=10 tune=zerolatency speed-preset=ultrafast ! h264parse \

@@ -32,7 +32,7 @@ fn run_by(
 }
 
 #[test]
-fn a_short_run() {
+fn short_run_has_all_figures() {
     let (said, all, out) = run(
         "bench",
         "--frames 10 --size 320x240,640x480 --fps 120,0 --subscribers 1,2 --rounds 1 --lives 1 --idle 1 \
@@ -106,7 +106,7 @@ fn a_short_run() {
 
 /// Each camera has a publisher of its own, which decodes; or all have one; or each subscriber decodes all.
 #[test]
-fn several_cameras() {
+fn several_cameras_are_measured() {
     let words = "--frames 10 --size 320x240 --cameras 1,2 --rounds 1 --lives 0 --idle 0 --no-steps --no-trace \
                  --settle 1 cuframes decode-all decode-shared decode-together";
     let (said, all, out) = run("cameras", words, "");
@@ -131,7 +131,7 @@ fn several_cameras() {
 
 /// Figures of the frames up to then would look like any others.
 #[test]
-fn a_turn_that_breaks_off_is_no_result() {
+fn aborted_turn_is_no_result() {
     let words =
         "--frames 10 --size 320x240 --rounds 1 --lives 0 --idle 0 --no-steps --no-trace cuframes";
     let (said, all, out) = run("breaks-off", words, "identity error-after=35");
@@ -143,7 +143,7 @@ fn a_turn_that_breaks_off_is_no_result() {
 
 /// A source that crashes when it is stopped has given all its figures; they are not all there is to say of it.
 #[test]
-fn who_ends_badly_is_counted() {
+fn failed_processes_are_counted() {
     let runner = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ends-badly.sh");
     let words = "--frames 10 --size 320x240 --subscribers 2 --rounds 1 --lives 0 --idle 0 --no-steps --no-trace \
                  cuframes";

@@ -11,7 +11,7 @@ use crate::fixture::{HASTE, MemoryFixture, PATIENT, asleep, hurry, intact, publi
 
 /// A strict subscriber that keeps up costs no more memory than others; one that lags finds as many frames as
 /// there are slots.
-pub(crate) fn slots_are_used_when_they_are_needed<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn pool_uses_spare_slots_for_lagging_subscriber<M: MemoryFixture>(test: &TestDir) {
     for policy in [Policy::Drop, PATIENT] {
         let publisher = test.publisher(M::backend(), |c| (c.policy, c.window) = (policy, 2));
         let mut viewer = test.subscriber(|c| (c.mode, c.max_frames) = (Mode::Strict, 5));
@@ -46,7 +46,7 @@ pub(crate) fn slots_are_used_when_they_are_needed<M: MemoryFixture>(test: &TestD
     }
 }
 
-pub(crate) fn a_slow_subscriber_disturbs_nobody<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn slow_subscriber_does_not_disturb_others<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut slow = test.subscriber(|c| c.mode = Mode::Strict);
     let mut quick = test.subscriber(|c| {
@@ -77,7 +77,7 @@ pub(crate) fn a_slow_subscriber_disturbs_nobody<M: MemoryFixture>(test: &TestDir
     assert_eq!((quick.received, quick.skipped, quick.cursor, quick.held), (200, 0, 200, 0));
 }
 
-pub(crate) fn a_held_credit_starves_nobody<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn exhausted_credit_does_not_starve_others<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut hog = test.subscriber(|c| c.max_frames = 4);
     let mut quick = test.subscriber(|c| {
@@ -110,7 +110,7 @@ pub(crate) fn a_held_credit_starves_nobody<M: MemoryFixture>(test: &TestDir) {
     held.iter().for_each(intact::<M>);
 }
 
-pub(crate) fn a_stalled_subscriber_is_sent_away<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn stalled_subscriber_is_evicted<M: MemoryFixture>(test: &TestDir) {
     let mut config = test.config();
     config.stall_timeout = Some(Duration::from_millis(1));
     let (tell, told) = channel();
@@ -145,7 +145,7 @@ pub(crate) fn a_stalled_subscriber_is_sent_away<M: MemoryFixture>(test: &TestDir
     assert_eq!(quick.frame().seq, n + 1);
 }
 
-pub(crate) fn a_publisher_that_waits_goes_on_in_the_end<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn waiting_publisher_evicts_after_timeout<M: MemoryFixture>(test: &TestDir) {
     let policy = Policy::Wait(Duration::from_millis(30));
     let publisher = test.publisher(M::backend(), |c| c.policy = policy);
     let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
@@ -167,9 +167,7 @@ pub(crate) fn a_publisher_that_waits_goes_on_in_the_end<M: MemoryFixture>(test: 
     assert_eq!(code, RefusalReason::Stalled);
 }
 
-pub(crate) fn a_publisher_that_waits_goes_on_when_a_subscriber_leaves<M: MemoryFixture>(
-    test: &TestDir,
-) {
+pub(crate) fn waiting_publisher_continues_when_subscriber_leaves<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.policy = PATIENT);
     let mut leaves = test.subscriber(|c| c.mode = Mode::Strict);
     let mut stays = test.subscriber(|c| c.mode = Mode::Strict);
@@ -187,7 +185,7 @@ pub(crate) fn a_publisher_that_waits_goes_on_when_a_subscriber_leaves<M: MemoryF
     assert_eq!(stays.join().unwrap().received, 100);
 }
 
-pub(crate) fn nobody_within_its_credit_costs_a_frame<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn subscribers_within_credit_cost_no_frame<M: MemoryFixture>(test: &TestDir) {
     for policy in [Policy::Drop, PATIENT] {
         let publisher = test.publisher(M::backend(), |c| c.policy = policy);
         let viewers: Vec<_> = [Mode::Strict, Mode::Newest, Mode::Strict, Mode::Strict]
@@ -210,7 +208,7 @@ pub(crate) fn nobody_within_its_credit_costs_a_frame<M: MemoryFixture>(test: &Te
 }
 
 /// The pool gets smaller, but not at the expense of who stays.
-pub(crate) fn who_leaves_takes_no_frames_along<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn leaving_subscriber_costs_others_no_frame<M: MemoryFixture>(test: &TestDir) {
     for policy in [Policy::Drop, PATIENT] {
         let publisher = test.publisher(M::backend(), |c| (c.policy, c.window) = (policy, 1));
         let mut viewer = test.subscriber(|c| (c.mode, c.max_frames) = (Mode::Strict, 5));

@@ -6,23 +6,23 @@ use testing::{FrameLog, SIZE, TestDir, info, item};
 
 use crate::fixture::{FRAMES, MemoryFixture, PATIENT, asleep, intact, publish};
 
-pub(crate) fn newest_drop<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn newest_subscribers_with_policy_drop<M: MemoryFixture>(test: &TestDir) {
     stream::<M>(test, Mode::Newest, Policy::Drop);
 }
 
-pub(crate) fn newest_wait<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn newest_subscribers_with_policy_wait<M: MemoryFixture>(test: &TestDir) {
     stream::<M>(test, Mode::Newest, PATIENT);
 }
 
-pub(crate) fn strict_drop<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn strict_subscribers_with_policy_drop<M: MemoryFixture>(test: &TestDir) {
     stream::<M>(test, Mode::Strict, Policy::Drop);
 }
 
-pub(crate) fn strict_wait<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn strict_subscribers_with_policy_wait<M: MemoryFixture>(test: &TestDir) {
     stream::<M>(test, Mode::Strict, PATIENT);
 }
 
-pub(crate) fn nothing_is_lost_at_full_speed<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn strict_subscribers_lose_nothing_at_full_speed<M: MemoryFixture>(test: &TestDir) {
     run::<M>(test, Mode::Strict, PATIENT, 4, 2000);
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn run<M: MemoryFixture>(
     }
 }
 
-pub(crate) fn the_last_frame_is_not_lost<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn last_frame_arrives_before_publisher_closes<M: MemoryFixture>(test: &TestDir) {
     for _ in 0..100 {
         let publisher = test.publisher(M::backend(), |_| {});
         let mut viewer = test.subscriber(|_| {});
@@ -82,7 +82,7 @@ pub(crate) fn the_last_frame_is_not_lost<M: MemoryFixture>(test: &TestDir) {
     }
 }
 
-pub(crate) fn frames_are_in_the_order_of_publication<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn frames_arrive_in_order_of_publication<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.window = 4);
     let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
     // As a decoder with frames that are shown in another order than they are decoded in.
@@ -106,7 +106,7 @@ pub(crate) fn frames_are_in_the_order_of_publication<M: MemoryFixture>(test: &Te
     }
 }
 
-pub(crate) fn the_stream_goes_on_behind_its_end<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn stream_continues_after_its_end<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
     publish::<M>(&publisher, 1);

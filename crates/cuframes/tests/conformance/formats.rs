@@ -10,7 +10,7 @@ use crate::fixture::{HASTE, MemoryFixture, PATIENT, hurry, intact, publish, publ
 pub(crate) const FORMATS: [(&str, usize); 5] =
     [(CAPS, SIZE), ("big", SIZE * 5), ("small", SIZE / 5), ("other", SIZE / 5), (CAPS, SIZE)];
 
-pub(crate) fn frames_keep_their_format<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn frames_keep_format<M: MemoryFixture>(test: &TestDir) {
     // All of them fit into the window, so that a subscriber gets them when the last is published.
     let publisher = test.publisher(M::backend(), |c| c.window = 10);
     let mut at_once = test.subscriber(|c| {
@@ -56,7 +56,7 @@ pub(crate) fn frames_keep_their_format<M: MemoryFixture>(test: &TestDir) {
     });
 }
 
-pub(crate) fn frames_keep_their_format_for_who_comes_later<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn frames_keep_format_for_late_subscriber<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     publish::<M>(&publisher, 1);
     publisher.set_format("other", SIZE * 3).unwrap();
@@ -72,7 +72,7 @@ pub(crate) fn frames_keep_their_format_for_who_comes_later<M: MemoryFixture>(tes
 }
 
 /// There is room for two pools of slots, not for three.
-pub(crate) fn sizes_change_before_the_old_frames_are_taken<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn size_changes_before_old_frames_are_taken<M: MemoryFixture>(test: &TestDir) {
     for (policy, received) in [(Policy::Drop, 2 + 60), (PATIENT, 3 * 60)] {
         let publisher = test.publisher(M::backend(), |c| {
             (c.policy, c.window, c.max_subscribers, c.max_frames_per_subscriber) =
@@ -97,7 +97,7 @@ pub(crate) fn sizes_change_before_the_old_frames_are_taken<M: MemoryFixture>(tes
     }
 }
 
-pub(crate) fn loans_have_the_size_of_the_format<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn loans_have_size_of_format<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.policy = PATIENT);
     let viewers: Vec<_> =
         (0..4).map(|_| hurry(test.subscriber(|c| c.mode = Mode::Strict))).collect();

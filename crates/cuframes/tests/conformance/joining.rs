@@ -11,7 +11,7 @@ use testing::{TestDir, TestSubscriber, item, until};
 
 use crate::fixture::{MemoryFixture, asleep, connect, intact, publish};
 
-pub(crate) fn all_places_taken<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn join_is_refused_when_full<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.max_subscribers = 2);
     let mut stays = test.subscriber(|_| {});
     let leaves = test.subscriber(|_| {});
@@ -27,7 +27,7 @@ pub(crate) fn all_places_taken<M: MemoryFixture>(test: &TestDir) {
     connect(test, test.subscriber_config()).unwrap();
 }
 
-pub(crate) fn too_much_credit<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn join_is_refused_over_credit<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.max_frames_per_subscriber = 3);
     let slots = publisher.stats().pool.slots;
     for max_frames in [4, u32::MAX] {
@@ -38,7 +38,7 @@ pub(crate) fn too_much_credit<M: MemoryFixture>(test: &TestDir) {
     connect(test, SubscriberConfig { max_frames: 3, ..test.subscriber_config() }).unwrap();
 }
 
-pub(crate) fn a_key_has_one_publisher<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn key_has_one_publisher<M: MemoryFixture>(test: &TestDir) {
     let first = test.publisher(M::backend(), |c| c.name = "the front door".into());
     let mut viewer = test.subscriber(|_| {});
     match Publisher::open(test.config(), M::backend(), |_| {}) {
@@ -59,7 +59,7 @@ pub(crate) fn a_key_has_one_publisher<M: MemoryFixture>(test: &TestDir) {
     assert_eq!(test.files(), [""; 0]);
 }
 
-pub(crate) fn a_publisher_comes_again<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn publisher_restarts<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|_| {});
     for n in 1..=10 {
@@ -90,7 +90,7 @@ pub(crate) fn a_publisher_comes_again<M: MemoryFixture>(test: &TestDir) {
     intact::<M>(&frame);
 }
 
-pub(crate) fn the_subscriber_comes_first<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn subscriber_waits_for_publisher<M: MemoryFixture>(test: &TestDir) {
     for dir in [test.dir.clone(), test.dir.join("not/there/yet")] {
         let config =
             SubscriberConfig { runtime_dir: Some(dir.clone()), ..test.subscriber_config() };
@@ -106,7 +106,7 @@ pub(crate) fn the_subscriber_comes_first<M: MemoryFixture>(test: &TestDir) {
     }
 }
 
-pub(crate) fn no_publisher_comes<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn connect_times_out_without_publisher<M: MemoryFixture>(test: &TestDir) {
     // One of another key is none.
     let _other = test.publisher(M::backend(), |c| c.key = "cam2".into());
     let interrupt = Interrupt::new().unwrap();
@@ -120,7 +120,7 @@ pub(crate) fn no_publisher_comes<M: MemoryFixture>(test: &TestDir) {
     }
 }
 
-pub(crate) fn an_interrupt_ends_every_wait<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn interrupt_ends_every_wait<M: MemoryFixture>(test: &TestDir) {
     let interrupt = Arc::new(Interrupt::new().unwrap());
     let (config, its) = (test.subscriber_config(), interrupt.clone());
     let connects = asleep(move || Subscriber::connect(config, None, &its));

@@ -8,7 +8,7 @@ use testing::{SIZE, TestDir, until};
 
 use crate::fixture::{MemoryFixture, intact, publish};
 
-pub(crate) fn frames_outlive_the_publisher<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn frames_outlive_publisher<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|_| {});
     publish::<M>(&publisher, 1);
@@ -29,7 +29,7 @@ pub(crate) fn frames_outlive_the_publisher<M: MemoryFixture>(test: &TestDir) {
 }
 
 /// A device gives a frame back some time after the last reference to it is gone.
-pub(crate) fn a_frame_given_back_by_a_device_is_held_until_then<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn frame_released_by_device_is_held_until_then<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|c| c.max_frames = 1);
     publish::<M>(&publisher, 1);
@@ -53,9 +53,7 @@ pub(crate) fn a_frame_given_back_by_a_device_is_held_until_then<M: MemoryFixture
 }
 
 /// With its whole credit held a reader sleeps, until the last reference is gone and the device is done.
-pub(crate) fn a_reader_that_waits_learns_what_a_device_gives_back<M: MemoryFixture>(
-    test: &TestDir,
-) {
+pub(crate) fn waiting_subscriber_notices_release_by_device<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|c| c.max_frames = 1);
     let SharedPage { base: page, keep_alive: _mapped, .. } = viewer.subscriber.page();
@@ -79,7 +77,7 @@ pub(crate) fn a_reader_that_waits_learns_what_a_device_gives_back<M: MemoryFixtu
     assert_eq!(waiting.join().unwrap(), 2);
 }
 
-pub(crate) fn frames_outlive_their_subscriber<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn frames_outlive_subscriber<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|_| {});
     publish::<M>(&publisher, 1);
@@ -95,7 +93,7 @@ pub(crate) fn frames_outlive_their_subscriber<M: MemoryFixture>(test: &TestDir) 
     until(|| publisher.stats().subscribers.is_empty());
 }
 
-pub(crate) fn the_pool_follows_the_credit<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn pool_follows_credit<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.window = 3);
     let mut n = 0;
     let mut settle = |credits: u32| {
@@ -134,7 +132,7 @@ pub(crate) fn the_pool_follows_the_credit<M: MemoryFixture>(test: &TestDir) {
     assert!(pool.bytes >= 4 * SIZE as u64);
 }
 
-pub(crate) fn a_loan_that_is_dropped_is_free_again<M: MemoryFixture>(test: &TestDir) {
+pub(crate) fn dropped_loan_is_free_again<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|_| {});
     let slots = publisher.stats().pool.slots;

@@ -14,39 +14,39 @@ macro_rules! conformance {
     ($memory:ident, $fixture:ident $(, $ignore:meta)?) => {
         mod $memory {
             conformance! { @tests $memory, $fixture, ($(#[$ignore])?):
-                delivery::newest_drop
-                delivery::newest_wait
-                delivery::strict_drop
-                delivery::strict_wait
-                delivery::nothing_is_lost_at_full_speed
-                delivery::the_last_frame_is_not_lost
-                delivery::frames_are_in_the_order_of_publication
-                delivery::the_stream_goes_on_behind_its_end
-                backpressure::slots_are_used_when_they_are_needed
-                backpressure::a_slow_subscriber_disturbs_nobody
-                backpressure::a_held_credit_starves_nobody
-                backpressure::a_stalled_subscriber_is_sent_away
-                backpressure::a_publisher_that_waits_goes_on_in_the_end
-                backpressure::a_publisher_that_waits_goes_on_when_a_subscriber_leaves
-                backpressure::nobody_within_its_credit_costs_a_frame
-                backpressure::who_leaves_takes_no_frames_along
-                lifetime::frames_outlive_the_publisher
-                lifetime::frames_outlive_their_subscriber
-                lifetime::a_frame_given_back_by_a_device_is_held_until_then
-                lifetime::a_reader_that_waits_learns_what_a_device_gives_back
-                lifetime::the_pool_follows_the_credit
-                lifetime::a_loan_that_is_dropped_is_free_again
-                formats::frames_keep_their_format
-                formats::frames_keep_their_format_for_who_comes_later
-                formats::sizes_change_before_the_old_frames_are_taken
-                formats::loans_have_the_size_of_the_format
-                joining::all_places_taken
-                joining::too_much_credit
-                joining::a_key_has_one_publisher
-                joining::a_publisher_comes_again
-                joining::the_subscriber_comes_first
-                joining::no_publisher_comes
-                joining::an_interrupt_ends_every_wait
+                delivery::newest_subscribers_with_policy_drop
+                delivery::newest_subscribers_with_policy_wait
+                delivery::strict_subscribers_with_policy_drop
+                delivery::strict_subscribers_with_policy_wait
+                delivery::strict_subscribers_lose_nothing_at_full_speed
+                delivery::last_frame_arrives_before_publisher_closes
+                delivery::frames_arrive_in_order_of_publication
+                delivery::stream_continues_after_its_end
+                backpressure::pool_uses_spare_slots_for_lagging_subscriber
+                backpressure::slow_subscriber_does_not_disturb_others
+                backpressure::exhausted_credit_does_not_starve_others
+                backpressure::stalled_subscriber_is_evicted
+                backpressure::waiting_publisher_evicts_after_timeout
+                backpressure::waiting_publisher_continues_when_subscriber_leaves
+                backpressure::subscribers_within_credit_cost_no_frame
+                backpressure::leaving_subscriber_costs_others_no_frame
+                lifetime::frames_outlive_publisher
+                lifetime::frames_outlive_subscriber
+                lifetime::frame_released_by_device_is_held_until_then
+                lifetime::waiting_subscriber_notices_release_by_device
+                lifetime::pool_follows_credit
+                lifetime::dropped_loan_is_free_again
+                formats::frames_keep_format
+                formats::frames_keep_format_for_late_subscriber
+                formats::size_changes_before_old_frames_are_taken
+                formats::loans_have_size_of_format
+                joining::join_is_refused_when_full
+                joining::join_is_refused_over_credit
+                joining::key_has_one_publisher
+                joining::publisher_restarts
+                joining::subscriber_waits_for_publisher
+                joining::connect_times_out_without_publisher
+                joining::interrupt_ends_every_wait
             }
         }
     };

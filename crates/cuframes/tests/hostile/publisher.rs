@@ -79,7 +79,7 @@ pub(crate) fn join(
 }
 
 #[test]
-fn the_truth_is_believed() {
+fn valid_publisher_is_accepted() {
     let test = TestDir::new("hostile-truth");
     let publisher = FakePublisher::new(&test.dir);
     for mode in [Mode::Newest, Mode::Strict] {
@@ -311,7 +311,7 @@ fn malformed_message_is_reported() {
 
 /// A publisher that stays, with a newest frame that never can be had, or is never complete.
 #[test]
-fn a_frame_that_never_comes_ends_the_wait() {
+fn missing_frame_ends_wait_with_error() {
     let test = TestDir::new("hostile-never");
     let publisher = FakePublisher::new(&test.dir);
     for (offset, word, expected) in [
@@ -334,7 +334,7 @@ fn a_frame_that_never_comes_ends_the_wait() {
 
 /// A publisher that is stopped while it decides what to give up costs a reader its time, and no more.
 #[test]
-fn a_decision_that_is_never_taken_is_no_reason_to_wait_longer() {
+fn unfinished_reclaim_does_not_prolong_wait() {
     let test = TestDir::new("hostile-decision");
     let publisher = FakePublisher::new(&test.dir);
     let stream = FakeStream::new();
@@ -349,7 +349,7 @@ fn a_decision_that_is_never_taken_is_no_reason_to_wait_longer() {
 
 /// Who is sent away does not read on until there is nothing left: it may never get there.
 #[test]
-fn who_is_sent_away_is_told_at_once() {
+fn evicted_subscriber_gets_bye() {
     let test = TestDir::new("hostile-away");
     let publisher = FakePublisher::new(&test.dir);
     let mut stream = FakeStream::new();
@@ -368,7 +368,7 @@ fn who_is_sent_away_is_told_at_once() {
 
 /// An answer to an observer that goes on and on.
 #[test]
-fn an_observer_stops_listening() {
+fn endless_status_is_cut_off() {
     let test = TestDir::new("hostile-answer");
     let publisher = test.publisher(Arc::new(HostBackend), |_| {});
     let _track = publisher.add_track(0, "", Default::default()).unwrap();
@@ -387,7 +387,7 @@ fn an_observer_stops_listening() {
 }
 
 #[test]
-fn a_refusal_is_not_a_broken_protocol() {
+fn refusal_is_no_protocol_error() {
     let test = TestDir::new("hostile-refusal");
     let publisher = FakePublisher::new(&test.dir);
     let mut stream = FakeStream::new();
@@ -403,7 +403,7 @@ fn a_refusal_is_not_a_broken_protocol() {
 
 /// What a process has is counted in one that does nothing else.
 #[test]
-fn lies_leave_nothing_behind() {
+fn violations_leak_nothing() {
     let test = TestDir::new("hostile-leaks");
     Child::start(module_path!(), "lies", &test.dir).finish();
 }

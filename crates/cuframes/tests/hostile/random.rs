@@ -96,7 +96,7 @@ fn apply(stream: &mut FakeStream, mutation: &Mutation) {
 
 /// Any publisher: a subscriber comes to an end with it, in one piece.
 #[test]
-fn any_publisher_is_survived() {
+fn subscriber_survives_any_publisher() {
     let test = TestDir::no_timeout("hostile-any");
     let publisher = FakePublisher::new(&test.dir);
     let mut runner = proptest::test_runner::TestRunner::new(config());
@@ -113,7 +113,7 @@ fn any_publisher_is_survived() {
 
 /// Any subscriber: the publisher and the honest one go on.
 #[test]
-fn any_subscriber_is_survived() {
+fn publisher_survives_any_subscriber() {
     let test = TestDir::no_timeout("hostile-subscribers");
     let stage = std::cell::RefCell::new(Stage::new(&test, |_| {}));
     let mut runner = proptest::test_runner::TestRunner::new(config());

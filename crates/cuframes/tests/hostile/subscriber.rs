@@ -72,7 +72,7 @@ pub(crate) fn hello_of(first: u16, last: u16, rest: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn strangers_are_told_why_they_are_refused() {
+fn malformed_hello_is_refused_with_reason() {
     let test = TestDir::new("hostile-strangers");
     let mut stage = Stage::new(&test, |_| {});
     let fd = std::fs::File::open("/dev/null").unwrap();
@@ -122,7 +122,7 @@ fn strangers_are_told_why_they_are_refused() {
 }
 
 #[test]
-fn who_breaks_the_rules_is_sent_away() {
+fn subscriber_that_violates_protocol_is_evicted() {
     let test = TestDir::new("hostile-rules");
     let mut stage = Stage::new(&test, |c| c.max_subscribers = 2);
     for bytes in [hello(1, "again"), vec![0; 3], welcome(2, 4, 4).encode(), vec![7; 66_000]] {
@@ -153,7 +153,7 @@ fn who_breaks_the_rules_is_sent_away() {
 
 /// Nothing that it writes to its page does anything to others, but keep as many slots as it has credit.
 #[test]
-fn a_page_of_rubbish_disturbs_nobody() {
+fn random_page_disturbs_no_other_subscriber() {
     let test = TestDir::new("hostile-page");
     let mut stage = Stage::new(&test, |_| {});
     let mut state = 1u64;
@@ -236,7 +236,7 @@ fn punch() -> FallocateFlags {
 
 /// Raw messages that once did, or could have done, harm: each is refused, by both sides.
 #[test]
-fn the_corpus_is_refused() {
+fn corpus_is_refused() {
     let test = TestDir::new("hostile-corpus");
     let mut stage = Stage::new(&test, |_| {});
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/messages");

@@ -84,7 +84,7 @@ fn says(dir: &Path, role: String, expected: &str) {
 }
 
 #[test]
-fn the_socket_has_the_mode_and_the_group_that_were_asked_for() {
+fn socket_has_requested_mode_and_group() {
     let test = TestDir::new("access-mode");
     let socket = test.dir.join("cam.sock");
     let with = |mode, group: Option<&str>| {
@@ -114,7 +114,7 @@ fn the_socket_has_the_mode_and_the_group_that_were_asked_for() {
 }
 
 #[test]
-fn the_mode_of_the_socket_keeps_users_out() {
+fn socket_mode_keeps_users_out() {
     if !root() {
         return;
     }
@@ -156,7 +156,7 @@ fn only_allowed_users_may_subscribe() {
 
 /// The directory that is used where nobody names one has a name that anybody can make.
 #[test]
-fn the_usual_directory_has_to_be_ones_own() {
+fn default_directory_has_to_belong_to_user() {
     if !root() {
         return;
     }
@@ -188,7 +188,7 @@ fn the_usual_directory_has_to_be_ones_own() {
 
 /// Where anybody can put a socket, nobody is taken for a publisher but root, oneself, and the directory's owner.
 #[test]
-fn a_public_directory_lends_no_trust() {
+fn public_directory_is_not_trusted() {
     if !root() {
         return;
     }
@@ -214,7 +214,7 @@ fn a_public_directory_lends_no_trust() {
 }
 
 #[test]
-fn the_lock_of_another_user_is_explained() {
+fn lock_of_another_user_is_explained() {
     if !root() {
         return;
     }
@@ -235,7 +235,7 @@ fn the_lock_of_another_user_is_explained() {
 }
 
 #[test]
-fn nothing_else_is_written_through_the_lock_file() {
+fn lock_file_that_is_a_link_is_refused() {
     let test = TestDir::new("access-links");
     let (lock, precious) = (test.dir.join("cam.lock"), test.dir.join("precious"));
     fs::write(&precious, "precious").unwrap();
@@ -269,7 +269,7 @@ fn nothing_else_is_written_through_the_lock_file() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_used_is_named() {
+fn unusable_directory_is_named() {
     let test = TestDir::new("access-unusable");
     let problem = |dir: &Path, expected: &str| {
         let config = PublisherConfig { runtime_dir: Some(dir.to_owned()), ..test.config() };

@@ -28,7 +28,7 @@ fn child() {
 
 /// What an application does of an event is its own matter.
 #[test]
-fn a_panic_in_an_event_ends_nothing() {
+fn panic_in_event_handler_is_contained() {
     let test = TestDir::new("lifecycle-panic");
     let count = Arc::new(AtomicU64::new(0));
     let told = count.clone();
@@ -55,7 +55,7 @@ fn send(publisher: &Publisher, n: u64) {
 
 /// A process that was forked off has all fds, and does not know it.
 #[test]
-fn what_was_forked_off_holds_nothing() {
+fn forked_process_holds_nothing() {
     let test = TestDir::new("lifecycle-fork");
     let publisher = test.publisher(Arc::new(HostBackend), |c| c.key = "other".into());
     let mut child = Child::start(module_path!(), "fork", &test.dir);
@@ -95,7 +95,7 @@ fn forks(test: &TestDir) {
 }
 
 #[test]
-fn subscribers_come_and_go_a_thousand_times() {
+fn thousand_connects_leak_nothing() {
     let test = TestDir::new("lifecycle-connects");
     Child::start(module_path!(), "connects", &test.dir).finish();
 }
@@ -139,7 +139,7 @@ fn a_thousand_connects(test: &TestDir) {
 
 /// Ends of waits that nobody is there for any more.
 #[test]
-fn interrupts_outlive_what_they_interrupt() {
+fn interrupt_outlives_its_waits() {
     let test = TestDir::new("lifecycle-interrupt");
     let interrupt = Arc::new(Interrupt::default());
     for _ in 0..20 {

@@ -47,14 +47,14 @@ macro_rules! in_a_child {
 }
 
 in_a_child! {
-    a_publisher_without_fds
-    a_subscriber_without_fds
-    a_server_without_fds
-    no_memory_for_frames
-    no_memory_for_another_subscriber
-    no_memory_for_what_upstream_keeps
-    no_memory_to_map_frames
-    a_directory_without_room
+    publisher_without_fds
+    subscriber_without_fds
+    server_without_fds
+    frames_without_memory
+    join_without_memory
+    waiting_publisher_without_memory
+    mapping_without_memory
+    directory_without_space
 }
 
 /// Leaves room for `more` bytes of address space.
@@ -123,7 +123,7 @@ mod roles {
         wait_for_parent();
     }
 
-    pub(super) fn a_publisher_without_fds(test: &TestDir) {
+    pub(super) fn publisher_without_fds(test: &TestDir) {
         limit(Resource::RLIMIT_NOFILE, 64);
         let before = Resources::now().fds;
         let mut refused = 0;
@@ -142,7 +142,7 @@ mod roles {
         assert_eq!(test.files(), [""; 0]);
     }
 
-    pub(super) fn a_subscriber_without_fds(test: &TestDir) {
+    pub(super) fn subscriber_without_fds(test: &TestDir) {
         let mut source = Child::start(MODULE, "publish", &test.dir);
         assert_eq!(source.read_line(), "ready");
         source.send_line("6000");
@@ -178,7 +178,7 @@ mod roles {
     }
 
     /// Frames go on, and who could not be let in is let in when there is an fd again.
-    pub(super) fn a_server_without_fds(test: &TestDir) {
+    pub(super) fn server_without_fds(test: &TestDir) {
         let publisher = open(test).unwrap();
         let mut late = Child::start(MODULE, "join", &test.dir);
         limit(Resource::RLIMIT_NOFILE, 64);
@@ -207,7 +207,7 @@ mod roles {
 
     const BIG: usize = 64 << 20;
 
-    pub(super) fn no_memory_for_frames(test: &TestDir) {
+    pub(super) fn frames_without_memory(test: &TestDir) {
         let publisher = open(test).unwrap();
         let mut viewer = test.subscriber(|_| {});
         assert_eq!(viewer.frame().seq, 1);
@@ -225,7 +225,7 @@ mod roles {
         assert_eq!(viewer.frame().seq, 3);
     }
 
-    pub(super) fn no_memory_for_another_subscriber(test: &TestDir) {
+    pub(super) fn join_without_memory(test: &TestDir) {
         let config = PublisherConfig { window: 1, ..test.config() };
         let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
         let mut viewer = test.subscriber(|c| c.max_frames = 1);
@@ -249,7 +249,7 @@ mod roles {
     }
 
     /// A publisher that may wait does so, rather than lose a frame.
-    pub(super) fn no_memory_for_what_upstream_keeps(test: &TestDir) {
+    pub(super) fn waiting_publisher_without_memory(test: &TestDir) {
         let policy = Policy::Wait(Duration::from_millis(10));
         let config = PublisherConfig { window: 1, policy, ..test.config() };
         let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
@@ -264,7 +264,7 @@ mod roles {
         until(|| matches!(viewer.poll(), Next::Lost { reason: RefusalReason::Stalled, .. }));
     }
 
-    pub(super) fn no_memory_to_map_frames(test: &TestDir) {
+    pub(super) fn mapping_without_memory(test: &TestDir) {
         let mut source = Child::start(MODULE, "publish", &test.dir);
         assert_eq!(source.read_line(), "ready");
         let mut viewer = test.subscriber(|_| {});
@@ -295,7 +295,7 @@ mod roles {
         }
     }
 
-    pub(super) fn a_directory_without_room(test: &TestDir) {
+    pub(super) fn directory_without_space(test: &TestDir) {
         // SAFETY: it concerns this process alone, which has one thread that cares.
         let own = unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0;
         let private = libc::MS_REC | libc::MS_PRIVATE;

@@ -30,7 +30,7 @@ fn publisher(test: &TestDir, adjust: impl FnOnce(&mut PublisherConfig)) -> Publi
 }
 
 #[test]
-fn an_observer_is_told_everything() {
+fn status_has_everything() {
     let test = TestDir::new("observe");
     let publisher = publisher(&test, |c| c.name = "front door".into());
     let asked = status("cam", Some(&test.dir)).unwrap();
@@ -73,7 +73,7 @@ fn an_observer_is_told_everything() {
 }
 
 #[test]
-fn rates_are_those_of_the_time_between_two_looks() {
+fn rates_are_between_two_snapshots() {
     let test = TestDir::new("rates");
     let publisher = publisher(&test, |_| {});
     let _viewer = test.subscriber(|_| {});
@@ -100,7 +100,7 @@ fn rates_are_those_of_the_time_between_two_looks() {
 }
 
 #[test]
-fn observers_take_nobodys_place() {
+fn status_requests_take_no_place() {
     let test = TestDir::new("places");
     let _publisher = publisher(&test, |c| c.max_subscribers = 1);
     let strangers: Vec<_> = (0..3).map(|_| connect(&test.dir)).collect();
@@ -113,7 +113,7 @@ fn observers_take_nobodys_place() {
 }
 
 #[test]
-fn what_does_not_fit_into_a_message_comes_in_several() {
+fn long_status_comes_in_several_messages() {
     let test = TestDir::new("pieces");
     let publisher = publisher(&test, |_| {});
     let long = "x".repeat(10_000);
@@ -156,7 +156,7 @@ fn only_live_keys_are_listed() {
 }
 
 #[test]
-fn a_lock_that_may_not_be_read_counts_as_live() {
+fn unreadable_lock_counts_as_live() {
     let test = TestDir::new("unreadable");
     let _publisher = publisher(&test, |_| {});
     let lock = test.dir.join("cam.lock");
@@ -181,7 +181,7 @@ fn request(fd: &OwnedFd, bytes: &[u8]) -> Option<Message> {
 }
 
 #[test]
-fn an_observer_of_another_version_is_told_so() {
+fn status_request_of_other_version_is_refused() {
     let test = TestDir::new("version");
     let _publisher = publisher(&test, |_| {});
     let later = Message::StatusRequest { versions: (70, 99), from: 0 };
@@ -200,7 +200,7 @@ fn an_observer_of_another_version_is_told_so() {
 }
 
 #[test]
-fn an_observer_is_done_with_the_last_piece() {
+fn connection_ends_with_last_part_of_status() {
     let test = TestDir::new("done");
     let publisher = publisher(&test, |_| {});
     let fd = connect(&test.dir);
@@ -216,7 +216,7 @@ fn an_observer_is_done_with_the_last_piece() {
 }
 
 #[test]
-fn an_observer_that_never_ends_is_cut_off() {
+fn endless_status_requests_are_cut_off() {
     let test = TestDir::new("chatty");
     let publisher = publisher(&test, |_| {});
     let config = TrackConfig { bytes: 4096, ..Default::default() };

@@ -98,7 +98,7 @@ fn four(test: &TestDir, mode: Mode, policy: Policy) -> Vec<[u64; 4]> {
 }
 
 #[test]
-fn nothing_is_lost_at_full_speed() {
+fn strict_subscribers_lose_nothing_at_full_speed() {
     let test = TestDir::new("processes-lossless");
     for seen in four(&test, Mode::Strict, PATIENT) {
         assert_eq!(seen, [1, FRAMES, FRAMES, 0]);
@@ -106,7 +106,7 @@ fn nothing_is_lost_at_full_speed() {
 }
 
 #[test]
-fn what_is_skipped_is_counted() {
+fn skipped_frames_are_counted() {
     let test = TestDir::new("processes-skipping");
     // What each of them saw is checked on the way.
     four(&test, Mode::Newest, Policy::Drop);
@@ -169,7 +169,7 @@ impl<'a> Stage<'a> {
 }
 
 #[test]
-fn a_subscriber_dies_with_frames() {
+fn frames_of_killed_subscriber_are_freed() {
     let test = TestDir::new("processes-subscriber-dies");
     let mut stage = Stage::new(&test);
     // There are two places: the next one gets the place of the one that died.
@@ -187,7 +187,7 @@ fn a_subscriber_dies_with_frames() {
 }
 
 #[test]
-fn a_subscriber_is_stopped_with_frames() {
+fn stopped_subscriber_keeps_its_frames() {
     let test = TestDir::new("processes-subscriber-stops");
     let mut stage = Stage::new(&test);
     let mut child = stage.start_holding();
@@ -236,7 +236,7 @@ fn publishes(test: &TestDir) {
 }
 
 #[test]
-fn a_publisher_dies_in_mid_stream() {
+fn subscribers_survive_killed_publisher() {
     let test = TestDir::new("processes-publisher-dies");
     let mut viewers: Vec<_> =
         (0..2).map(|_| Child::start(module_path!(), "follow", &test.dir)).collect();
@@ -302,7 +302,7 @@ fn records(test: &TestDir) {
 }
 
 #[test]
-fn a_reader_of_packets_is_stopped_and_goes_on() {
+fn stopped_packet_reader_continues() {
     let test = TestDir::new("processes-reader-stops");
     let publisher = publisher(&test, |_| {});
     // Some hundred packets fit.
@@ -337,7 +337,7 @@ fn a_reader_of_packets_is_stopped_and_goes_on() {
 }
 
 #[test]
-fn nothing_is_left_behind() {
+fn processes_leak_nothing() {
     // What a process has is counted in one that does nothing else.
     let test = TestDir::new("processes-leave-nothing");
     Child::start(module_path!(), "leave nothing", &test.dir).finish();

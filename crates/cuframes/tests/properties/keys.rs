@@ -14,12 +14,12 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn keys_are_taken(key in KEY) {
+    fn valid_keys_are_accepted(key in KEY) {
         prop_assert!(check_key(&key).is_ok());
     }
 
     #[test]
-    fn other_characters_are_refused(
+    fn keys_with_other_characters_are_refused(
         key in KEY,
         at in any::<prop::sample::Index>(),
         other in prop_oneof![NOT_IN_A_KEY, "[/\\x00 é٣]"],
@@ -31,7 +31,7 @@ proptest! {
     }
 
     #[test]
-    fn dots_do_not_come_first(rest in "[A-Za-z0-9_.-]{0,62}") {
+    fn key_with_leading_dot_is_refused(rest in "[A-Za-z0-9_.-]{0,62}") {
         let bad = format!(".{rest}");
         prop_assert!(check_key(&bad).is_err());
     }
@@ -43,6 +43,6 @@ proptest! {
 }
 
 #[test]
-fn a_key_has_a_character() {
+fn empty_key_is_refused() {
     assert!(check_key("").is_err());
 }

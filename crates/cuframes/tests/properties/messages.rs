@@ -137,13 +137,13 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn messages_survive_the_way(message in message()) {
+    fn messages_survive_encoding(message in message()) {
         let bytes = message.encode();
         prop_assert_eq!(Message::decode(&bytes, message.fds()), Ok(message));
     }
 
     #[test]
-    fn fds_have_to_be_as_many_as_the_message_says(message in message(), got in 0..4usize) {
+    fn wrong_number_of_fds_is_refused(message in message(), got in 0..4usize) {
         let expected = message.fds();
         prop_assume!(got != expected);
         let decoded = Message::decode(&message.encode(), got);
@@ -151,21 +151,21 @@ proptest! {
     }
 
     #[test]
-    fn a_part_of_a_message_is_none(message in message(), cut in any::<prop::sample::Index>()) {
+    fn truncated_message_is_refused(message in message(), cut in any::<prop::sample::Index>()) {
         let bytes = message.encode();
         let part = &bytes[..cut.index(bytes.len())];
         prop_assert_eq!(Message::decode(part, message.fds()), Err(Malformed::Short));
     }
 
     #[test]
-    fn nothing_may_follow_a_message(message in message(), more in vec(any::<u8>(), 1..9)) {
+    fn message_with_trailing_bytes_is_refused(message in message(), more in vec(any::<u8>(), 1..9)) {
         let bytes = [message.encode(), more].concat();
         prop_assert_eq!(Message::decode(&bytes, message.fds()), Err(Malformed::Long));
     }
 
     /// Whatever follows: later versions may have other fields.
     #[test]
-    fn other_versions_are_known_by_their_numbers(
+    fn other_versions_are_recognized(
         first: u16,
         last: u16,
         rest in vec(any::<u8>(), 0..80),
@@ -178,7 +178,7 @@ proptest! {
     }
 
     #[test]
-    fn texts_have_no_control_characters(before in "\\PC{0,9}", control in "\\p{Cc}", code in code()) {
+    fn texts_with_control_characters_are_refused(before in "\\PC{0,9}", control in "\\p{Cc}", code in code()) {
         let message = Message::Refused { code, text: before + &control };
         prop_assert_eq!(Message::decode(&message.encode(), 0), Err(Malformed::Text));
     }

@@ -170,7 +170,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn the_ring_keeps_what_fits((words, steps) in (1..200usize)
+    fn ring_matches_model((words, steps) in (1..200usize)
         // Some packets are bigger than the ring.
         .prop_flat_map(|words| (Just(words), steps(words * 8 + 9, 40))))
     {
@@ -179,7 +179,7 @@ proptest! {
 
     /// Whatever a peer writes there, a reader comes to an end without harm.
     #[test]
-    fn any_words_are_packets_or_none(
+    fn any_words_are_packet_or_none(
         all in vec(prop_oneof![any::<u64>(), 0..300u64], 1..60),
         position in prop_oneof![any::<u64>(), 0..1000u64],
     ) {
@@ -195,7 +195,7 @@ proptest! {
 
 /// Each case moves some 100 MB, so they are few, whatever PROPTEST_CASES says.
 #[test]
-fn the_ring_keeps_big_packets() {
+fn ring_keeps_big_packets() {
     let mut runner = TestRunner::new(ProptestConfig { cases: 4, ..config() });
     let ring = ((1 << 18)..(1 << 19) + 100usize, steps(4 << 20, 12));
     runner.run(&ring, |(words, steps)| compare(words, &steps)).unwrap();

@@ -79,7 +79,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn records_survive_the_way(record in record(), before in record()) {
+    fn records_survive_storing(record in record(), before in record()) {
         let words = words(RECORD_WORDS);
         // A slot has the record of an older frame in it.
         before.store(&words);
@@ -88,7 +88,7 @@ proptest! {
     }
 
     #[test]
-    fn any_words_are_a_record_or_none(
+    fn any_words_are_record_or_none(
         mut all in vec(any::<u64>(), RECORD_WORDS),
         planes in 0..=2 * Planes::MAX as u64,
         references in any::<bool>(),
@@ -111,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn the_index_gives_the_slot_of_its_frame_only(
+    fn index_gives_slot_of_its_frame_only(
         seq in 0..1u64 << 48,
         other in 0..1u64 << 48,
         slot in 0..MAX_SLOTS,
@@ -124,7 +124,7 @@ proptest! {
     }
 
     #[test]
-    fn the_index_knows_frames_by_their_lower_48_bits(seq: u64, slot in 0..MAX_SLOTS) {
+    fn index_compares_lower_48_bits(seq: u64, slot in 0..MAX_SLOTS) {
         prop_assert_eq!(unpack_index(pack_index(seq, slot), seq), Some(slot));
     }
 }

@@ -88,7 +88,7 @@ fn packets_arrive_byte_for_byte() {
 }
 
 #[test]
-fn times_of_other_clocks_cross() {
+fn reference_timestamps_cross() {
     let source = Source::new("packets-references", bounds(1 << 20, LONG));
     let mut reader = source.reader(Start::default());
     let reference = |clock: &str, timestamp, duration| ReferenceTimestamp {
@@ -144,7 +144,7 @@ fn caps_change_at_their_packet() {
 }
 
 #[test]
-fn a_track_may_come_later() {
+fn reader_waits_for_track() {
     let source = Source::new("packets-later", bounds(1 << 20, LONG));
     let mut reader = Reader::of(&source.test, 7, Start::default());
     assert!(matches!(reader.look(), Next::TimedOut));
@@ -160,7 +160,7 @@ fn a_track_may_come_later() {
 }
 
 #[test]
-fn a_track_goes_on_behind_its_end() {
+fn track_continues_after_its_end() {
     let source = Source::new("packets-end", bounds(1 << 20, LONG));
     let mut reader = source.reader(Start::default());
     source.push("K-");
@@ -182,7 +182,7 @@ fn a_track_goes_on_behind_its_end() {
 }
 
 #[test]
-fn the_last_packet_is_not_lost() {
+fn last_packet_arrives_before_publisher_closes() {
     for n in 0..100 {
         let source = Source::new(&format!("packets-last-{n}"), bounds(1 << 20, LONG));
         let mut reader = source.reader(Start::default());

@@ -9,7 +9,7 @@ use super::{LONG, Reader, info, lossless, patient};
 use crate::fixture::asleep;
 
 #[test]
-fn a_lossless_reader_gets_everything() {
+fn lossless_reader_gets_every_packet() {
     const PACKETS: u64 = 5_000;
     let source = patient("packets-lossless", LONG, 10);
     let push = |seq: u64| source.track.push(info(seq.is_multiple_of(25)), &seq.to_ne_bytes());
@@ -51,7 +51,7 @@ fn a_lossless_reader_gets_everything() {
 }
 
 #[test]
-fn a_publisher_waits_for_a_lossless_reader() {
+fn publisher_waits_for_lossless_reader() {
     let source = patient("packets-waits", LONG, 4);
     let mut reader = lossless(&source.test, Start::default());
     source.push("K---");
@@ -81,7 +81,7 @@ fn a_publisher_waits_for_a_lossless_reader() {
 }
 
 #[test]
-fn a_lossless_reader_that_takes_nothing_is_sent_away() {
+fn stalled_lossless_reader_is_evicted() {
     let source = patient("packets-stalled", Duration::from_millis(30), 4);
     let mut reader = lossless(&source.test, Start::default());
     source.push("K---K---K---");

@@ -9,7 +9,7 @@ use super::{LONG, Source, bounds, info, room};
 use testing::until;
 
 #[test]
-fn a_slow_reader_goes_on_at_a_keyframe() {
+fn slow_reader_continues_at_keyframe() {
     let source = Source::new("packets-slow", bounds(9 * room(100), LONG));
     let push = |n: u64| {
         for seq in n..n + 20 {
@@ -45,7 +45,7 @@ fn a_slow_reader_goes_on_at_a_keyframe() {
 }
 
 #[test]
-fn a_packet_that_is_too_big_is_refused_with_all_that_depends_on_it() {
+fn oversized_packet_is_refused_with_its_dependents() {
     let source = Source::new("packets-big", bounds(room(1000), LONG));
     let mut reader = source.reader(Start::default());
     let push = |keyframe, len| source.track.push(info(keyframe), &vec![len as u8; len]);
@@ -73,7 +73,7 @@ fn a_packet_that_is_too_big_is_refused_with_all_that_depends_on_it() {
 
 /// Only bytes bound what is in the ring.
 #[test]
-fn a_gop_may_have_very_many_packets() {
+fn gop_may_have_many_packets() {
     const PACKETS: u64 = 50_000;
     let source = Source::new("packets-many", bounds(16 << 20, LONG));
     source.push("K-K");
@@ -90,7 +90,7 @@ fn a_gop_may_have_very_many_packets() {
 }
 
 #[test]
-fn a_gop_that_does_not_fit_is_counted_once() {
+fn gop_that_does_not_fit_is_counted_once() {
     let source = Source::new("packets-cut", bounds(10 * room(1), LONG));
     source.push("K");
     let mut early = source.reader(Start::default());
@@ -115,7 +115,7 @@ fn a_gop_that_does_not_fit_is_counted_once() {
 }
 
 #[test]
-fn caps_of_what_is_overwritten_are_forgotten() {
+fn caps_of_overwritten_packets_are_dropped() {
     let source = Source::new("packets-forgotten", bounds(8 * room(1), LONG));
     let mut reader = source.reader(Start::default());
     for n in 0..300 {

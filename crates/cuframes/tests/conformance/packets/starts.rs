@@ -10,7 +10,7 @@ use cuframes::{Counters, Next, PacketInfo, Publisher, Start};
 use super::{LONG, Reader, Source, bounds, info, room};
 
 #[test]
-fn the_first_packet_is_a_keyframe() {
+fn first_packet_is_keyframe() {
     let source = Source::new("packets-first", bounds(1 << 20, LONG));
     // Before any keyframe there is nothing to start at. They come to the end, so they know the track.
     source.push("--");
@@ -44,7 +44,7 @@ fn the_first_packet_is_a_keyframe() {
 }
 
 #[test]
-fn what_is_there_is_what_was_there_when_the_reader_came() {
+fn backlog_is_what_was_there_when_reader_joined() {
     let source = Source::new("packets-next", bounds(1 << 20, LONG));
     // Before there is anything, it is the first that comes.
     let mut first = source.reader(Start::LatestKeyframe);
@@ -65,7 +65,7 @@ fn what_is_there_is_what_was_there_when_the_reader_came() {
 }
 
 #[test]
-fn a_reader_may_begin_in_the_past() {
+fn reader_begins_in_the_past() {
     let source = Source::new("packets-preroll", bounds(1 << 20, LONG));
     let second = 1_000_000_000;
     // A keyframe every 5 s, with a packet a second: those of 0, 5, 10 and 15 s; the last is of 17 s.
@@ -93,7 +93,7 @@ fn a_reader_may_begin_in_the_past() {
 
 /// Sound and metadata, where each packet can be decoded alone.
 #[test]
-fn a_track_of_keyframes_begins_at_any_packet() {
+fn track_of_keyframes_begins_at_any_packet() {
     let source = Source::new("packets-keyframes", bounds(1 << 20, LONG));
     for seq in 0..1000 {
         let info = PacketInfo { pts: Some(seq * 20_000_000), ..info(true) };
@@ -145,7 +145,7 @@ fn tracks_begin_together() {
 }
 
 #[test]
-fn another_reader_goes_on_where_one_was() {
+fn reader_resumes_where_another_stopped() {
     let source = Source::new("packets-after", bounds(20 * room(1), LONG));
     let mut reader = source.reader(Start::default());
     assert_eq!(reader.packets.resume_point(), None);
