@@ -1,23 +1,23 @@
-# make demo                    the whole chain, with a camera that is simulated
-# make demo RTSP=rtsp://…      the same with a real one
-# make test                    everything that needs no GPU
-# make loom                    the models of the lock-free parts alone
-# make build                   the plugin and the command: target/release/{libgstcuframes.so,cuframes}
-# make install                 for this user; system-wide: sudo make install PREFIX=/usr
-# make fuzz CASES=1000000      whatever a peer may say, a million times
-# make soak SECONDS=3600       processes that are killed, stopped, restarted; SEED=… repeats, CAMERAS=8
-# make memcheck                the tests of the core under valgrind
-# make gpu-test                the tests that need an NVIDIA GPU
-# make deb                     target/debian/cuframes_*.deb, for Debian and Ubuntu on amd64
-# make try-deb                 the same package in a bare Debian, as root; SUITE=trixie for another one
+# make demo                    runs the whole chain with a simulated camera
+# make demo RTSP=rtsp://…      runs it with a real camera
+# make test                    runs all tests that need no GPU, and the loom models
+# make loom                    runs the models of the lock-free code alone
+# make build                   builds target/release/libgstcuframes.so and target/release/cuframes
+# make install                 installs them for this user; for all users: sudo make install PREFIX=/usr
+# make fuzz CASES=1000000      tests so many random messages, streams and packets
+# make soak SECONDS=3600       kills, stops and restarts processes; SEED=… repeats a schedule, CAMERAS=8
+# make memcheck                runs tests of the library under valgrind
+# make gpu-test                runs the tests that need an NVIDIA GPU
+# make deb                     builds target/debian/cuframes_*.deb for Debian and Ubuntu on amd64
+# make try-deb                 installs that package in a bare Debian, as root; SUITE=trixie for another
 # make bench                   compares with other systems, into out/bench; BENCH='--subscribers 1,8 cuframes shm'
-# make bench-core              what the core does for a frame and a packet, in ns
-# make lint                    what CI asks of the code and the scripts
-# make docs                    writes the element documentation and the list of errors anew
+# make bench-core              measures the library for one frame and one packet, in ns
+# make lint                    checks code, scripts, documentation and packages, as CI does
+# make docs                    writes the element page, the list of errors and the benchmark tables
 
 RTSP ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# Where GStreamer looks for a user's own plugins, or, with PREFIX, for the system's.
+# The user's own plugins, or with PREFIX those of the system.
 PLUGINS = $(if $(PREFIX),$(shell pkg-config --define-variable=prefix=$(PREFIX) --variable=pluginsdir gstreamer-1.0),$(or $(XDG_DATA_HOME),$(HOME)/.local/share)/gstreamer-1.0/plugins)
 BIN = $(or $(PREFIX),$(HOME)/.local)/bin
 
@@ -28,6 +28,9 @@ CAMERAS ?= 1
 SUITE ?= bookworm
 
 BENCH ?= --subscribers 1,2,4,8
+
+# Packages that a release consists of. All targets build them with the same features: see Cargo.toml.
+RELEASE = --release --locked -p gst-plugin-cuframes -p cuframes-cli
 
 .PHONY: help demo test loom fuzz soak memcheck gpu-test bench bench-core build install deb try-deb lint docs packages
 help:
@@ -40,7 +43,7 @@ test: packages
 	G_DEBUG=fatal_warnings cargo test --locked --workspace --no-fail-fast
 	@$(MAKE) --no-print-directory loom
 
-# The lock-free parts under every interleaving. The flag applies to all of the build, so it has a directory of its own.
+# The lock-free code under every interleaving. The flag applies to the whole build, which needs a folder of its own.
 loom: packages
 	RUSTFLAGS='--cfg loom' cargo test --locked -p cuframes --test loom --target-dir $(TARGET)/loom
 
@@ -52,7 +55,7 @@ soak: packages
 	CUFRAMES_SECONDS=$(SECONDS) CUFRAMES_CAMERAS=$(CAMERAS) $(if $(SEED),CUFRAMES_SEED=$(SEED)) \
 	    G_DEBUG=fatal_warnings cargo test --locked --test pipelines -- --nocapture faults::
 
-# Valgrind does not know futex_waitv, so this also tries the way without.
+# Valgrind has no futex_waitv, so that this also tests the code without it.
 memcheck: packages
 	program=$$(cargo test --locked -p cuframes --test conformance --no-run 2>&1 | sed -n 's/.*(\(.*conformance-[0-9a-f]*\))/\1/p') && \
 	    CUFRAMES_TIMEOUT_FACTOR=20 valgrind -q --error-exitcode=9 --leak-check=full \
@@ -73,16 +76,17 @@ bench-core: packages
 	cargo bench --locked -p cuframes --bench core
 
 build: packages
-	cargo build --release --locked -p gst-plugin-cuframes -p cuframes-cli
+	cargo build $(RELEASE)
 
-# Not built here when it is there: sudo has no cargo as a rule.
+# Builds only what is missing: under sudo there is often no cargo.
 install: $(if $(and $(wildcard $(TARGET)/release/libgstcuframes.so),$(wildcard $(TARGET)/release/cuframes)),,build)
 	install -D -m 755 $(TARGET)/release/libgstcuframes.so '$(DESTDIR)$(PLUGINS)/libgstcuframes.so'
 	install -D -m 755 $(TARGET)/release/cuframes '$(DESTDIR)$(BIN)/cuframes'
 
-deb: packages
+# The command is of another package than the plugin, which cargo-deb would not build.
+deb: build
 	@command -v cargo-deb >/dev/null || { echo 'cargo-deb is missing: cargo install cargo-deb' >&2; exit 1; }
-	cargo deb --locked --strip
+	cargo deb --locked --strip --no-build -p gst-plugin-cuframes
 
 try-deb:
 	@packaging/try.sh $(SUITE)
@@ -91,9 +95,11 @@ lint: packages
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --features static,capi,doc -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+	@tests/check-packages.sh
 	tests/check-scripts.sh
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check bans licenses sources; \
-	    else echo 'make lint: cargo-deny is not installed: licences and sources of the dependencies were left out'; fi
+	    else echo 'make lint: cargo-deny is not installed, so that licences and sources of dependencies are not checked'; fi
 
 docs: packages
 	CUFRAMES_WRITE=1 cargo test --locked -p gst-plugin-cuframes -p cuframes-bench --test docs --test tables up_to_date

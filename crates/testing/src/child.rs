@@ -3,7 +3,7 @@
 //!
 //! Parent and child exchange lines. A module that starts children has this test:
 //!
-//! ```ignore
+//! ```text
 //! #[test]
 //! fn child() {
 //!     let Some((role, dir)) = testing::role() else { return };

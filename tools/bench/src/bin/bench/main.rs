@@ -5,7 +5,7 @@
 //! [SYSTEM…]`.
 //!
 //! A publisher notes the time of each frame at the sink's pad, subscribers read it at the element behind
-//! the source: from the frame's own pixels, or else from a page that they share (see [`stamps::Stamps`]). All
+//! the source: from the frame's own pixels, or else from a page that they share (see [`timestamps::Stamps`]). All
 //! are processes of their own, and each camera has a publisher ([`systems::System::together`] is the other
 //! way); the systems are measured one after another in turns, so that what else the machine does hits all
 //! alike. What a machine lacks is skipped. `--fps 0` is as fast as it goes.

@@ -9,7 +9,7 @@ use crate::worker::{BEGIN, Usage};
 pub struct Observations {
     /// In ns.
     pub latencies: Vec<i64>,
-    /// Frames of which it can't be said how long they took: see [`Stamps`].
+    /// Frames of which it can't be said how long they took: see [`crate::timestamps::Stamps`].
     pub late: u64,
     /// Frames since the start, and of these what was wrong.
     pub frames: u64,
