@@ -7,13 +7,15 @@
 //! region and kept when its last reference is dropped, as buffer pools do. It must be freed before the
 //! region, so each allocation has a [`MemoryCache`] of its own.
 
+use std::any::TypeId;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use cuframes::sync::lock;
 use gst::ffi::{GST_MEMORY_FLAG_READONLY, GstMemory, GstMiniObject};
-use gst::glib::ffi::{GFALSE, GTRUE, gboolean, gpointer};
+use gst::glib::Quark;
+use gst::glib::ffi::{GFALSE, GQuark, GTRUE, gboolean, gpointer};
 use gst::glib::translate::*;
 use gst_video::VideoInfo;
 
@@ -69,7 +71,10 @@ impl<T> fmt::Debug for MemoryCache<T> {
 }
 
 /// User data of a memory. The memory owns it.
+#[repr(C)]
 struct UserData<T> {
+    /// Identifies `T`. First field, so that it can be read before `T` is known.
+    type_id: TypeId,
     cache: Weak<Mutex<Vec<Idle<T>>>>,
     address: u64,
     /// `Some` while the memory is in use.
@@ -172,6 +177,7 @@ impl<T: Send + 'static> MemoryCache<T> {
     fn make(&self, region: &DeviceRegion<'_>) -> Result<Idle<T>> {
         let lib = region.context.lib;
         let data = Box::into_raw(Box::new(UserData {
+            type_id: TypeId::of::<T>(),
             cache: Arc::downgrade(&self.0),
             address: region.address,
             held: None::<T>,
@@ -195,9 +201,34 @@ impl<T: Send + 'static> MemoryCache<T> {
                 return failed("gst_cuda_allocator_alloc_wrapped");
             }
             (*memory).memory.mini_object.dispose = Some(dispose::<T>);
+            gst::ffi::gst_mini_object_set_qdata(memory.cast(), quark(), data.cast(), None);
             Ok(Idle { memory, data })
         }
     }
+}
+
+impl<T: Sync + 'static> MemoryCache<T> {
+    /// Returns the `T` that the memory holds, if it was made by a cache of `T`. Any other memory returns `None`.
+    pub(crate) fn held_by(memory: &gst::MemoryRef) -> Option<&T> {
+        // SAFETY: the memory is valid during the borrow. Only `make` uses the quark, and its `UserData` lives as long as
+        // the memory; `held` changes only while nobody else refers to the memory. A part of a memory has the whole one
+        // as its parent.
+        unsafe {
+            let memory = memory.as_ptr().cast_mut();
+            let whole = if (*memory).parent.is_null() { memory } else { (*memory).parent };
+            let data = gst::ffi::gst_mini_object_get_qdata(whole.cast(), quark());
+            let type_id = data.cast::<TypeId>();
+            if type_id.is_null() || *type_id != TypeId::of::<T>() {
+                return None;
+            }
+            (*data.cast::<UserData<T>>()).held.as_ref()
+        }
+    }
+}
+
+fn quark() -> GQuark {
+    static QUARK: OnceLock<Quark> = OnceLock::new();
+    QUARK.get_or_init(|| Quark::from_str("cuframes-memory-cache")).into_glib()
 }
 
 impl<T> Idle<T> {

@@ -1,5 +1,16 @@
-//! Frames of device memory: where upstream could write them into a slot, they are published as they are,
-//! else by one asynchronous copy on the stream of whoever made them. The CPU waits for neither.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Publication of frames in CUDA memory.
+//!
+//! A frame that upstream has written into a slot is published in place. Another frame is copied into a slot by one
+//! asynchronous copy on upstream's stream. The CPU waits for neither the frame nor the copy, except with
+//! [`SyncMode::Host`].
+//!
+//! # Why a frame is never ready before its pixels
+//!
+//! With [`SyncMode::Timeline`] the GPU writes the frame's sequence number to the publisher's ready word. The write
+//! follows the copy in the same stream, and the driver orders it behind all earlier writes of that stream. The
+//! ready word is a single number, so frames have to become complete in their order: when upstream's stream
+//! changes, the sink waits for the previous stream first.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -19,37 +30,38 @@ use cuframes::memory::cuda::CudaBackend;
 use cuframes::memory::cuda_ipc::CudaIpcBackend;
 use cuframes::memory::{Attached, Backend};
 use cuframes::sync::lock;
-use cuframes::{FrameInfo, Loan, Planes};
+use cuframes::{FrameInfo, Loan, Planes, SharedWord};
 
-/// Rows and planes of slots that upstream writes begin on multiples of this, as textures want it (512
-/// bytes).
+/// Alignment mask of the rows and planes in slots that upstream writes: 512 bytes, as textures require.
 const ALIGNMENT: u32 = 512 - 1;
-/// More than a decoder has surfaces. It would hand those out, and wait for them to come back, if a pool
-/// asked for fewer buffers; so it copies into what the pool lends, which is the only copy then.
+/// Minimum number of buffers that the pool asks for: more than a decoder has surfaces. With fewer, a decoder outputs its
+/// own surfaces and waits for them to be returned. With more, it copies into buffers of the pool, which is then the
+/// only copy.
 const MORE_THAN_SURFACES: u32 = 65;
 
 /// The slots in one CUDA context.
-pub struct DeviceSlots {
+pub struct CudaSlots {
     context: Context,
     backend: Arc<dyn Backend>,
-    /// Never [`SyncMode::Auto`].
+    /// The mode that was chosen, never [`SyncMode::Auto`].
     sync: SyncMode,
-    /// The stream of the frame that was published last.
+    /// The stream of the last published frame.
     stream: Mutex<Option<Arc<Stream>>>,
 }
 
-/// What goes with the slots of one allocation.
+/// User data of one chunk of slots.
 #[derive(Clone, Default)]
-struct Attachment {
+struct ChunkData {
     memories: MemoryCache<Loan>,
-    /// The streams that the slots were written on last, by address.
+    /// The streams that the slots were last written on, by address of the slot.
     streams: Arc<Mutex<HashMap<u64, Option<Arc<Stream>>>>>,
 }
 
-impl DeviceSlots {
-    /// Chooses what is left to choose.
+impl CudaSlots {
+    /// Chooses the kind of memory and the mode where they are automatic.
     ///
-    /// Errors: the device, or the driver on this system, can't do what was asked for.
+    /// # Errors
+    /// The device or the driver does not support the requested combination.
     pub fn new(
         context: &CudaContext,
         (memory, sync): (Memory, SyncMode),
@@ -88,38 +100,53 @@ impl DeviceSlots {
         self.sync
     }
 
-    /// Whether the slots are in this context.
+    /// Returns whether the slots are in this context.
     pub fn are_in(&self, context: &CudaContext) -> bool {
         context.driver_context().is_ok_and(|context| context == self.context)
     }
 
-    /// Offers the slots to upstream, whose context this is, and which waits for none while `sink` says that
-    /// it is flushing.
+    /// Proposes a pool of slots to upstream, whose context is `context`. A wait for a slot ends while the sink is
+    /// flushing.
+    ///
+    /// # Errors
+    /// The format has no layout in device memory, or the CUDA library is unusable.
     pub fn propose(
         self: &Arc<Self>,
         publisher: &Arc<Publisher>,
-        (context, sink): (&CudaContext, Flushing),
+        context: &CudaContext,
+        sink_flushing: Flushing,
         caps: &gst::Caps,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gstcuda::Error> {
-        // In the other modes, upstream's work would have to be waited for or marked first.
+        // The other modes need an event or a wait behind upstream's work, before the frame is published.
         if self.sync != SyncMode::Timeline {
             return Ok(());
         }
         let video = VideoInfo::from_caps(caps).map_err(|_| gstcuda::Error::Mismatch {
             problem: format!("Not a raw video format ({caps}): put a decoder or videoconvert in front of cuframessink"),
         })?;
-        let layout = aligned(&video)?;
+        let proposed = aligned(&video)?;
+        let size = proposed.size() as u32;
         let (slots, publisher) = (self.clone(), Arc::downgrade(publisher));
         let own = context.clone();
         let pool = pool::new_pool(context, move |wanted, flushing| {
-            slots.lend(&publisher, &own, wanted, &|| flushing() || sink())
+            // The format is nearly always the proposed one, whose layout is computed once.
+            let other = if wanted.video == video { None } else { Some(aligned(&wanted.video)) };
+            let layout = other.transpose().map_err(report)?;
+            let request = SlotRequest {
+                context: &own,
+                stream: wanted.stream.as_deref(),
+                video: &wanted.video,
+                layout: layout.as_ref().unwrap_or(&proposed),
+            };
+            slots.acquire(&publisher, &request, &|| flushing() || sink_flushing())
         })?;
-        query.add_allocation_pool(Some(&pool), layout.size() as u32, MORE_THAN_SURFACES, 0);
+        query.add_allocation_pool(Some(&pool), size, MORE_THAN_SURFACES, 0);
         Ok(())
     }
 
-    /// The stream to go on with: what is enqueued on another than `last` comes behind the work on that.
+    /// Returns the stream to enqueue work on. If it is not the `last` stream, the CPU waits for the work on that stream, so
+    /// that work is completed in order.
     fn switch(
         &self,
         last: &mut Option<Arc<Stream>>,
@@ -138,46 +165,40 @@ impl DeviceSlots {
         Ok(last.insert(new).clone())
     }
 
-    /// To be called before a slot is written on the stream: waits for what was enqueued to write it on another.
-    /// Where a frame was not published, or nobody has waited for it, such work may still be to do.
+    /// Prepares a slot to be written on `stream`: waits for writes to it that were enqueued on another stream. There may be
+    /// such writes if a frame was not published, or if no subscriber has waited for it.
     fn settle(
         &self,
         loan: &Loan,
         stream: Option<&CudaStream>,
-    ) -> Result<Attachment, gstcuda::Error> {
-        let attachment: Attachment =
-            loan.memory().attached().map(Attached::get).unwrap_or_default();
-        self.switch(lock(&attachment.streams).entry(loan.address()).or_default(), stream)?;
-        Ok(attachment)
+    ) -> Result<ChunkData, gstcuda::Error> {
+        let chunk: ChunkData = loan.memory().attached().map(Attached::get).unwrap_or_default();
+        self.switch(lock(&chunk.streams).entry(loan.address()).or_default(), stream)?;
+        Ok(chunk)
     }
 
-    /// A buffer on a slot; where none is free, on other memory of the device.
-    fn lend(
+    /// Returns a buffer on a free slot, or on other device memory if all slots are in use.
+    fn acquire(
         &self,
         publisher: &Weak<Publisher>,
-        context: &CudaContext,
-        wanted: &pool::BufferSpec,
+        request: &SlotRequest<'_>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<gst::Buffer, gst::FlowError> {
         let publisher = publisher.upgrade().ok_or(gst::FlowError::Flushing)?;
-        let stream = wanted.stream.as_deref();
         let memory = || -> Result<_, cuframes::Error> {
-            let layout = aligned(&wanted.video)?;
+            let &SlotRequest { context, stream, video, layout } = request;
             let Some(loan) = publisher.loan_in(&self.backend, layout.size(), cancelled)? else {
-                // Upstream can't be made to skip a frame.
-                return Ok(gstcuda::allocate(context, stream, &wanted.video)?);
+                // Upstream cannot be made to skip a frame.
+                return Ok(gstcuda::allocate(context, stream, video)?);
             };
-            let Attachment { memories, .. } = self.settle(&loan, stream)?;
-            let place = DeviceRegion { address: loan.address(), layout: &layout, context, stream };
-            // SAFETY: the loan is as many bytes of device memory, and keeps them until it is dropped.
-            // What upstream has enqueued by then comes before what is written to the next loan of that
-            // slot, by the order of its stream or by `settle`.
+            let ChunkData { memories, .. } = self.settle(&loan, stream)?;
+            let place = DeviceRegion { address: loan.address(), layout, context, stream };
+            // SAFETY: the loan has `layout.size()` bytes of device memory, and keeps them until it is dropped.
+            // Work that upstream has enqueued by then precedes the writes to the next loan of the slot, by the
+            // order of the stream or by `settle`.
             Ok(unsafe { memories.wrap(place, BufferAccess::Write, loan) }?)
         };
-        let memory = memory().map_err(|e| {
-            gst::error!(CAT, "{e}");
-            gst::FlowError::Error
-        })?;
+        let memory = memory().map_err(report)?;
         if cancelled() {
             return Err(gst::FlowError::Flushing);
         }
@@ -201,7 +222,23 @@ impl DeviceSlots {
     }
 }
 
-/// The picture, laid out for the device: with rows of one length in all planes, since GStreamer moves such
+/// A buffer that upstream asks the pool for.
+struct SlotRequest<'a> {
+    context: &'a CudaContext,
+    /// The stream that upstream enqueues its work on; `None` for the default stream.
+    stream: Option<&'a CudaStream>,
+    video: &'a VideoInfo,
+    /// Layout of `video` in a slot.
+    layout: &'a VideoInfo,
+}
+
+/// Logs an error for which a pool can only return a flow error.
+fn report(e: impl std::fmt::Display) -> gst::FlowError {
+    gst::error!(CAT, "{e}");
+    gst::FlowError::Error
+}
+
+/// Returns the format with a layout for device memory. All planes have the same stride, because GStreamer transfers such
 /// memory to and from the host as one plane.
 fn aligned(video: &VideoInfo) -> Result<VideoInfo, gstcuda::Error> {
     let cant = |_| gstcuda::Error::Mismatch {
@@ -228,31 +265,52 @@ fn aligned(video: &VideoInfo) -> Result<VideoInfo, gstcuda::Error> {
         .map_err(cant)
 }
 
-/// What publishes the frames of one format in one CUDA context.
-pub struct DeviceSink {
-    slots: Arc<DeviceSlots>,
-    /// The memory with the number of the newest complete frame, and where in it that is; for
-    /// [`SyncMode::Timeline`].
-    ready: Option<(RegisteredHost, usize)>,
-    /// Where the planes lie in a slot: as in the first frame, so that copies are simple.
+/// Result of [`CudaPublisher::publish`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The frame was on a slot and was published there.
+    InPlace,
+    /// The frame was copied into a slot.
+    Copied,
+    /// No slot is free, or the wait for one was cancelled.
+    NoSlot,
+}
+
+/// The publisher's ready word, registered with the driver.
+struct ReadyWord {
+    memory: RegisteredHost,
+    /// Offset of the word in bytes.
+    offset: usize,
+}
+
+/// Publishes the frames of one format in one CUDA context.
+pub struct CudaPublisher {
+    slots: Arc<CudaSlots>,
+    /// For [`SyncMode::Timeline`].
+    ready: Option<ReadyWord>,
+    /// Layout of a copied frame in its slot: that of the first frame, so that a copy is one operation.
     layout: VideoInfo,
 }
 
-impl DeviceSink {
-    /// Publishes frames like this one from here on.
+impl CudaPublisher {
+    /// Announces the format of the frames that follow, with `memory` as the first of them.
+    ///
+    /// # Errors
+    /// The memory is no CUDA memory, the driver refuses to register the ready word, or there is no memory for slots.
     pub fn new(
         publisher: &Publisher,
-        slots: Arc<DeviceSlots>,
+        slots: Arc<CudaSlots>,
         caps: &gst::Caps,
         memory: &gst::MemoryRef,
     ) -> Result<Self, cuframes::Error> {
         let ready = if slots.sync == SyncMode::Timeline {
-            let (start, len, offset, keep) = publisher.ready_word();
+            let SharedWord { base, len, offset, keep_alive } = publisher.ready_word();
             let access = HostAccess::ReadWrite;
-            // SAFETY: the segment is mapped for writing until `keep` is dropped, and made of atomics
-            // that are read as such.
-            let memory = unsafe { RegisteredHost::new(&slots.context, start, len, access, keep) }?;
-            Some((memory, offset))
+            // SAFETY: the segment is mapped for writing until `keep_alive` is dropped. It consists of atomics and is
+            // read as such.
+            let memory =
+                unsafe { RegisteredHost::new(&slots.context, base, len, access, keep_alive) }?;
+            Some(ReadyWord { memory, offset })
         } else {
             None
         };
@@ -261,66 +319,61 @@ impl DeviceSink {
         Ok(Self { slots, ready, layout })
     }
 
-    /// Publishes a frame, and says whether it had to be copied. `None` where no slot is free, or the wait
-    /// for one was cancelled.
+    /// Publishes a frame, in place if possible. Sets size and planes of `frame`.
+    ///
+    /// # Errors
+    /// The buffer is not in CUDA memory, or the driver reports an error.
     pub fn publish(
         &mut self,
         publisher: &Publisher,
         buffer: &gst::BufferRef,
-        frame: &FrameInfo,
+        frame: &mut FrameInfo,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<bool>, cuframes::Error> {
+    ) -> Result<Outcome, cuframes::Error> {
         let memory = buffer.peek_memory(0);
         let map = gstcuda::map_device(memory)?;
         let source = info(memory)?;
         let own = gstcuda::memory_stream(memory);
-        // So frames become ready in their order.
+        // Frames become ready in their order.
         let stream = self.slots.switch(&mut lock(&self.slots.stream), own.as_ref())?;
-        let describe = |layout: &VideoInfo, start: u64| {
-            let planes = Planes::new(layout.offset(), layout.stride()).moved(start as u32);
-            FrameInfo { size: layout.size() + start as usize, planes, ..frame.clone() }
-        };
-        let mut copied = false;
-        if let Some((ready, offset)) = &self.ready {
-            let in_place = |start| describe(&source, start);
-            // What upstream has waited for is complete without more work of the GPU.
-            let complete = stream.is_idle().unwrap_or(false);
-            let (seq, complete) = match publisher.publish_at(map.address(), complete, in_place) {
-                Some(seq) => (seq, complete),
-                None => {
-                    let Some(loan) = self.loan(publisher, own.as_ref(), cancelled)? else {
-                        return Ok(None);
-                    };
-                    copied = true;
-                    // Before the copy: subscribers wake while it is enqueued and runs. The loan is
-                    // kept until then.
-                    let address = loan.address();
-                    let seq = publisher
-                        .publish_at(address, false, |start| describe(&self.layout, start))
-                        .expect("a loan that was not published belongs to its owner");
-                    self.copy(&stream, (&source, &map), address)?;
-                    (seq, false)
-                }
-            };
-            if !complete {
-                stream.write_value(ready, *offset, seq)?;
-            }
-        } else {
+        let Some(ready) = &self.ready else {
             let Some(loan) = self.loan(publisher, own.as_ref(), cancelled)? else {
-                return Ok(None);
+                return Ok(Outcome::NoSlot);
             };
-            copied = true;
-            self.copy(&stream, (&source, &map), loan.address())?;
+            self.copy(&stream, &source, &map, &loan)?;
             match loan.event() {
                 Some(event) => event.record(&stream)?,
                 None => stream.synchronize()?,
             }
-            publisher.publish(loan, &describe(&self.layout, 0));
+            set_layout(frame, &self.layout, 0);
+            publisher.publish(loan, frame);
+            return Ok(Outcome::Copied);
+        };
+        if let Some(loan) = MemoryCache::<Loan>::held_by(memory) {
+            // A frame that upstream has waited for is complete, without more work of the GPU.
+            let complete = stream.is_idle().unwrap_or(false);
+            set_layout(frame, &source, map.address() - loan.address());
+            if let Some(seq) = publisher.publish_in_place(loan, frame, complete) {
+                if !complete {
+                    stream.write_value(&ready.memory, ready.offset, seq)?;
+                }
+                return Ok(Outcome::InPlace);
+            }
         }
-        Ok(Some(copied))
+        let Some(loan) = self.loan(publisher, own.as_ref(), cancelled)? else {
+            return Ok(Outcome::NoSlot);
+        };
+        set_layout(frame, &self.layout, 0);
+        // Published before the copy, so that subscribers wake up while the copy is enqueued and runs. The loan is kept
+        // until the copy and the ready word are enqueued.
+        let published = publisher.publish_in_place(&loan, frame, false);
+        let seq = published.expect("a new loan of this publisher");
+        self.copy(&stream, &source, &map, &loan)?;
+        stream.write_value(&ready.memory, ready.offset, seq)?;
+        Ok(Outcome::Copied)
     }
 
-    /// A slot to be written on the stream.
+    /// Returns a slot to be written on the stream.
     fn loan(
         &self,
         publisher: &Publisher,
@@ -338,17 +391,19 @@ impl DeviceSink {
     fn copy(
         &self,
         stream: &Stream,
-        (source, map): (&VideoInfo, &gstcuda::DeviceMap<'_>),
-        slot: u64,
+        source: &VideoInfo,
+        map: &gstcuda::DeviceMap<'_>,
+        slot: &Loan,
     ) -> Result<(), gstcuda::Error> {
-        // SAFETY, for both: the planes lie within the frame as its own GstVideoInfo says, and within the
-        // slot by the layout that the slot was made for. The frame may be let go of when this function
-        // returns: whatever writes to it next does so on the same stream, behind this copy. What writes
-        // the slot next comes behind it too, by that order or by `settle`.
+        let slot = slot.address();
         if source.offset() == self.layout.offset()
             && source.stride() == self.layout.stride()
             && map.len() >= self.layout.size()
         {
+            // SAFETY: both ranges have `layout.size()` bytes: the frame by the check above, the slot because it was loaned
+            // for that size. The frame may be released when this function returns, because its next writer enqueues
+            // its work on the same stream, behind this copy. The next writer of the slot follows too, by the order
+            // of the stream or by `settle`.
             return Ok(unsafe { stream.copy(map.address(), slot, self.layout.size()) }?);
         }
         for plane in 0..self.layout.n_planes() as usize {
@@ -361,13 +416,24 @@ impl DeviceSink {
                 width,
                 height,
             };
+            // SAFETY: each plane is within the frame by the frame's own GstVideoInfo, and within the slot by the layout
+            // that the slot was loaned for. Frame and slot stay valid as above.
             unsafe { stream.copy_2d(&copy) }?;
         }
         Ok(())
     }
 }
 
-/// How a frame lies in its memory.
+/// Sets size and planes of a frame that begins `start` bytes behind the start of its slot.
+fn set_layout(frame: &mut FrameInfo, layout: &VideoInfo, start: u64) {
+    frame.size = layout.size() + start as usize;
+    frame.planes = Planes::new(layout.offset(), layout.stride()).moved(start as u32);
+}
+
+/// Returns the layout of a frame in its memory.
+///
+/// # Errors
+/// The memory is no CUDA memory.
 fn info(memory: &gst::MemoryRef) -> Result<VideoInfo, gstcuda::Error> {
     gstcuda::memory_info(memory).ok_or_else(|| gstcuda::Error::Mismatch {
         problem:

@@ -8,12 +8,13 @@ use gst::glib;
 use gst::prelude::*;
 
 mod cuda;
-mod frames;
+mod framesink;
 mod imp;
 mod packetsink;
 mod pool;
 mod publication;
 mod settings;
+mod slot_memory;
 mod stats;
 
 glib::wrapper! {
@@ -22,7 +23,7 @@ glib::wrapper! {
 }
 
 glib::wrapper! {
-    pub(crate) struct FrameSink(ObjectSubclass<frames::FrameSink>)
+    pub(crate) struct FrameSink(ObjectSubclass<framesink::FrameSink>)
         @extends gst_base::BaseSink, gst::Element, gst::Object;
 }
 

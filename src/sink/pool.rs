@@ -1,32 +1,23 @@
-//! The publisher's slots as a buffer pool: what upstream writes is published without a copy.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Buffer pool over the publisher's slots: a frame that upstream writes into such a buffer is published without a copy.
 
 use std::sync::{Arc, Mutex, Weak};
 
 use gst::glib;
 use gst::subclass::prelude::*;
 
+use super::slot_memory;
 use crate::log::CAT;
+use cuframes::Error;
 use cuframes::Publisher;
 use cuframes::memory::Backend;
 use cuframes::sync::lock;
-use cuframes::{Error, Loan};
 
-/// Says whether the sink is flushing.
+/// Returns whether the sink is flushing.
 pub type Flushing = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// The part of a slot that a buffer shows; dropped with the last reference to the memory.
-struct SlotBytes {
-    loan: Loan,
-    size: usize,
-}
-
-impl AsMut<[u8]> for SlotBytes {
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.loan.bytes_mut()[..self.size]
-    }
-}
-
-/// A buffer on a slot of its own, `None` where all are in use or the wait for one was cancelled.
+/// Returns a buffer on a free slot; `None` if all slots are in use, or the wait for one was cancelled. The slot returns
+/// to the publisher with the last reference to the buffer's memory.
 pub fn slot_buffer(
     publisher: &Publisher,
     backend: &Arc<dyn Backend>,
@@ -34,13 +25,19 @@ pub fn slot_buffer(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<gst::Buffer>, Error> {
     let loan = publisher.loan_in(backend, size, cancelled)?;
-    Ok(loan.map(|loan| gst::Buffer::from_mut_slice(SlotBytes { loan, size })))
+    let Some(loan) = loan else { return Ok(None) };
+    let mut buffer = gst::Buffer::new();
+    let unshared = buffer.make_mut();
+    unshared.append_memory(slot_memory::wrap(loan, size));
+    // The memory is as it was when the buffer was made.
+    unshared.unset_flags(gst::BufferFlags::TAG_MEMORY);
+    Ok(Some(buffer))
 }
 
 #[derive(Default)]
 struct State {
     publisher: Weak<Publisher>,
-    /// Of host memory.
+    /// Allocates slots in host memory.
     backend: Option<Arc<dyn Backend>>,
     size: Option<usize>,
     flushing: bool,
@@ -93,7 +90,7 @@ impl BufferPoolImpl for SlotPool {
         self.parent_set_config(config)
     }
 
-    // Slots are the publisher's to keep; there is nothing to be made in advance or kept in a queue.
+    // The publisher keeps the slots, so nothing is allocated in advance or queued here.
     fn start(&self) -> bool {
         true
     }
@@ -127,13 +124,13 @@ impl BufferPoolImpl for SlotPool {
         if slot.is_none() && flushing() {
             return Err(gst::FlowError::Flushing);
         }
-        // Upstream can't be made to skip a frame, so it gets other memory to write to. There may be a
-        // slot to copy it to by then.
+        // Upstream cannot be made to skip a frame, so it gets other memory to write to. By the time the buffer arrives
+        // there may be a free slot to copy it into.
         slot.map_or_else(|| gst::Buffer::with_size(size), Ok).map_err(|_| gst::FlowError::Error)
     }
 
     fn release_buffer(&self, buffer: gst::Buffer) {
-        // The memory gives its slot back when nobody has it any more.
+        // The slot returns to the publisher with the last reference to the memory.
         drop(buffer);
     }
 
@@ -153,7 +150,7 @@ mod tests {
     use cuframes::memory::host::HostBackend;
     use cuframes::memory::{Chunk, Kind};
 
-    /// What it makes is only said to be of a device.
+    /// A backend that claims to allocate device memory.
     struct Device;
 
     impl Backend for Device {
@@ -167,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn upstream_of_host_memory_is_lent_no_slots_of_a_device() {
+    fn host_upstream_gets_no_device_slots() {
         gst::init().unwrap();
         let dir = std::env::temp_dir().join(format!("cuframes-pool-{}", std::process::id()));
         let runtime_dir = Some(dir.clone());

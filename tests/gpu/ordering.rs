@@ -123,7 +123,7 @@ fn frames_use_stream_of_downstream() {
 fn child() {
     use cuframes::cuda::{Context, Device, DeviceMemory, HostAccess, RegisteredHost, Stream};
     use cuframes::memory::cuda::CudaBackend;
-    use cuframes::{FrameInfo, Publisher, PublisherConfig};
+    use cuframes::{FrameInfo, Publisher, PublisherConfig, SharedWord};
     let Some((_, dir)) = testing::role() else { return };
     let context = Context::primary(&Device::by_ordinal(0).unwrap()).unwrap();
     let mut config = PublisherConfig::new("cam1");
@@ -137,7 +137,7 @@ fn child() {
     came.recv().unwrap();
     let stream = Stream::new(&context).unwrap();
     let ballast = DeviceMemory::new(&context, 1 << 30).unwrap();
-    let (at, len, offset, keep) = publisher.ready_word();
+    let SharedWord { base: at, len, offset, keep_alive: keep } = publisher.ready_word();
     // SAFETY: mapped for writing while `keep` lives, and read as what others write.
     let ready =
         unsafe { RegisteredHost::new(&context, at, len, HostAccess::ReadWrite, keep) }.unwrap();

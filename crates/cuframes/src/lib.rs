@@ -90,8 +90,8 @@ pub use error::{Error, Result};
 pub use observe::{LiveKey, keys, status};
 pub use protocol::runtime_dir::{candidates as runtime_dirs, check_key};
 pub use publisher::{
-    Loan, Policy, Publisher, PublisherConfig, PublisherEvent, PushError, SocketAccess, Track,
-    TrackConfig,
+    Loan, Policy, Publisher, PublisherConfig, PublisherEvent, PushError, SharedWord, SocketAccess,
+    Track, TrackConfig,
 };
 pub use subscriber::{
     Counters, Credit, Frame, Next, Packet, PacketReader, ResumePoint, SharedPage, Start,

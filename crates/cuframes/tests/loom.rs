@@ -1,10 +1,14 @@
-//! The lock-free protocols under every interleaving and every reordering that the memory model allows.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Models of the lock-free protocols: they run under every interleaving and every reordering that the memory model
+//! allows.
 //!
-//! The modules are the real ones: with `--cfg loom` the crate takes its atomics from loom.
-//! Each model lists what may come of it, and fails where one of these never does: a model that does
-//! not get into the situation that it is about proves nothing.
+//! `claim`, `retention` and `ring` are the real modules: with `--cfg loom` the crate takes its atomics from loom. The
+//! registry and the publisher's wait are modelled by hand here, because they consist of locks and system calls.
 //!
-//! `make loom` runs them; `make loom LOOM_MAX_PREEMPTIONS=4` looks deeper and takes its time.
+//! Each model lists its possible outcomes and fails if one of them never occurs, because a model that does not reach
+//! its situation proves nothing.
+//!
+//! `make loom` runs the models; `make loom LOOM_MAX_PREEMPTIONS=4` explores more interleavings and takes longer.
 
 #![cfg(loom)]
 
@@ -14,7 +18,7 @@ use std::sync::Arc;
 use loom::sync::atomic::AtomicU64 as Word;
 use loom::thread;
 
-/// What came of the executions so far; loom knows nothing of it.
+/// Outcomes of all executions so far. Not part of the model, so loom does not track it.
 #[derive(Clone, Default)]
 struct Outcomes(Arc<std::sync::Mutex<BTreeSet<&'static str>>>);
 
@@ -24,8 +28,8 @@ impl Outcomes {
     }
 }
 
-/// Runs the model in every execution with so many preemptions, and checks that all of it came to
-/// exactly `expected`.
+/// Runs every execution of the model with up to `preemptions` preemptions, and checks that their outcomes are exactly
+/// `expected`.
 fn explore<const N: usize>(
     preemptions: usize,
     expected: [&'static str; N],
@@ -49,11 +53,11 @@ mod frames {
 
     struct Slot {
         number: Word,
-        /// The number of the frame that they belong to.
+        /// Sequence number of the frame that the pixels belong to.
         pixels: UnsafeCell<u64>,
     }
 
-    // SAFETY: loom panics where an access to the pixels does not happen before or after each write.
+    // SAFETY: loom panics if an access to the pixels is not ordered with every write.
     unsafe impl Sync for Slot {}
 
     impl Slot {
@@ -62,7 +66,7 @@ mod frames {
         }
 
         fn write(&self, seq: u64) {
-            // SAFETY: loom checks what is to be proved: nobody else accesses the pixels now.
+            // SAFETY: no other thread accesses the pixels now. This is what the model proves, and loom checks it.
             self.pixels.with_mut(|pixels| unsafe { *pixels = seq });
             publish(&self.number, seq);
         }
@@ -77,11 +81,11 @@ mod frames {
         }
 
         fn check_pixels(&self, seq: u64) {
-            // SAFETY: as in `write`: nobody writes the pixels now.
+            // SAFETY: no thread writes the pixels now; see `write`.
             assert_eq!(self.pixels.with(|pixels| unsafe { *pixels }), seq);
         }
 
-        /// Takes frame `seq` if it is there, and reads it.
+        /// Claims and reads frame `seq` if it is in the slot.
         fn take(&self, held: &Word, seq: u64) -> bool {
             let claimed = claim(&self.number, held, seq);
             if claimed {
@@ -96,8 +100,8 @@ mod frames {
         (0..count).map(|_| Arc::new(Word::new(EMPTY))).collect()
     }
 
-    /// The publisher reuses the slot as often as it can; subscribers try every frame. They have the
-    /// numbers from nowhere, so nothing but the claim orders what they read.
+    /// The publisher reuses the slot as often as possible, and subscribers try every frame. They do not learn the
+    /// sequence numbers from the publisher, so only the claim orders their reads.
     fn reuse_under_subscribers(subscribers: usize, frames: u64, outcomes: &Outcomes) {
         let (slot, pages) = (Slot::new(), pages(subscribers));
         for held in &pages {
@@ -121,20 +125,20 @@ mod frames {
     }
 
     #[test]
-    fn a_slot_is_not_written_while_a_subscriber_reads_it() {
+    fn slot_is_not_written_while_claimed() {
         explore(3, ["taken", "gone", "reused", "in use"], |o| reuse_under_subscribers(1, 3, o));
     }
 
     #[test]
-    fn a_slot_is_not_written_while_one_of_two_subscribers_reads_it() {
+    fn slot_is_not_written_while_claimed_by_one_of_two_subscribers() {
         explore(2, ["taken", "gone", "reused", "in use"], |o| reuse_under_subscribers(2, 2, o));
     }
 
     #[test]
-    fn a_frame_that_was_in_use_is_put_back_whole() {
+    fn frame_in_use_is_put_back_intact() {
         explore(3, ["taken", "gone for a moment", "put back", "retired"], |outcomes| {
             let (slot, pages) = (Slot::new(), pages(2));
-            // They don't get the frame through their start: that would order the pixels, too.
+            // Started before the frame is written, because the start of a thread would order the pixels too.
             let subscribers = pages.clone().into_iter().map(|held| {
                 let (slot, outcomes) = (slot.clone(), outcomes.clone());
                 thread::spawn(move || {
@@ -154,7 +158,7 @@ mod frames {
     }
 
     #[test]
-    fn a_claim_ends_in_another_thread() {
+    fn claim_is_released_by_another_thread() {
         explore(3, ["second taken", "second not there", "reused", "in use"], |outcomes| {
             let (slot, held) = (Slot::new(), Arc::new(Word::new(EMPTY)));
             let head = Arc::new(AtomicU64::new(1));
@@ -171,8 +175,8 @@ mod frames {
                             release(&held);
                         })
                     });
-                    // A claim on the slot while downstream still has the first would end the first. A
-                    // subscriber looks for frame 2 in this slot only if it was published there.
+                    // A second claim on the slot would overwrite the first, which downstream may still hold. A
+                    // subscriber tries frame 2 in this slot only if it was published there.
                     let published = head.load(Ordering::Acquire) == 2;
                     let taken = published && slot.take(&held, 2);
                     if downstream.is_some() {
@@ -184,7 +188,7 @@ mod frames {
 
             for _ in 0..2 {
                 if slot.reuse(2, || is_held(&held)) {
-                    // As in `Frames::publish`.
+                    // As in `FramePublisher::publish`.
                     head.store(2, Ordering::Release);
                     outcomes.add("reused");
                     break;
@@ -194,69 +198,74 @@ mod frames {
         });
     }
 
-    /// As `Board`: who the subscribers are.
-    struct Board {
-        peers: Mutex<Vec<Arc<Word>>>,
+    /// Model of `Registry`: the claims of the connected subscribers.
+    struct Registry {
+        subscribers: Mutex<Vec<Arc<Word>>>,
         version: AtomicU64,
     }
 
-    impl Board {
+    impl Registry {
         fn version(&self) -> u64 {
             self.version.load(Ordering::Acquire)
         }
 
-        fn peers(&self) -> (u64, Vec<Arc<Word>>) {
-            let peers = self.peers.lock().unwrap();
-            (self.version(), peers.clone())
-        }
-
-        fn add(&self, page: Arc<Word>) {
-            let mut peers = self.peers.lock().unwrap();
-            peers.push(page);
+        fn add_subscriber(&self, page: Arc<Word>) {
+            let mut subscribers = self.subscribers.lock().unwrap();
+            subscribers.push(page);
             self.version.fetch_add(1, Ordering::Release);
         }
 
-        fn remove(&self, page: &Arc<Word>) {
-            self.peers.lock().unwrap().retain(|p| !Arc::ptr_eq(p, page));
+        fn remove_subscriber(&self, page: &Arc<Word>) {
+            self.subscribers.lock().unwrap().retain(|s| !Arc::ptr_eq(s, page));
             self.version.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// As `pool::held_by_any`.
-    fn held_by_any(board: &Board, peers: &mut Vec<Arc<Word>>, version: &mut u64) -> bool {
-        if board.version() != *version {
-            (*version, *peers) = board.peers();
+    /// Model of `SubscriberSnapshot`.
+    #[derive(Default)]
+    struct Snapshot {
+        list: Vec<Arc<Word>>,
+        version: u64,
+    }
+
+    impl Snapshot {
+        fn hold(&mut self, registry: &Registry) -> bool {
+            if registry.version() != self.version {
+                let subscribers = registry.subscribers.lock().unwrap();
+                self.version = registry.version();
+                self.list = subscribers.clone();
+            }
+            self.list.iter().any(|held| is_held(held))
         }
-        peers.iter().any(|held| is_held(held))
     }
 
     #[test]
-    fn a_subscriber_that_comes_or_goes_is_taken_note_of() {
+    fn subscriber_that_joins_or_leaves_is_noticed() {
         explore(3, ["taken", "gone", "reused", "in use"], |outcomes| {
             let slot = Slot::new();
             slot.write(1);
-            let board = Board { peers: Mutex::default(), version: AtomicU64::new(0) };
-            let board = Arc::new(board);
+            let registry = Registry { subscribers: Mutex::default(), version: AtomicU64::new(0) };
+            let registry = Arc::new(registry);
 
-            // The server's thread and the subscriber's in one: the welcome orders the two.
+            // The server's thread and the subscriber's in one, because WELCOME orders the two.
             let subscriber = {
-                let (slot, board, outcomes) = (slot.clone(), board.clone(), outcomes.clone());
+                let (slot, registry, outcomes) = (slot.clone(), registry.clone(), outcomes.clone());
                 move || {
                     let held = Arc::new(Word::new(EMPTY));
-                    board.add(held.clone());
+                    registry.add_subscriber(held.clone());
                     for seq in 1..=2 {
                         let taken = slot.take(&held, seq);
                         outcomes.add(if taken { "taken" } else { "gone" });
                     }
-                    board.remove(&held);
+                    registry.remove_subscriber(&held);
                 }
             };
             thread::spawn(subscriber);
 
-            let (mut version, mut peers) = (0, Vec::new());
+            let mut subscribers = Snapshot::default();
             let mut seq = 2;
             for _ in 0..2 {
-                if slot.reuse(seq, || held_by_any(&board, &mut peers, &mut version)) {
+                if slot.reuse(seq, || subscribers.hold(&registry)) {
                     seq += 1;
                     outcomes.add("reused");
                 } else {
@@ -269,11 +278,11 @@ mod frames {
 
 mod packets {
     use super::*;
-    use cuframes::shm::retention::{is_held, needs_before, pass, try_reclaim};
+    use cuframes::shm::retention::{advance, is_retained, needs_before, try_reclaim};
     use cuframes::shm::ring::{self, Overwritten, Writer};
     use loom::sync::atomic::Ordering;
 
-    /// Each word that a reader may find old or new doubles the number of executions to explore.
+    /// Number of the caller's words. Each word that a reader may find old or new doubles the number of executions.
     const META: usize = 1;
     type Ring<'a> = ring::Ring<'a, META>;
 
@@ -282,7 +291,7 @@ mod packets {
         tail: Word,
         reclaim: Word,
         words: Vec<Word>,
-        /// Bytes of each packet that is written to it.
+        /// Length of each packet that is written, in bytes.
         lens: &'static [usize],
     }
 
@@ -302,12 +311,12 @@ mod packets {
             Ring { head, tail, words }
         }
 
-        /// Where packet `seq` begins: its header has three words here.
+        /// Position of packet `seq`. A header has three words here.
         fn position(&self, seq: u64) -> u64 {
             self.lens[..seq as usize].iter().map(|len| 24 + len.next_multiple_of(8) as u64).sum()
         }
 
-        /// No two packets have a word of these in common.
+        /// Bytes and words of packet `seq`. No two packets have a word in common.
         fn content(&self, seq: u64) -> (Vec<u8>, [u64; META]) {
             let len = self.lens[seq as usize] as u64;
             let data = (0..len).map(|i| (seq * 32 + i + 1) as u8).collect();
@@ -326,7 +335,7 @@ mod packets {
             let (data, meta) = self.content(seq);
             let copy = || {
                 let entry = ring.read_entry(position)?;
-                // The header counts already; a reader may pass over a packet for what it says.
+                // The header has to be valid by itself, because a reader may skip a packet because of it.
                 assert_eq!((entry.seq, entry.len, entry.meta), (seq, data.len(), meta));
                 let mut copy = vec![0; entry.len];
                 ring.read_bytes(&entry, &mut copy)?;
@@ -335,28 +344,29 @@ mod packets {
             };
             let read = copy();
             if read.is_err() {
-                assert!(ring.tail() > position, "nothing was lost but what was overwritten");
+                assert!(ring.tail() > position, "only overwritten packets are lost");
             }
             read
         }
 
-        /// The packet that begins at a position.
+        /// Sequence number of the packet at a position.
         fn seq_at(&self, position: u64) -> u64 {
             (0..=self.lens.len() as u64).find(|seq| self.position(*seq) == position).unwrap()
         }
 
-        /// Reads on from the oldest packet, and looks `looks` times whether there is one.
-        fn follow(&self, looks: usize, outcomes: &Outcomes) {
+        /// Reads from the oldest packet on, with `polls` attempts.
+        fn follow(&self, polls: usize, outcomes: &Outcomes) {
             let ring = self.ring();
             let mut next = 0;
-            for _ in 0..looks {
+            for _ in 0..polls {
                 let (tail, head) = (ring.tail(), ring.head());
+                assert!(tail <= head, "the head is behind a tail that was loaded before");
                 if tail > self.position(next) {
                     outcomes.add("lost");
                     next = self.seq_at(tail);
                 }
                 if self.position(next) >= head {
-                    outcomes.add("no news");
+                    outcomes.add("nothing new");
                     continue;
                 }
                 match self.read(next) {
@@ -370,45 +380,45 @@ mod packets {
         }
     }
 
-    /// The first packet is there before the readers come, the others are written meanwhile.
-    fn write_under_readers(track: Arc<Track>, readers: usize, looks: usize, outcomes: &Outcomes) {
+    /// Writes the first packet before the readers start, and the others meanwhile.
+    fn write_under_readers(track: Arc<Track>, readers: usize, polls: usize, outcomes: &Outcomes) {
         let mut writer = Writer::default();
         track.write(&mut writer, 0);
         for _ in 0..readers {
             let (track, outcomes) = (track.clone(), outcomes.clone());
-            thread::spawn(move || track.follow(looks, &outcomes));
+            thread::spawn(move || track.follow(polls, &outcomes));
         }
         for seq in 1..track.lens.len() as u64 {
             track.write(&mut writer, seq);
         }
     }
 
-    const ALL: [&str; 4] = ["read", "overwritten", "lost", "no news"];
+    const ALL: [&str; 4] = ["read", "overwritten", "lost", "nothing new"];
 
     #[test]
-    fn no_packet_is_torn_when_the_ring_wraps() {
+    fn packet_is_intact_when_the_ring_wraps() {
         explore(2, ALL, |outcomes| {
-            // The second lies across the end of the ring, and so does the header of the third.
+            // The second packet wraps around the end of the ring, and so does the header of the third.
             write_under_readers(Track::new(7, &[7, 9, 8]), 1, 2, outcomes);
         });
     }
 
     #[test]
-    fn no_packet_is_torn_when_a_header_wraps() {
+    fn packet_is_intact_when_a_header_wraps() {
         explore(2, ALL, |outcomes| {
             write_under_readers(Track::new(5, &[3, 8, 12]), 1, 2, outcomes);
         });
     }
 
     #[test]
-    fn no_packet_is_torn_with_two_readers() {
+    fn packet_is_intact_with_two_readers() {
         explore(2, ALL, |outcomes| {
             write_under_readers(Track::new(5, &[8, 12]), 2, 1, outcomes);
         });
     }
 
     #[test]
-    fn a_packet_that_was_forgotten_is_not_read_torn() {
+    fn discarded_packet_is_not_read_torn() {
         explore(3, ["first read", "first overwritten", "second read"], |outcomes| {
             let track = Track::new(8, &[8, 8, 8]);
             let mut writer = Writer::default();
@@ -419,27 +429,26 @@ mod packets {
             thread::spawn(move || {
                 let first = reading.read(0);
                 seen.add(if first.is_ok() { "first read" } else { "first overwritten" });
-                assert_eq!(reading.read(1), Ok(()), "what was not forgotten is there");
+                assert_eq!(reading.read(1), Ok(()), "a packet that was not discarded is there");
                 seen.add("second read");
             });
 
             let second = track.position(1);
-            writer.forget_before(track.ring(), second);
-            // Takes the place of the first, and has nothing to forget itself.
+            writer.discard_before(track.ring(), second);
+            // Replaces the first packet, and has nothing to discard itself.
             assert_eq!(writer.tail_after(track.ring(), 8), Ok(second));
             track.write(&mut writer, 2);
         });
     }
 
-    /// A reader comes at any time. From the packet that it begins with on, none is overwritten that it has
-    /// still to take.
+    /// A reader starts at any time. From its first packet on, no packet is overwritten before the reader has taken it.
     #[test]
-    fn a_held_packet_is_not_overwritten() {
-        let all = ["from the first", "from a later one", "asked again", "wrote", "held up"];
+    fn retained_packet_is_not_overwritten() {
+        let all = ["from the first", "from a later one", "asked again", "wrote", "blocked"];
         explore(3, all, |outcomes| {
-            // Each has room for itself only.
+            // The ring has room for one packet.
             let track = Track::new(4, &[8, 8, 8]);
-            // Before there is a reader, nobody is waited for.
+            // Without a reader, the writer waits for none.
             let next = Arc::new(Word::new(u64::MAX));
             let mut writer = Writer::default();
             track.write(&mut writer, 0);
@@ -447,7 +456,7 @@ mod packets {
             let (reading, place, seen) = (track.clone(), next.clone(), outcomes.clone());
             thread::spawn(move || {
                 place.store(0, Ordering::Relaxed);
-                while !is_held(&reading.reclaim, &reading.tail) {
+                while !is_retained(&reading.reclaim, &reading.tail) {
                     seen.add("asked again");
                     thread::yield_now();
                 }
@@ -456,9 +465,9 @@ mod packets {
                 for _ in 0..2 {
                     if position < reading.ring().head() {
                         let seq = reading.seq_at(position);
-                        assert_eq!(reading.read(seq), Ok(()), "it was held");
+                        assert_eq!(reading.read(seq), Ok(()), "the packet is retained");
                         position = reading.position(seq + 1);
-                        pass(&place, position);
+                        advance(&place, position);
                     }
                 }
             });
@@ -474,7 +483,7 @@ mod packets {
                     track.write(&mut writer, seq);
                     outcomes.add("wrote");
                 } else {
-                    outcomes.add("held up");
+                    outcomes.add("blocked");
                 }
             }
         });
@@ -489,16 +498,16 @@ mod waiting {
 
     struct Futex {
         word: AtomicU32,
-        /// The kernel compares the word and goes to sleep under a lock of its own.
+        /// The kernel compares the word and puts the thread to sleep under a lock of its own.
         kernel: Mutex<()>,
         sleepers: Condvar,
     }
 
     impl Futex {
-        /// False if the word is not `seen` any more.
-        fn wait(&self, seen: u32) -> bool {
+        /// Returns false if the word no longer has the `expected` value.
+        fn wait(&self, expected: u32) -> bool {
             let guard = self.kernel.lock().unwrap();
-            let sleeps = self.word.load(Ordering::Relaxed) == seen;
+            let sleeps = self.word.load(Ordering::Relaxed) == expected;
             if sleeps {
                 drop(self.sleepers.wait(guard).unwrap());
             }
@@ -511,7 +520,7 @@ mod waiting {
         }
     }
 
-    /// The words of a control segment and a page that the two sides share.
+    /// The words of the control segment and of a page that take part.
     struct Shared {
         publisher_waits: AtomicU32,
         futex: Futex,
@@ -519,13 +528,13 @@ mod waiting {
     }
 
     impl Shared {
-        /// The loop in `Frames::loan`, without its timeout: a wake-up that is lost is a deadlock here.
+        /// Model of `FramePublisher::loan` with `BackpressureWait`, without the timeout: a lost wake-up is a deadlock here.
         fn loan(&self, wanted: u64, outcomes: &Outcomes) {
             let mut awaited = None;
             while self.cursor.load(Ordering::Acquire) < wanted {
                 match awaited.take() {
-                    Some(seen) => {
-                        outcomes.add(if self.futex.wait(seen) { "slept" } else { "no need" });
+                    Some(expected) => {
+                        outcomes.add(if self.futex.wait(expected) { "slept" } else { "no need" });
                     }
                     None => {
                         self.publisher_waits.store(1, Ordering::Relaxed);
@@ -537,7 +546,7 @@ mod waiting {
             self.publisher_waits.store(0, Ordering::Relaxed);
         }
 
-        /// `FrameReader::take` and `Connection::notify_publisher`.
+        /// Model of a subscriber that takes a frame and notifies the publisher.
         fn take(&self, seq: u64, outcomes: &Outcomes) {
             self.cursor.store(seq, Ordering::Release);
             fence(Ordering::SeqCst);
@@ -546,14 +555,14 @@ mod waiting {
                 self.futex.wake_all();
                 outcomes.add("woke");
             } else {
-                outcomes.add("nobody to wake");
+                outcomes.add("no wake-up needed");
             }
         }
     }
 
     #[test]
-    fn no_wake_up_of_the_publisher_is_lost() {
-        explore(3, ["slept", "no need", "woke", "nobody to wake"], |outcomes| {
+    fn publisher_misses_no_wake_up() {
+        explore(3, ["slept", "no need", "woke", "no wake-up needed"], |outcomes| {
             let shared = Arc::new(Shared {
                 publisher_waits: AtomicU32::new(0),
                 futex: Futex {

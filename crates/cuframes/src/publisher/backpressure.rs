@@ -1,4 +1,38 @@
-//! How a publisher waits for its subscribers, under the policy that waits.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Backpressure: what the publisher does when subscribers are slower than it is.
+//!
+//! Under [`Policy::Wait`] a frame that a strict subscriber has yet to take (its `cursor` is smaller than the
+//! frame's sequence number) keeps its slot, and a packet that a lossless reader has yet to take keeps its
+//! place in the ring. The publisher's thread then sleeps on the futex in that subscriber's page.
+//!
+//! # Why no wake-up is lost
+//!
+//! `publisher_waits` in the control segment counts the publisher's waiting threads. It saves subscribers a
+//! system call per frame: they wake the publisher only while the count is not 0. The pair is named
+//! SYNC(wait/notify):
+//!
+//! ```text
+//! publisher: wait_for                       subscriber: takes a frame, or releases one
+//!   publisher_waits += 1                      cursor = seq
+//!   ── SC fence ──                            ── SC fence ──
+//!   expected = futex                          publisher_waits ≠ 0 ?  yes: futex += 1, FUTEX_WAKE
+//!   check the cursor again
+//!   sleep while futex == expected
+//! ```
+//!
+//! All `SeqCst` fences have one total order. If the publisher's fence is first, the subscriber sees that a
+//! thread waits and changes the futex. If the subscriber's fence is first, the publisher's next check sees the
+//! new cursor. Either way the publisher does not sleep past it.
+//!
+//! A subscriber that dies wakes no thread, and neither does a cancelled wait, so the publisher repeats its
+//! check every [`RECHECK_INTERVAL`]. A subscriber that takes nothing within the timeout is evicted, and the
+//! publisher continues.
+//!
+//! # How a wait ends early
+//!
+//! [`Backpressure::close`] ends all waits: a thread of the application may wait in
+//! [`Publisher::loan`](super::Publisher::loan) while another thread shuts the publisher down. A single wait
+//! ends when its `cancelled` function returns true, which the publisher polls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,70 +42,80 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::sync::{clock, futex};
 use crate::types::code::RefusalReason;
 
-/// What happens to a new frame when subscribers are not done with the old ones.
+/// What happens to a new frame or packet while subscribers still need the old ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// The publisher never waits; a frame for which there is no slot is dropped.
+    /// The publisher never waits. A frame without a free slot is dropped, and slow subscribers miss frames.
     Drop,
-    /// The publisher waits until every strict subscriber has taken a frame before it reuses its slot,
-    /// but for one frame no longer than this.
+    /// The publisher waits until every strict subscriber has taken a frame before it reuses the frame's slot,
+    /// and until every lossless reader has taken a packet before it overwrites the packet. A subscriber that
+    /// delays one frame or packet for longer than this is evicted.
     Wait(Duration),
 }
 
-/// How a publisher treats subscribers that are behind.
+/// The policy, and whether waits have been ended.
+#[derive(Debug)]
 pub(crate) struct Backpressure {
-    pub policy: Policy,
-    /// The publisher is gone; only loans are left.
+    pub(crate) policy: Policy,
     closed: AtomicBool,
 }
 
 impl Backpressure {
-    pub fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: Policy) -> Self {
         Self { policy, closed: AtomicBool::new(false) }
     }
 
-    /// The publisher is gone: nobody waits for subscribers any more.
-    pub fn close(&self) {
+    /// Ends all waits, and every wait that begins later.
+    pub(crate) fn close(&self) {
+        // SYNC(close/is_closed): pairs with the Acquire in `is_closed`.
         self.closed.store(true, Ordering::Release);
     }
 
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
+        // SYNC(close/is_closed): pairs with the Release in `close`.
         self.closed.load(Ordering::Acquire)
     }
 }
 
-/// A publisher that waits looks this often for what wakes nobody.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Interval at which a waiting publisher checks for changes that come without a wake-up.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// One wait, for as many subscribers as it takes.
-pub(crate) struct BackpressureWait<'a> {
-    backpressure: &'a Backpressure,
-    waits: &'a AtomicU32,
-    registry: &'a Registry,
+/// The parts of a publisher that a wait needs.
+#[derive(Clone, Copy)]
+pub(super) struct WaitContext<'a> {
+    pub(super) backpressure: &'a Backpressure,
+    /// Number of waiting threads, in the control segment.
+    pub(super) publisher_waits: &'a AtomicU32,
+    pub(super) registry: &'a Registry,
+}
+
+/// One wait of the publisher, for as many subscribers as necessary and with one deadline for all of them.
+pub(super) struct BackpressureWait<'a> {
+    context: WaitContext<'a>,
     cancelled: &'a dyn Fn() -> bool,
     deadline: Duration,
-    /// Whom to sleep for, and its futex as it was before the last look.
+    /// The subscriber to sleep for, and the value of its futex before the last check.
     awaited: Option<(Arc<SubscriberHandle>, u32)>,
-    waiting: Option<Waiting<'a>>,
+    waiting: Option<WaitGuard<'a>>,
 }
 
 impl<'a> BackpressureWait<'a> {
-    pub fn new(
-        (backpressure, waits): (&'a Backpressure, &'a AtomicU32),
-        registry: &'a Registry,
-        cancelled: &'a dyn Fn() -> bool,
-    ) -> Self {
-        let deadline = match backpressure.policy {
+    pub(super) fn new(context: WaitContext<'a>, cancelled: &'a dyn Fn() -> bool) -> Self {
+        let deadline = match context.backpressure.policy {
             Policy::Drop => Duration::ZERO,
             Policy::Wait(timeout) => clock::now() + timeout,
         };
-        Self { backpressure, waits, registry, cancelled, deadline, awaited: None, waiting: None }
+        Self { context, cancelled, deadline, awaited: None, waiting: None }
     }
 
-    /// To be called after a look at what `peer` holds up. Sleeps until it may have moved, or sends it away
-    /// if it had `what` long enough; then comes the next look. False if nobody is to be waited for.
-    pub fn wait_for(&mut self, peer: Arc<SubscriberHandle>, what: &str) -> bool {
-        if self.backpressure.is_closed() || (self.cancelled)() {
+    /// Sleeps until `subscriber` may have made progress, or evicts it after the timeout of the policy. `what`
+    /// names the item that it has yet to take.
+    ///
+    /// The caller loops: check, `wait_for`, check again. The first call for a subscriber returns without
+    /// sleeping, because the futex has to be read before the check that decides to sleep. Returns false
+    /// when the wait was cancelled or the publisher was closed.
+    pub(super) fn wait_for(&mut self, subscriber: Arc<SubscriberHandle>, what: &str) -> bool {
+        if self.context.backpressure.is_closed() || (self.cancelled)() {
             return false;
         }
         let left = self.deadline.saturating_sub(clock::now());
@@ -79,38 +123,37 @@ impl<'a> BackpressureWait<'a> {
             let text = format!(
                 "it did not take {what} for as long as the publisher waits: make it faster, or raise wait-timeout of the publisher"
             );
-            self.registry.kick(&peer, RefusalReason::Stalled, text);
+            self.context.registry.evict(&subscriber, RefusalReason::Stalled, text);
             return true;
         }
-        let futex = &peer.page.header().futex;
-        if let Some((before, seen)) = &self.awaited
-            && Arc::ptr_eq(before, &peer)
+        let futex = &subscriber.page.header().futex;
+        if let Some((before, expected)) = &self.awaited
+            && Arc::ptr_eq(before, &subscriber)
         {
-            // A subscriber that dies wakes nobody, and neither does `cancelled`.
-            futex::wait(futex, *seen, Some(left.min(LOOK_AGAIN)));
+            futex::wait(futex, *expected, Some(left.min(RECHECK_INTERVAL)));
         }
-        let waits = self.waits;
-        self.waiting.get_or_insert_with(|| Waiting::new(waits));
-        // Pairs with the fence in `Connection::moved`: either it sees that we wait and changes the futex, or
-        // our next look sees that it moved.
+        let publisher_waits = self.context.publisher_waits;
+        self.waiting.get_or_insert_with(|| WaitGuard::new(publisher_waits));
+        // SYNC(wait/notify): pairs with the fence in the subscriber's `Connection`. Either the subscriber sees
+        // that a thread waits and changes the futex, or the caller's next check sees its progress.
         fence(Ordering::SeqCst);
-        let seen = futex.load(Ordering::Acquire);
-        self.awaited = Some((peer, seen));
+        let expected = futex.load(Ordering::Acquire);
+        self.awaited = Some((subscriber, expected));
         true
     }
 }
 
-/// Says to subscribers, while it lives, that a thread of the publisher may sleep.
-struct Waiting<'a>(&'a AtomicU32);
+/// Counts a waiting thread in `publisher_waits` while it exists.
+struct WaitGuard<'a>(&'a AtomicU32);
 
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+impl<'a> WaitGuard<'a> {
+    fn new(publisher_waits: &'a AtomicU32) -> Self {
+        publisher_waits.fetch_add(1, Ordering::Relaxed);
+        Self(publisher_waits)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -1,8 +1,13 @@
-//! The publisher's slots: lent to be written, published, and used again when nobody reads them.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Loans and publication of frames: a slot is on loan while it is written, then published, and reused when no
+//! subscriber needs the frame.
 
-pub use super::backpressure::Policy;
-use super::backpressure::{Backpressure, BackpressureWait};
-use super::pool::{MAX_LOANS, Pool, Slots, Taken};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use super::backpressure::{Backpressure, BackpressureWait, Policy, WaitContext};
+use super::pool::{MAX_LOANS, Pool, SlotSearch, Slots};
 use super::registry::Registry;
 use crate::error::{Context, Result};
 use crate::memory::{Backend, Chunk, Kind};
@@ -11,43 +16,69 @@ use crate::shm::layout::{LAYOUT_VERSION, MAGIC, MAX_SLOTS, pack_index};
 use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::record::Record;
 use crate::shm::segments::Control;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{clock, futex, lock};
 use crate::types::frame::FrameInfo;
-use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
 
-/// What the pool has, for statistics.
+/// Statistics of a publisher's frame pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolStats {
+    /// Kind of memory that new frames are in.
     pub memory: Kind,
+    /// Number of frames that were published, which is the sequence number of the newest.
     pub published: u64,
+    /// Number of frames that were dropped because no slot was free ([`Publisher::count_dropped`]).
+    ///
+    /// [`Publisher::count_dropped`]: super::Publisher::count_dropped
     pub dropped: u64,
+    /// Number of slots.
     pub slots: u32,
+    /// Number of chunks, each of which is one allocation with several slots.
     pub chunks: u32,
+    /// Size of all chunks in bytes.
     pub bytes: u64,
 }
 
+/// What happens to the loan when its slot is published.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LoanAfter {
+    /// The slot returns to the pool, and is free as soon as the frame is no longer needed.
+    Returned,
+    /// The slot stays on loan until the loan is dropped.
+    Kept,
+}
+
+/// Publishes frames: owns the control segment and the pool.
 pub(crate) struct FramePublisher {
-    pub slots: Slots,
-    pub control_fd: OwnedFd,
-    pub index_len: u32,
-    pub backpressure: Backpressure,
+    pub(super) slots: Slots,
+    pub(super) control_fd: OwnedFd,
+    pub(super) index_len: u32,
+    pub(super) backpressure: Backpressure,
     pool: Mutex<Pool>,
 }
 
+/// The numbers that a [`FramePublisher`] is created with.
+pub(super) struct FramePublisherConfig {
+    /// Number of newest frames that are kept for subscribers that are just waking up.
+    pub(super) window: u32,
+    pub(super) policy: Policy,
+    /// Maximum sum of all credits.
+    pub(super) credits: u32,
+    pub(super) epoch: u64,
+}
+
 impl FramePublisher {
-    pub fn new(
+    /// Creates the control segment and an empty pool.
+    ///
+    /// # Errors
+    /// The system has no memory or file descriptors left.
+    pub(super) fn new(
         backend: Arc<dyn Backend>,
         registry: Arc<Registry>,
-        window: u32,
-        policy: Policy,
-        credits: u32,
-        epoch: u64,
+        config: FramePublisherConfig,
     ) -> Result<Self> {
-        // Twice what is in use at most: a change of the frame size has old and new slots for a while. The
-        // next one within that while takes from who has not read the old ones, or waits for it.
+        let FramePublisherConfig { window, policy, credits, epoch } = config;
+        // Twice the maximum in use; see the head of `pool`.
         let capacity = credits.saturating_add(window + MAX_LOANS).saturating_mul(2);
         let slots = capacity.min(MAX_SLOTS);
         let index_len = slots.next_power_of_two();
@@ -60,65 +91,63 @@ impl FramePublisher {
         h.slots.store(slots, Ordering::Relaxed);
         h.index.store(index_len, Ordering::Relaxed);
         h.epoch.store(epoch, Ordering::Relaxed);
-        // Pairs with the Acquire of whoever opens the segment.
+        // SYNC(header/magic): pairs with the Acquire of the subscriber that opens the segment.
         h.magic.store(MAGIC, Ordering::Release);
-        let pool = Pool {
-            chunks: Vec::new(),
-            next_chunk: 0,
-            slots: (0..slots).map(|_| None).collect(),
-            order: VecDeque::new(),
-            spare: Vec::new(),
-            slot_size: 0,
-            backend,
-            generation: 0,
-            head: 0,
-            head_generation: 0,
-            dropped: 0,
-            loans: 0,
-            loan_reserve: 0,
-            peers: Vec::new(),
-            peers_version: 0,
-        };
         Ok(Self {
             slots: Slots { control, registry, window, policy },
             control_fd,
             index_len,
             backpressure: Backpressure::new(policy),
-            pool: Mutex::new(pool),
+            pool: Mutex::new(Pool::new(slots, backend)),
         })
     }
 
-    /// FramePublisher from now on have these caps and need slots of this many bytes; `backend` makes them, if
-    /// it is another than before.
-    pub fn set_format(
+    /// Sets the caps of all later frames and the bytes that each needs, and the backend that allocates slots if
+    /// `backend` is given.
+    ///
+    /// FORMAT is sent before the first frame of the new generation is published, so the new caps take effect at
+    /// exactly that frame.
+    ///
+    /// # Errors
+    /// There is no slot, and no memory or slot number for one.
+    pub(super) fn set_format(
         &self,
         caps: &str,
         slot_size: usize,
         backend: Option<Arc<dyn Backend>>,
     ) -> Result<()> {
         let mut pool = lock(&self.pool);
-        let moved = backend.is_some_and(|backend| pool.move_to(&backend));
-        pool.look_at_peers(&self.slots.registry);
+        let switched = backend.is_some_and(|backend| pool.switch_backend(&backend));
+        pool.subscribers.refresh(&self.slots.registry);
         pool.generation += 1;
-        self.slots.registry.format(pool.generation, caps, pool.head_generation);
-        if moved || slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
+        self.slots.registry.announce_format(pool.generation, caps, pool.head_generation);
+        if switched || slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
             pool.retire_all(slot_size);
-            // Whoever asks for a slot can wait for those who are in the way.
-            self.slots.ensure_some(&mut pool)?;
+            // A subscriber that blocks the allocation is waited for in `loan`.
+            self.slots.ensure_any_capacity(&mut pool)?;
         }
         Ok(())
     }
 
-    /// Runs `join` while no frame is published and hands it the number of the last one, after the
-    /// slots for `credit` more frames were made.
-    pub fn reserve<T>(&self, credit: u32, join: impl FnOnce(u64) -> T) -> Result<T> {
+    /// Allocates slots for `credit` more frames and then adds a subscriber while no frame is published: `add` runs
+    /// under the pool's lock, and receives the sequence number of the newest frame. `add` must not call
+    /// back into this publisher.
+    ///
+    /// A frame that is published later finds the subscriber in the pool's list, so it wakes the
+    /// subscriber and keeps its credit.
+    ///
+    /// # Errors
+    /// There is no memory or slot number for the additional slots.
+    pub(super) fn register_between_frames(&self, credit: u32, add: impl FnOnce(u64)) -> Result<()> {
         let mut pool = lock(&self.pool);
-        pool.look_at_peers(&self.slots.registry);
-        self.slots.ensure(&mut pool, credit)?;
-        Ok(join(pool.head))
+        pool.subscribers.refresh(&self.slots.registry);
+        self.slots.ensure_capacity(&mut pool, credit)?;
+        add(pool.head);
+        pool.subscribers.refresh(&self.slots.registry);
+        Ok(())
     }
 
-    pub fn stats(&self) -> PoolStats {
+    pub(super) fn stats(&self) -> PoolStats {
         let pool = lock(&self.pool);
         PoolStats {
             memory: pool.backend.kind(),
@@ -134,50 +163,52 @@ impl FramePublisher {
         }
     }
 
-    /// A slot for a frame of `size` bytes, in memory of `backend` where that is given. It is the caller's
-    /// until it drops the loan. `None` if all are in use, or if it would have to be waited for and
-    /// `cancelled` says not to.
-    pub fn loan(
+    /// Returns a slot for a frame of `size` bytes, in memory of `backend` where that is given. Returns `None` if
+    /// all slots are in use, or if the publisher would have to wait and `cancelled` returns true.
+    ///
+    /// # Errors
+    /// There is no slot, and no memory or slot number for one.
+    pub(super) fn loan(
         self: &Arc<Self>,
         size: usize,
         backend: Option<&Arc<dyn Backend>>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Loan>> {
-        let mut patience = BackpressureWait::new(self.waits(), &self.slots.registry, cancelled);
+        let mut wait = BackpressureWait::new(self.wait_context(), cancelled);
         loop {
             let mut pool = lock(&self.pool);
-            pool.look_at_peers(&self.slots.registry);
-            if backend.is_some_and(|b| pool.move_to(b)) || size > pool.slot_size {
+            pool.subscribers.refresh(&self.slots.registry);
+            if backend.is_some_and(|b| pool.switch_backend(b)) || size > pool.slot_size {
                 pool.retire_all(size);
             }
-            // Whoever joined before there was a format has no slots for its credit yet.
-            if let Some(peer) = self.slots.ensure_some(&mut pool)? {
+            // A subscriber that joined before the first format has no slots for its credit yet.
+            if let Some(subscriber) = self.slots.ensure_any_capacity(&mut pool)? {
                 drop(pool);
-                if !patience.wait_for(peer, "a frame") {
+                if !wait.wait_for(subscriber, "a frame") {
                     return Ok(None);
                 }
                 continue;
             }
-            self.slots.trim(&mut pool);
-            // What is lent beyond the reserve takes nothing from subscribers, if there is memory for it.
+            self.slots.shrink(&mut pool);
+            // A loan beyond the reserve gets an additional slot if there is memory, instead of one that
+            // subscribers are entitled to.
             let may_grow = pool.loans >= pool.loan_reserve.max(1) && pool.loans < MAX_LOANS;
             let overwrites = self.slots.policy == Policy::Drop;
-            let mut taken = self.slots.take(&mut pool, overwrites && !may_grow);
-            if may_grow && !matches!(taken, Taken::Slot(_)) {
-                if self.slots.grow(&mut pool) {
+            let mut search = self.slots.acquire_slot(&mut pool, overwrites && !may_grow);
+            if may_grow && !matches!(search, SlotSearch::Found(_)) {
+                if self.slots.grow_for_loans(&mut pool) {
                     continue;
                 }
-                // It goes on with the slots that there are.
-                taken = self.slots.take(&mut pool, overwrites);
+                search = self.slots.acquire_slot(&mut pool, overwrites);
             }
-            match taken {
-                Taken::Slot(slot) => return Ok(Some(self.lend(&mut pool, slot))),
-                // What was kept from others is there now.
-                Taken::Nothing if self.slots.blame(&pool) => {}
-                Taken::Nothing => return Ok(None),
-                Taken::WaitFor(peer) => {
+            match search {
+                SlotSearch::Found(slot) => return Ok(Some(self.make_loan(&mut pool, slot))),
+                // The slots of the evicted subscribers are free now.
+                SlotSearch::Exhausted if self.slots.evict_over_credit(&pool) => {}
+                SlotSearch::Exhausted => return Ok(None),
+                SlotSearch::Blocked(subscriber) => {
                     drop(pool);
-                    if !patience.wait_for(peer, "a frame") {
+                    if !wait.wait_for(subscriber, "a frame") {
                         return Ok(None);
                     }
                 }
@@ -185,168 +216,200 @@ impl FramePublisher {
         }
     }
 
-    /// Counts a frame that was not published because there was no slot.
-    pub fn count_dropped(&self) {
+    /// Counts a frame that was dropped because no slot was free.
+    pub(super) fn count_dropped(&self) {
         let mut pool = lock(&self.pool);
         pool.dropped += 1;
         self.slots.control.header().status.dropped.store(pool.dropped, Ordering::Relaxed);
     }
 
-    /// What a wait for subscribers takes.
-    pub fn waits(&self) -> (&Backpressure, &AtomicU32) {
-        (&self.backpressure, &self.slots.control.header().status.publisher_waits)
+    /// Returns what a [`BackpressureWait`] needs of this publisher.
+    pub(super) fn wait_context(&self) -> WaitContext<'_> {
+        WaitContext {
+            backpressure: &self.backpressure,
+            publisher_waits: &self.slots.control.header().status.publisher_waits,
+            registry: &self.slots.registry,
+        }
     }
 
-    /// No frame comes any more, until one does.
-    pub fn end(&self) {
+    /// Marks the end of the stream behind the newest frame. The next frame takes the mark back.
+    pub(super) fn end(&self) {
         let h = self.slots.control.header();
-        // Pairs with the Acquire in the reader: the last `head` was stored before.
+        // SYNC(eos/head): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
+        // stored before.
         h.status.eos.store(1, Ordering::Release);
         h.futex.fetch_add(1, Ordering::Release);
         futex::wake_all(&h.futex);
     }
 
-    fn lend(self: &Arc<Self>, pool: &mut Pool, number: u32) -> Loan {
+    fn make_loan(self: &Arc<Self>, pool: &mut Pool, number: u32) -> Loan {
         pool.loans += 1;
-        let slot = pool.slots[number as usize].as_mut().expect("a slot that was taken exists");
+        let kind = pool.backend.kind();
+        let slot = pool.slots[number as usize].as_mut().expect("a slot that was acquired exists");
         slot.loaned = true;
         slot.published = false;
         Loan {
-            kind: pool.backend.kind(),
-            memory: slot.memory.clone(),
-            index: slot.index,
-            slot: number,
             frames: self.clone(),
+            memory: slot.memory.clone(),
+            kind,
+            slot: number,
+            index: slot.index,
+            published: AtomicBool::new(false),
+            returned: false,
         }
     }
 
-    /// Publishes what was written to the slot of a loan. `None` if that was published before.
-    /// `ready` says that the pixels are complete; otherwise the device writes `ready` when they are.
-    fn publish(&self, number: u32, info: &FrameInfo, ready: bool) -> Option<u64> {
+    /// Publishes the slot of a loan and returns the frame's sequence number; `None` if the slot was published
+    /// before. `ready` says that the pixels are complete; otherwise the device sets the ready word to the sequence
+    /// number when they are.
+    fn publish(&self, number: u32, info: &FrameInfo, ready: bool, after: LoanAfter) -> Option<u64> {
         let h = self.slots.control.header();
         let mut pool = lock(&self.pool);
         let (generation, seq) = (pool.generation, pool.head + 1);
         let slot = pool.slots[number as usize].as_mut().filter(|s| s.loaned && !s.published)?;
         slot.published = true;
-        let record = Record {
-            seq,
-            generation,
-            chunk: slot.chunk,
-            slot_in_chunk: slot.index,
-            published: clock::now_ns(),
-            info: info.clone(),
-        };
+        slot.loaned = after == LoanAfter::Kept;
+        let published_ns = clock::now_ns();
+        let (chunk, slot_in_chunk) = (slot.chunk, slot.index);
+        let record = Record { seq, generation, chunk, slot_in_chunk, published_ns, info };
         record.store(self.slots.control.record(number));
         claim::publish(self.slots.control.slot(number), seq);
         self.slots.control.index_entry(seq).store(pack_index(seq, number), Ordering::Relaxed);
         if ready {
-            // Pairs with the Acquire in `Reader`: the pixels are written.
+            // SYNC(pixels/ready): pairs with the Acquire in `FrameReader`. The pixels are written.
             h.ready.store(seq, Ordering::Release);
         }
         h.status.eos.store(0, Ordering::Relaxed);
-        // Pairs with the Acquire in the reader: record, slot number and index are written.
+        // SYNC(frame/head): pairs with the Acquire in `FrameReader`. Record, slot number and index entry are written.
         h.head.store(seq, Ordering::Release);
         pool.head = seq;
         pool.head_generation = generation;
-        pool.order.push_back(number);
+        pool.reuse_queue.push_back(number);
+        if after == LoanAfter::Returned {
+            pool.loans -= 1;
+        }
+        let any_subscriber = !pool.subscribers.is_empty();
         drop(pool);
+        // SYNC(futex/sleep): pairs with the Acquire in the reader, which loads the futex before `head` and sleeps
+        // only while the futex is unchanged.
         h.futex.fetch_add(1, Ordering::Release);
-        futex::wake_all(&h.futex);
-        let published = record.published;
-        tracing::trace!(name: "rung", target: "cuframes::steps", published);
+        // Without a subscriber in the list no thread can sleep on the futex, and the system call is saved. Every
+        // subscriber is added under the pool's lock (`register_between_frames`). One that is added after this
+        // frame synchronises with the lock, so it sees this `head` before it first sleeps.
+        if any_subscriber {
+            futex::wake_all(&h.futex);
+        }
+        tracing::trace!(name: "published", target: "cuframes::steps", published = published_ns);
         Some(seq)
     }
 
-    /// Publishes the loaned slot that an address falls into. `info` is handed the distance from the
-    /// slot's start. `None` if it is no such slot, or was published before.
-    pub fn publish_at(
-        &self,
-        address: u64,
-        ready: bool,
-        info: impl FnOnce(u64) -> FrameInfo,
-    ) -> Option<u64> {
-        let (number, offset) = {
-            let pool = lock(&self.pool);
-            pool.chunks.iter().find_map(|c| {
-                let offset = address.checked_sub(c.memory.address(0))?;
-                let stride = c.memory.geometry().stride;
-                let number = c.numbers.get((offset / stride) as usize)?;
-                Some((*number, offset % stride))
-            })?
-        };
-        self.publish(number, &info(offset), ready)
-    }
-
-    fn give_back(&self, number: u32) {
+    fn return_loan(&self, number: u32) {
         let mut pool = lock(&self.pool);
         pool.loans -= 1;
-        let slot = pool.slots[number as usize].as_mut().expect("a loaned slot stays");
+        let slot = pool.slots[number as usize].as_mut().expect("a slot on loan exists");
         slot.loaned = false;
         if !slot.published {
-            pool.order.push_front(number);
+            pool.reuse_queue.push_front(number);
         }
     }
 }
 
-/// A slot to write a frame to. Dropped without being published, it is free again at once.
+/// A slot on loan, to write a frame into. [`Publisher::loan`] returns it.
+///
+/// [`Publisher::publish`] publishes it and ends the loan. [`Publisher::publish_in_place`] publishes it while the
+/// owner keeps it, for example to go on reading the frame. The slot returns to the pool when the loan is dropped; a
+/// slot that was not published is free again at once. A loan may outlive its publisher.
+///
+/// [`Publisher::loan`]: super::Publisher::loan
+/// [`Publisher::publish`]: super::Publisher::publish
+/// [`Publisher::publish_in_place`]: super::Publisher::publish_in_place
 pub struct Loan {
     frames: Arc<FramePublisher>,
-    slot: u32,
-    kind: Kind,
     memory: Arc<dyn Chunk>,
-    /// Of the slot in its chunk.
+    kind: Kind,
+    slot: u32,
+    /// Index of the slot in its chunk.
     index: u32,
+    /// The slot was published while this loan was kept.
+    published: AtomicBool,
+    /// The slot has returned to the pool.
+    returned: bool,
 }
 
-impl std::fmt::Debug for Loan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Loan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loan").field("slot", &self.slot).field("size", &self.len()).finish()
     }
 }
 
 impl Loan {
-    /// Where the slot begins: an address of the CPU or of the device, by the publisher's kind of memory.
+    /// Start of the slot: an address of the CPU or of the device, depending on the publisher's kind of memory.
     pub fn address(&self) -> u64 {
         self.memory.address(self.index)
     }
 
-    /// What the slot is a part of.
+    /// The chunk that the slot is part of.
     pub fn memory(&self) -> &Arc<dyn Chunk> {
         &self.memory
     }
 
-    /// Bytes of the slot.
+    /// Size of the slot in bytes, at least the size that was asked for.
     pub fn len(&self) -> usize {
         self.memory.geometry().size as usize
     }
 
+    /// Returns whether the slot has a size of 0, which is never the case.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Where subscribers wait for an event: what has to be recorded behind the work that writes the
-    /// frame, before it is published.
+    /// The CUDA event that subscribers wait for, if the memory has events. It has to be recorded behind the work that
+    /// writes the frame, before the frame is published.
     pub fn event(&self) -> Option<&crate::cuda::Event> {
         self.memory.event(self.index)
     }
 
-    /// The bytes to write, of a publisher of host memory.
+    /// The bytes of the slot, to be written.
+    ///
+    /// # Panics
+    /// If the slot is in device memory, or was published by [`Publisher::publish_in_place`].
+    ///
+    /// [`Publisher::publish_in_place`]: super::Publisher::publish_in_place
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        assert_eq!(self.kind, Kind::Host);
-        // SAFETY: the slot is `size` bytes of a mapping that the loan keeps alive. While it is on loan
-        // and not published no subscriber has a claim on it, and no other loan has it; `&mut self`
-        // says the same for this one. (Only `FramePublisher::publish_at` publishes a loan that lives on, and
-        // the sink, its one caller, has no bytes of the loan borrowed then.)
+        assert_eq!(self.kind, Kind::Host, "the bytes of a slot in device memory");
+        // `&mut self` orders this load behind a store in `publish_in_place`, which had `&self`.
+        let published = self.published.load(Ordering::Relaxed);
+        assert!(!published, "the bytes of a frame that was published");
+        // SAFETY: the slot is `len()` bytes of a mapping that the loan keeps alive. The slot is on loan and was not
+        // published, so no subscriber has a claim on it and no other loan refers to it. The borrow keeps the
+        // loan from being published while the slice exists.
         unsafe { std::slice::from_raw_parts_mut(self.address() as *mut u8, self.len()) }
     }
 
-    pub(crate) fn publish(&self, info: &FrameInfo, ready: bool) -> Option<u64> {
-        self.frames.publish(self.slot, info, ready)
+    /// Returns whether this is a loan of the publisher with these frames.
+    pub(super) fn is_of(&self, frames: &Arc<FramePublisher>) -> bool {
+        Arc::ptr_eq(&self.frames, frames)
+    }
+
+    /// Publishes the slot and returns it to the pool; `None` if it was published before.
+    pub(super) fn publish(mut self, info: &FrameInfo, ready: bool) -> Option<u64> {
+        let seq = self.frames.publish(self.slot, info, ready, LoanAfter::Returned);
+        self.returned = seq.is_some();
+        seq
+    }
+
+    /// Publishes the slot and keeps it on loan; `None` if it was published before.
+    pub(super) fn publish_in_place(&self, info: &FrameInfo, ready: bool) -> Option<u64> {
+        let seq = self.frames.publish(self.slot, info, ready, LoanAfter::Kept);
+        self.published.store(true, Ordering::Relaxed);
+        seq
     }
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        self.frames.give_back(self.slot);
+        if !self.returned {
+            self.frames.return_loan(self.slot);
+        }
     }
 }

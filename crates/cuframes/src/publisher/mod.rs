@@ -1,9 +1,10 @@
-//! The publishing end: owns the key, lends slots, publishes frames and packets.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The publisher: owns a key, lends slots, publishes frames and packets.
+//!
+//! [`frames`] lends and publishes slots, which [`pool`] manages; [`track`] writes packets. [`backpressure`] waits for
+//! slow subscribers. [`registry`] knows the subscribers and what they were told, and [`server`] runs the
+//! publisher's own thread, which accepts connections on the [`endpoint`].
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 mod backpressure;
 mod endpoint;
 mod frames;
@@ -15,50 +16,61 @@ mod state;
 mod status;
 mod track;
 
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
 pub use backpressure::Policy;
 pub use endpoint::SocketAccess;
 pub use frames::{Loan, PoolStats};
 pub use info::{PublisherEvent, ReaderInfo, SubscriberInfo};
-pub use track::{PushError, TrackConfig, TrackStats};
+pub use track::{PushError, Track, TrackConfig, TrackStats};
 
 use crate::error::{Context, Error, Result};
 use crate::memory::Backend;
-use crate::shm::layout::MAX_SLOTS;
+use crate::shm::layout::{ControlHeader, MAX_SLOTS};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{clock, lock};
 use crate::types::frame::FrameInfo;
-use crate::types::packet::PacketInfo;
 use endpoint::Endpoint;
-use frames::FramePublisher;
+use frames::{FramePublisher, FramePublisherConfig};
 use info::{Tracks, track_stats};
 use registry::Registry;
 use server::Server;
 use state::State;
+use track::TrackWriter;
 
-/// How a publisher is to be.
+/// Configuration of a [`Publisher`].
 #[derive(Debug, Clone)]
 pub struct PublisherConfig {
-    /// What subscribers ask for: 1 to 63 of `A-Za-z0-9_.-`, no dot at the start.
+    /// Key that subscribers ask for: 1 to 63 characters of `A-Za-z0-9_.-`, without a dot at the start.
     pub key: String,
-    /// Where the socket is; `None` for the usual places.
+    /// Directory of the socket; `None` for the first usable of [`runtime_dirs`](crate::runtime_dirs).
     pub runtime_dir: Option<PathBuf>,
-    /// What others are told when they want the key too.
+    /// Name that other publishers of the key and observers see. Default: `publisher`.
     pub name: String,
-    /// Newest frames that are kept for subscribers which are just waking up; at least 1.
+    /// Number of newest frames that are kept for subscribers that are just waking up, at least 1. Default: 2.
     pub window: u32,
+    /// What happens when subscribers are slower than the publisher. Default: [`Policy::Drop`].
     pub policy: Policy,
+    /// Maximum number of connected subscribers. Default: 32.
     pub max_subscribers: u32,
-    /// FramePublisher that one subscriber may hold at a time.
+    /// Maximum number of frames that one subscriber may hold at a time. Default: 8.
+    ///
+    /// `window` + `max_subscribers` × `max_frames_per_subscriber` is at most 4,096.
     pub max_frames_per_subscriber: u32,
-    /// A subscriber that holds frames and does not move is sent away after this long.
+    /// Time after which a subscriber that holds frames and takes none is evicted; `None` for never, the default.
     pub stall_timeout: Option<Duration>,
-    /// Who may connect.
+    /// Which processes may connect. Default: mode 0660, the group of the process.
     pub socket: SocketAccess,
-    /// Users who may subscribe, by number; empty for all who may connect.
+    /// User ids that may subscribe; empty, the default, for all users that may connect.
     pub allowed_uids: Vec<u32>,
 }
 
 impl PublisherConfig {
+    /// Returns a configuration with the defaults.
     pub fn new(key: impl Into<String>) -> Self {
         Self {
             key: key.into(),
@@ -75,14 +87,83 @@ impl PublisherConfig {
     }
 }
 
+/// Statistics of a [`Publisher`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublisherStats {
+    /// The pool of frames.
     pub pool: PoolStats,
+    /// The connected subscribers, in the order in which they joined.
     pub subscribers: Vec<SubscriberInfo>,
+    /// The tracks, in the order of their numbers.
     pub tracks: Vec<TrackStats>,
 }
 
-/// The owner of a key. Dropping it tells the subscribers and frees the key; loans may live on.
+/// A word in shared memory that a GPU writes: see [`Publisher::ready_word`].
+#[derive(Clone)]
+pub struct SharedWord {
+    /// Start of the shared memory, which is page-aligned and mapped for reading and writing.
+    pub base: *mut u8,
+    /// Length of the shared memory in bytes.
+    pub len: usize,
+    /// Offset of the word from `base`, in bytes. The word has 8 bytes and is 8-byte aligned.
+    pub offset: usize,
+    /// Keeps the memory mapped. It has to outlive every use of `base`, also by a device.
+    pub keep_alive: Arc<dyn Send + Sync>,
+}
+
+// SAFETY: `base` points to a mapping that is valid in every thread of the process while `keep_alive` exists, and that
+// consists of atomics. The struct only carries the address, and each access through it is unsafe code of the caller.
+unsafe impl Send for SharedWord {}
+// SAFETY: as above. A shared reference gives access to the address and nothing else.
+unsafe impl Sync for SharedWord {}
+
+impl fmt::Debug for SharedWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { base, len, offset, .. } = self;
+        f.debug_struct("SharedWord")
+            .field("base", base)
+            .field("len", len)
+            .field("offset", offset)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The owner of a key, which publishes frames and packets to all subscribers of the key.
+///
+/// A publisher runs one thread, which serves connections. Dropping the publisher disconnects the subscribers and
+/// releases the key. Loans, and frames that subscribers hold, stay valid.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use cuframes::memory::host::HostBackend;
+/// use cuframes::{FrameInfo, Plane, Publisher, PublisherConfig};
+///
+/// const WIDTH: usize = 64;
+/// const HEIGHT: usize = 48;
+///
+/// # let dir = std::env::temp_dir().join(format!("cuframes-doc-publisher-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// let config = PublisherConfig { runtime_dir: Some(dir.clone()), ..PublisherConfig::new("camera") };
+/// let publisher = Publisher::open(config, Arc::new(HostBackend), |event| println!("{event:?}"))?;
+/// let caps = "video/x-raw,format=GRAY8,width=64,height=48,framerate=25/1";
+/// publisher.set_format(caps, WIDTH * HEIGHT)?;
+///
+/// // Write a frame into a slot and publish it. The subscribers read the slot itself.
+/// let mut loan = publisher.loan(WIDTH * HEIGHT)?.expect("a free slot");
+/// loan.bytes_mut()[..WIDTH * HEIGHT].fill(128);
+/// let info = FrameInfo {
+///     size: WIDTH * HEIGHT,
+///     planes: [Plane { offset: 0, stride: WIDTH as i32 }].into_iter().collect(),
+///     ..Default::default()
+/// };
+/// assert_eq!(publisher.publish(loan, &info), 1);
+/// # drop(publisher);
+/// # let _ = std::fs::remove_dir_all(dir);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Publisher {
     frames: Arc<FramePublisher>,
     registry: Arc<Registry>,
@@ -91,11 +172,20 @@ pub struct Publisher {
     server: Option<JoinHandle<()>>,
 }
 
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
 impl Publisher {
-    /// Takes the key. `events` is called from the publisher's own thread.
+    /// Takes the key and starts to accept subscribers. `backend` allocates the memory for frames. `events` is called
+    /// from the publisher's own thread.
     ///
-    /// Errors: the key is bad ([`Error::Key`]) or taken ([`Error::Busy`]), the runtime directory can't
-    /// be used, a number is out of range, the system has no memory or fds left.
+    /// # Errors
+    /// The key is invalid ([`Error::Key`]) or taken ([`Error::Busy`]), the runtime directory is unusable
+    /// ([`Error::RuntimeDir`]), a number is out of range, or the system has no memory, threads or
+    /// file descriptors left.
     pub fn open(
         config: PublisherConfig,
         backend: Arc<dyn Backend>,
@@ -116,13 +206,11 @@ impl Publisher {
         let endpoint = Endpoint::open(dir, &config.key, &config.name, &config.socket)?;
         let registry = Arc::new(Registry::new()?);
         let epoch = new_epoch();
+        let PublisherConfig { window, policy, .. } = config;
         let frames = FramePublisher::new(
             backend,
             registry.clone(),
-            config.window,
-            config.policy,
-            credits,
-            epoch,
+            FramePublisherConfig { window, policy, credits, epoch },
         )?;
         let frames = Arc::new(frames);
         let stop = Arc::new(AtomicBool::new(false));
@@ -152,12 +240,21 @@ impl Publisher {
         Ok(Self { frames, registry, tracks, stop, server: Some(server) })
     }
 
-    /// FramePublisher from now on have these caps, and need slots of this many bytes.
+    /// Sets the caps of all later frames, and the size that each needs in bytes.
+    ///
+    /// Slots of another size are allocated if `frame_size` exceeds the present size or is less than half of it. Old
+    /// slots are freed when their frames are no longer needed.
+    ///
+    /// # Errors
+    /// There is no memory or no slot number for a single slot.
     pub fn set_format(&self, caps: &str, frame_size: usize) -> Result<()> {
         self.frames.set_format(caps, frame_size, None)
     }
 
-    /// As [`Publisher::set_format`], and frames are in another kind of memory from now on.
+    /// Like [`Publisher::set_format`], and also sets the backend that allocates all later slots.
+    ///
+    /// # Errors
+    /// As for [`Publisher::set_format`].
     pub fn set_format_in(
         &self,
         backend: Arc<dyn Backend>,
@@ -167,14 +264,21 @@ impl Publisher {
         self.frames.set_format(caps, frame_size, Some(backend))
     }
 
-    /// A slot for a frame of `size` bytes; `None` where all are in use. Under [`Policy::Wait`] this is
-    /// where the publisher waits.
+    /// Returns a slot for a frame of `size` bytes, or `None` if all slots are in use. Under [`Policy::Wait`] this
+    /// function waits for subscribers.
+    ///
+    /// # Errors
+    /// There is no memory or no slot number for a single slot.
     pub fn loan(&self, size: usize) -> Result<Option<Loan>> {
         self.frames.loan(size, None, &|| false)
     }
 
-    /// As [`Publisher::loan`], in memory of this backend, and gives up waiting soon after `cancelled`
-    /// says so. All slots move to another backend with the first loan from it.
+    /// Like [`Publisher::loan`], in memory of `backend`. Returns `None` soon after `cancelled` returns true while the
+    /// publisher waits; it is polled about every 20 ms. The first loan from another backend retires all slots of the
+    /// previous one.
+    ///
+    /// # Errors
+    /// As for [`Publisher::loan`].
     pub fn loan_in(
         &self,
         backend: &Arc<dyn Backend>,
@@ -184,78 +288,106 @@ impl Publisher {
         self.frames.loan(size, Some(backend), cancelled)
     }
 
-    /// Publishes what was written to a slot, and gives its sequence number, which starts at 1.
+    /// Publishes the frame in a slot, ends the loan, and returns the frame's sequence number, which starts at 1.
+    ///
+    /// # Panics
+    /// If the loan is of another publisher, or was published by [`Publisher::publish_in_place`].
     pub fn publish(&self, loan: Loan, info: &FrameInfo) -> u64 {
-        loan.publish(info, true).expect("a loan that was not published belongs to its owner")
+        self.publish_owned(loan, info, true)
     }
 
-    /// Publishes a frame that a device is still writing: the device has to write the number that this
-    /// gives to the word [`Publisher::ready_word`] when it is done, in the order of publication.
+    /// Like [`Publisher::publish`], for a frame that a device is still writing. When the pixels are complete, the device
+    /// has to write the returned sequence number to [`Publisher::ready_word`]. Frames have to become complete in
+    /// the order of their publication.
+    ///
+    /// # Panics
+    /// As for [`Publisher::publish`].
     pub fn publish_unready(&self, loan: Loan, info: &FrameInfo) -> u64 {
-        loan.publish(info, false).expect("a loan that was not published belongs to its owner")
+        self.publish_owned(loan, info, false)
     }
 
-    /// The memory that is shared with all subscribers, where in it the device writes the number of the
-    /// newest frame that is complete, and what keeps it mapped.
-    pub fn ready_word(&self) -> (*mut u8, usize, usize, Arc<dyn Send + Sync>) {
+    fn publish_owned(&self, loan: Loan, info: &FrameInfo, ready: bool) -> u64 {
+        assert!(loan.is_of(&self.frames), "a loan of another publisher");
+        loan.publish(info, ready).expect("a loan that was published before")
+    }
+
+    /// Publishes the frame in a slot whose loan has another owner, such as a buffer that upstream still reads.
+    ///
+    /// Returns the sequence number, or `None` if the loan is of another publisher or was published before; the caller
+    /// then copies the frame into a new loan. The slot stays on loan until the loan is dropped, and its owner must no
+    /// longer write to it, except by a device before the frame is `ready`. With `ready` the pixels are
+    /// complete; otherwise the device completes them as in [`Publisher::publish_unready`].
+    pub fn publish_in_place(&self, loan: &Loan, info: &FrameInfo, ready: bool) -> Option<u64> {
+        if !loan.is_of(&self.frames) {
+            return None;
+        }
+        loan.publish_in_place(info, ready)
+    }
+
+    /// The word to which a device writes the sequence number of the newest frame whose pixels are complete; see
+    /// [`Publisher::publish_unready`]. It is part of a segment that all subscribers map.
+    pub fn ready_word(&self) -> SharedWord {
         let memory = self.frames.slots.control.memory();
-        let offset = std::mem::offset_of!(crate::shm::layout::ControlHeader, ready);
-        (memory.as_ptr(), memory.size(), offset, self.frames.clone())
+        SharedWord {
+            base: memory.as_ptr(),
+            len: memory.size(),
+            offset: std::mem::offset_of!(ControlHeader, ready),
+            keep_alive: self.frames.clone(),
+        }
     }
 
-    /// Publishes the loan that the address falls into; its owner goes on reading it. If the frame is
-    /// `ready`, the owner has to write no more; otherwise as in [`Publisher::publish_unready`]. `info` is
-    /// handed the distance from the slot's start in bytes. `None` if the address is in no slot on loan,
-    /// or the slot was published already.
-    pub fn publish_at(
-        &self,
-        address: u64,
-        ready: bool,
-        info: impl FnOnce(u64) -> FrameInfo,
-    ) -> Option<u64> {
-        self.frames.publish_at(address, ready, info)
-    }
-
-    /// Counts a frame that could not be published.
+    /// Counts a frame that the application dropped because no slot was free.
     pub fn count_dropped(&self) {
         self.frames.count_dropped();
     }
 
-    /// Waits for subscribers no more: threads in [`Publisher::loan`] return soon.
+    /// Ends all waits for subscribers, now and later: calls to [`Publisher::loan`] and [`Track::push`] that would wait
+    /// return within about 20 ms.
     pub fn stop_waiting(&self) {
         self.frames.backpressure.close();
     }
 
-    /// How far behind its timestamps frames are published at most.
+    /// Sets the maximum delay between a frame's timestamp and its publication, which subscribers report as their
+    /// latency.
     pub fn set_latency(&self, latency: Duration) {
         let ns = latency.as_nanos().min(u64::MAX.into()) as u64;
         self.frames.slots.control.header().status.latency_ns.store(ns, Ordering::Relaxed);
     }
 
-    /// No frame comes any more; subscribers see the end behind the last one.
+    /// Marks the end of the stream behind the newest frame. A later frame takes the mark back.
     pub fn end_of_frames(&self) {
         self.frames.end();
     }
 
-    /// A track for packets, which starts with these caps. One that was there before goes on as it was.
+    /// Adds a track for packets, with `caps` for its first packet. If the track exists already it is returned with
+    /// these caps; its packets and its configuration stay, so that its readers continue.
+    ///
+    /// # Errors
+    /// `config.bytes` is impossible, or the system has no memory or file descriptors left
+    /// ([`Error::System`]).
     pub fn add_track(&self, track: u32, caps: &str, config: TrackConfig) -> Result<Track> {
         let mut tracks = lock(&self.tracks);
-        // A track that comes again goes on where it was, for those who read it.
-        if let Some(old) = tracks.iter().find(|t| t.stats().track == track) {
-            old.set_caps(caps);
-            return Ok(Track(old.clone()));
+        if let Some(existing) = tracks.iter().find(|t| t.id() == track) {
+            existing.set_caps(caps);
+            return Ok(Track(existing.clone()));
         }
-        let new =
-            Arc::new(track::Track::new(track, config, self.registry.clone(), self.frames.clone())?);
-        new.set_caps(caps);
-        tracks.push(new.clone());
-        Ok(Track(new))
+        let writer = TrackWriter::new(track, config, self.registry.clone(), self.frames.clone())?;
+        let writer = Arc::new(writer);
+        writer.set_caps(caps);
+        tracks.push(writer.clone());
+        Ok(Track(writer))
     }
 
+    /// Returns the statistics of the publisher.
     pub fn stats(&self) -> PublisherStats {
         PublisherStats {
             pool: self.frames.stats(),
-            subscribers: self.registry.peers().1.iter().map(|p| SubscriberInfo::of(p)).collect(),
+            subscribers: self
+                .registry
+                .subscribers()
+                .iter()
+                .map(|s| SubscriberInfo::of(s))
+                .collect(),
             tracks: track_stats(&self.tracks),
         }
     }
@@ -264,9 +396,11 @@ impl Publisher {
 impl Drop for Publisher {
     fn drop(&mut self) {
         self.frames.backpressure.close();
+        // SYNC(stop): pairs with the Acquire in `Server::run`.
         self.stop.store(true, Ordering::Release);
         self.registry.wake_server();
-        // The last owner may be an event's receiver, on the server thread itself.
+        // The receiver of an event may drop the last reference, on the server thread itself. That thread then ends
+        // without being joined.
         let server = self.server.take();
         if let Some(server) = server.filter(|s| s.thread().id() != std::thread::current().id()) {
             let _ = server.join();
@@ -274,48 +408,9 @@ impl Drop for Publisher {
     }
 }
 
-/// A track of a publisher.
-#[derive(Clone)]
-pub struct Track(Arc<track::Track>);
-
-impl Track {
-    /// Packets from now on have these caps.
-    pub fn set_caps(&self, caps: &str) {
-        self.0.set_caps(caps);
-    }
-
-    /// Publishes a packet, and gives its sequence number, which starts at 0. Under [`Policy::Wait`] it
-    /// waits for readers of [`Mode::Strict`] that have still to take what has to make room.
-    ///
-    /// Errors: the packet has more bytes than the track's ring, or depends on one that had; or the
-    /// publisher waits no more ([`Publisher::stop_waiting`]).
-    pub fn push(&self, info: PacketInfo, data: &[u8]) -> Result<u64, PushError> {
-        self.0.push(info, data, &|| false)
-    }
-
-    /// As [`Track::push`], but gives up waiting soon after `cancelled` says so.
-    pub fn push_unless(
-        &self,
-        info: PacketInfo,
-        data: &[u8],
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<u64, PushError> {
-        self.0.push(info, data, cancelled)
-    }
-
-    /// What it has, and had to refuse.
-    pub fn stats(&self) -> TrackStats {
-        self.0.stats()
-    }
-
-    /// No packet comes any more.
-    pub fn end(&self) {
-        self.0.end();
-    }
-}
-
-/// A number that no other life of a publisher on this host has.
+/// Returns a number that no other life of a publisher on this host has.
 fn new_epoch() -> u64 {
+    // A static of this process, which loom does not model.
     static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     clock::now_ns() as u64
         ^ u64::from(std::process::id()) << 40

@@ -1,11 +1,65 @@
-//! The publisher's slots: which are free, and how many there are.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The pool of slots: which slots are free, how many there are, and when the pool grows and shrinks.
+//!
+//! # How many slots are needed
+//!
+//! In use at most are the newest `window` frames, the credit of every subscriber, and the slots that
+//! upstream has on loan (at least one). Therefore
+//!
+//! ```text
+//! slots needed = window + Σ credits + max(1, most loans so far)
+//! ```
+//!
+//! and a publisher with that many slots always finds a free one. A subscriber that hangs keeps its credit,
+//! which is part of the sum, so it starves no other subscriber. A claim that fails counts within the credit
+//! too, because a reader that holds as many frames as it may does not try to claim.
+//!
+//! `max-subscribers` × `max-frames-per-subscriber` limits the memory that subscribers can make the publisher
+//! allocate. The control segment has numbers for twice the maximum number of slots, because old and new slots
+//! exist side by side after a change of the frame size. If the size changes again meanwhile, the publisher waits
+//! for the subscribers that have yet to take the old frames; under [`Policy::Drop`] it drops these frames.
+//!
+//! # Order of reuse
+//!
+//! The oldest frame that no subscriber needs is replaced first. Frames are in the order of their sequence
+//! numbers, so the search ends at the first of the newest `window` frames.
+//!
+//! A slot that was never used stays unused until no other slot is free: few slots are then in circulation, their
+//! memory stays in the CPU's caches, and memory that was never touched costs nothing. An unused slot
+//! is also taken when the oldest frame is one that a strict subscriber has yet to take, whatever the policy,
+//! so that a subscriber that lags behind finds as many frames as there are slots. A slot that was used once
+//! stays in circulation. Measured with four subscribers of 1080p30 on two cores, the publisher used 1043 µs
+//! of CPU per frame with all slots in circulation and 566 µs with few.
+//!
+//! # Subscribers that exceed their credit
+//!
+//! Such a subscriber keeps slots that other subscribers are entitled to. When no slot is left, the
+//! publisher looks for it with repeated scans: the claims of a subscriber that moves from frame to frame differ
+//! between two scans, and the claims of one that holds too many stay. All claims of that subscriber are
+//! *revoked*: they no longer count, and the subscriber is evicted. It reads undefined content from then on.
+//! Subscribers of this crate never exceed their credit.
+//!
+//! # Growing and shrinking
+//!
+//! *Growing*: when slots are missing, because a subscriber joined or upstream keeps more buffers, one chunk with
+//! the missing slots is allocated and announced. Slots for upstream are added in steps of [`LOAN_STEP`] up to
+//! [`MAX_LOANS`], and are kept.
+//!
+//! *Shrinking*: each loan looks for the largest chunk that has no more slots than are surplus, and retires it. A
+//! chunk without claims and loans is preferred to one in use.
+//!
+//! *A new frame size, or another backend*: all chunks are retired, and new ones are allocated.
+//!
+//! A retiring chunk provides no free slots. A slot of it is freed when its frame is not among the newest, is not on
+//! loan, not claimed, and not awaited by a strict subscriber. The chunk is freed with its last slot, and
+//! RETIRE is sent.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::backpressure::Policy;
-use super::registry::{Registry, SubscriberHandle};
+use super::registry::{Registry, SubscriberHandle, SubscriberSnapshot};
 use crate::error::{Context, Error, Result};
 use crate::memory::{Backend, Chunk};
 use crate::protocol::message::Message;
@@ -14,35 +68,41 @@ use crate::shm::segments::Control;
 use crate::sync::atomic::Ordering;
 use crate::types::code::{Mode, RefusalReason};
 
-/// Slots that upstream may have at a time: a decoder's reference pictures and those in its threads.
+/// Maximum number of slots on loan: a decoder's reference pictures, and those in its threads.
 pub(super) const MAX_LOANS: u32 = 64;
 
-/// How often a free slot is searched for, as long as subscribers move on.
-pub(super) const SEARCHES: u32 = 64;
-
-/// Slots are added for upstream by this many, so that a decoder that starts does not make a chunk each.
+/// Number of slots that are added for upstream at a time, so that a decoder that starts does not cause a chunk
+/// per loan.
 pub(super) const LOAN_STEP: u32 = 4;
 
+/// Maximum number of scans for a free slot.
+const MAX_SCANS: u32 = 64;
+
 pub(super) struct Slot {
-    pub chunk: u32,
-    pub index: u32,
-    pub memory: Arc<dyn Chunk>,
-    /// Somebody upstream has it: writing, or still reading after it was published.
-    pub loaned: bool,
-    pub published: bool,
+    /// Id of the chunk that the slot is part of.
+    pub(super) chunk: u32,
+    /// Index of the slot in its chunk.
+    pub(super) index: u32,
+    pub(super) memory: Arc<dyn Chunk>,
+    /// Upstream has the slot: it writes the frame, or still reads it after the publication.
+    pub(super) loaned: bool,
+    pub(super) published: bool,
+    /// The slot's chunk is retiring.
+    pub(super) retiring: bool,
 }
 
 pub(super) struct LiveChunk {
-    pub id: u32,
-    pub memory: Arc<dyn Chunk>,
-    /// The numbers of its slots.
-    pub numbers: Vec<u32>,
-    /// Slots that are not retired.
-    pub slots: u32,
-    pub retiring: bool,
+    pub(super) id: u32,
+    pub(super) memory: Arc<dyn Chunk>,
+    /// Numbers of the slots that the chunk was allocated with.
+    numbers: Vec<u32>,
+    /// Number of slots that are not freed yet.
+    slots: u32,
+    retiring: bool,
 }
 
-pub(super) struct ChunkFd(Arc<dyn Chunk>);
+/// Keeps a chunk's fd open for the registry.
+struct ChunkFd(Arc<dyn Chunk>);
 
 impl AsFd for ChunkFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -50,234 +110,275 @@ impl AsFd for ChunkFd {
     }
 }
 
+/// The state of the pool, behind one lock.
 pub(super) struct Pool {
-    pub chunks: Vec<LiveChunk>,
-    pub next_chunk: u32,
+    pub(super) chunks: Vec<LiveChunk>,
+    last_chunk: u32,
     /// By slot number; `None` where the number is free.
-    pub slots: Vec<Option<Slot>>,
-    /// The slots that are not being written, in the order in which they may be used again.
-    pub order: VecDeque<u32>,
-    /// Slots that were never used: their memory costs nothing before it is touched.
-    pub spare: Vec<u32>,
-    pub slot_size: usize,
-    /// Makes the slots.
-    pub backend: Arc<dyn Backend>,
-    pub generation: u32,
-    /// Sequence number of the last published frame, and its generation.
-    pub head: u64,
-    pub head_generation: u32,
-    pub dropped: u64,
-    pub loans: u32,
-    pub loan_reserve: u32,
-    pub peers: Vec<Arc<SubscriberHandle>>,
-    pub peers_version: u64,
+    pub(super) slots: Vec<Option<Slot>>,
+    /// Slots in circulation that are not being written, in the order in which they may be used again.
+    pub(super) reuse_queue: VecDeque<u32>,
+    /// Slots that were never used. Their memory costs nothing before it is touched.
+    unused: Vec<u32>,
+    /// Number of slots in chunks that are not retiring.
+    capacity: u32,
+    /// Bytes of a slot; 0 before the first format.
+    pub(super) slot_size: usize,
+    /// Allocates the chunks.
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) generation: u32,
+    /// Sequence number of the newest frame, and the generation of its caps.
+    pub(super) head: u64,
+    pub(super) head_generation: u32,
+    pub(super) dropped: u64,
+    /// Number of slots on loan.
+    pub(super) loans: u32,
+    /// Number of slots that are provided for loans.
+    pub(super) loan_reserve: u32,
+    /// Contains every subscriber that was added while the pool was locked.
+    pub(super) subscribers: SubscriberSnapshot,
 }
 
-pub(super) enum Taken {
-    Slot(u32),
-    /// This subscriber has to move on first.
-    WaitFor(Arc<SubscriberHandle>),
-    Nothing,
+/// Result of a search for a free slot.
+pub(super) enum SlotSearch {
+    Found(u32),
+    /// This strict subscriber has yet to take the oldest frame.
+    Blocked(Arc<SubscriberHandle>),
+    Exhausted,
 }
 
-/// Whether this subscriber has still to take frame `seq`, and wants to.
-pub(super) fn is_behind(peer: &SubscriberHandle, seq: u64) -> bool {
-    peer.credit > 0
-        && peer.mode == Mode::Strict
-        && !peer.leaving.load(Ordering::Relaxed)
-        // Pairs with the Release in the reader: what it took is claimed.
-        && peer.page.header().cursor.load(Ordering::Acquire) < seq
-}
-
-pub(super) fn held_by_any(
-    registry: &Registry,
-    peers: &mut Vec<Arc<SubscriberHandle>>,
-    version: &mut u64,
-    slot: u32,
-) -> bool {
-    // Behind the fence in `claim::retire` this sees everybody who was welcomed before their fence.
-    if registry.version() != *version {
-        (*version, *peers) = registry.peers();
-    }
-    peers.iter().any(|p| !p.forfeited.load(Ordering::Relaxed) && claim::is_held(p.page.held(slot)))
+/// Returns whether a strict subscriber has yet to take frame `seq`.
+fn has_unread_frame(subscriber: &SubscriberHandle, seq: u64) -> bool {
+    subscriber.credit > 0
+        && subscriber.mode == Mode::Strict
+        && !subscriber.draining.load(Ordering::Relaxed)
+        // SYNC(cursor/unread): pairs with the Release in the subscriber's `FrameReader`. The frame that the
+        // cursor names is claimed, or was released again.
+        && subscriber.page.header().cursor.load(Ordering::Acquire) < seq
 }
 
 impl Pool {
-    /// Has the backend make the slots from now on. True if it is another than before.
-    pub fn move_to(&mut self, backend: &Arc<dyn Backend>) -> bool {
-        let moved = !Arc::ptr_eq(&self.backend, backend);
-        if moved {
+    /// Creates a pool without slots, for at most `slots` of them.
+    pub(super) fn new(slots: u32, backend: Arc<dyn Backend>) -> Self {
+        Self {
+            chunks: Vec::new(),
+            last_chunk: 0,
+            slots: (0..slots).map(|_| None).collect(),
+            reuse_queue: VecDeque::new(),
+            unused: Vec::new(),
+            capacity: 0,
+            slot_size: 0,
+            backend,
+            generation: 0,
+            head: 0,
+            head_generation: 0,
+            dropped: 0,
+            loans: 0,
+            loan_reserve: 0,
+            subscribers: SubscriberSnapshot::default(),
+        }
+    }
+
+    /// Allocates chunks with `backend` from now on. Returns whether it differs from the present one.
+    pub(super) fn switch_backend(&mut self, backend: &Arc<dyn Backend>) -> bool {
+        let switched = !Arc::ptr_eq(&self.backend, backend);
+        if switched {
             self.backend = backend.clone();
         }
-        moved
+        switched
     }
 
-    pub fn look_at_peers(&mut self, registry: &Registry) {
-        if registry.version() != self.peers_version {
-            (self.peers_version, self.peers) = registry.peers();
+    /// Retires all chunks and sets the size of new slots, in bytes. Slots in use stay until they are released.
+    pub(super) fn retire_all(&mut self, slot_size: usize) {
+        for at in 0..self.chunks.len() {
+            self.retire_chunk(at);
+        }
+        self.slot_size = slot_size;
+    }
+
+    fn retire_chunk(&mut self, at: usize) {
+        let chunk = &mut self.chunks[at];
+        if std::mem::replace(&mut chunk.retiring, true) {
+            return;
+        }
+        // All of its slots exist: slots are freed one by one only while the chunk retires.
+        self.capacity -= chunk.slots;
+        for number in &chunk.numbers {
+            let slot = self.slots[*number as usize].as_mut();
+            slot.expect("a chunk that is not retiring has all its slots").retiring = true;
         }
     }
 
-    /// From now on slots have this size. FramePublisher that are in use stay until they are released.
-    pub fn retire_all(&mut self, size: usize) {
-        for chunk in &mut self.chunks {
-            chunk.retiring = true;
-        }
-        self.slot_size = size;
+    /// Maximum number of slots in use; see the head of this module.
+    fn needed(&self, window: u32) -> u32 {
+        window + self.subscribers.credits() + self.loan_reserve.max(1)
     }
 
-    /// Slots that are in use at most.
-    pub fn needed(&self, window: u32) -> u32 {
-        let credits: u32 = self.peers.iter().map(|p| p.credit).sum();
-        window + credits + self.loan_reserve.max(1)
+    fn slot(&self, number: u32) -> &Slot {
+        self.slots[number as usize].as_ref().expect("queued slots exist")
     }
 
-    pub fn capacity(&self) -> u32 {
-        self.chunks.iter().filter(|c| !c.retiring).map(|c| c.memory.geometry().slots).sum()
+    /// Frees a slot of a retiring chunk.
+    fn free_slot(&mut self, number: u32) {
+        let slot = self.slots[number as usize].take().expect("queued slots exist");
+        let chunk = self.chunks.iter_mut().find(|c| c.id == slot.chunk);
+        chunk.expect("a slot's chunk exists").slots -= 1;
     }
 }
 
-/// What decides about slots and does not change.
-pub(crate) struct Slots {
-    pub control: Control,
-    pub registry: Arc<Registry>,
-    pub window: u32,
-    pub policy: Policy,
+/// The parts of the pool that stay the same, and the methods that find, add and free slots.
+pub(super) struct Slots {
+    pub(super) control: Control,
+    pub(super) registry: Arc<Registry>,
+    /// Number of newest frames that are kept for subscribers that are just waking up.
+    pub(super) window: u32,
+    pub(super) policy: Policy,
 }
 
 impl Slots {
-    /// A slot that nobody needs: the oldest of those that go round, or one that was never used.
+    /// Finds a free slot and removes it from the queue. With `overwrites`, the search may also take a slot whose
+    /// frame a strict subscriber has yet to take.
     ///
-    /// A subscriber that goes from frame to frame during the search can be met in each of them, though
-    /// it never holds more than its credit. Then there is a free slot, and another search finds it.
-    pub fn take(&self, pool: &mut Pool, overwrites: bool) -> Taken {
-        let mut taken = self.search(pool, overwrites);
-        for _ in 1..SEARCHES {
-            if !matches!(taken, Taken::Nothing) {
+    /// The search is repeated up to [`MAX_SCANS`] times. During one scan a fast subscriber can move from slot to
+    /// slot and make each of them look claimed. It never holds more than its credit, so a repeated scan finds
+    /// the free slot.
+    pub(super) fn acquire_slot(&self, pool: &mut Pool, overwrites: bool) -> SlotSearch {
+        let mut search = self.find_free_slot(pool, overwrites);
+        for _ in 1..MAX_SCANS {
+            if !matches!(search, SlotSearch::Exhausted) {
                 break;
             }
             std::hint::spin_loop();
-            taken = self.search(pool, overwrites);
+            search = self.find_free_slot(pool, overwrites);
         }
-        taken
+        search
     }
 
-    /// The newest frames stay for those who are just waking up.
-    pub fn is_newest(&self, seq: u64, head: u64) -> bool {
+    /// Returns whether the frame is one of the newest, which are kept for subscribers that are just waking up.
+    fn is_newest(&self, seq: u64, head: u64) -> bool {
         seq != claim::EMPTY && seq + u64::from(self.window) > head
     }
 
-    /// With `overwrites` also one that somebody strict has still to take.
-    pub fn search(&self, pool: &mut Pool, overwrites: bool) -> Taken {
-        let Pool { order, spare, slots, chunks, peers, peers_version, head, .. } = pool;
-        // Few slots go round, from the oldest frame on: their memory stays in the caches, and the rest
-        // stays unused until it is needed.
-        for at in 0..order.len() {
-            let number = order[at];
+    fn find_free_slot(&self, pool: &mut Pool, overwrites: bool) -> SlotSearch {
+        let Pool { reuse_queue, unused, slots, subscribers, head, .. } = pool;
+        for at in 0..reuse_queue.len() {
+            let number = reuse_queue[at];
             let slot_seq = self.control.slot(number);
             let seq = slot_seq.load(Ordering::Relaxed);
             if seq != claim::EMPTY {
                 if self.is_newest(seq, *head) {
                     break;
                 }
-                // Who is strict finds what it has still to take as long as there is other room.
-                if let Some(peer) = peers.iter().find(|p| is_behind(p, seq)) {
-                    match spare.pop() {
-                        Some(number) => return Taken::Slot(number),
-                        None if !overwrites => return Taken::WaitFor(peer.clone()),
+                // As long as an unused slot is left, a strict subscriber keeps the frames that it has yet to take.
+                if let Some(subscriber) = subscribers.iter().find(|s| has_unread_frame(s, seq)) {
+                    match unused.pop() {
+                        Some(number) => return SlotSearch::Found(number),
+                        None if !overwrites => return SlotSearch::Blocked(subscriber.clone()),
                         None => {}
                     }
                 }
             }
-            let slot = slots[number as usize].as_ref().expect("slots in order exist");
-            if slot.loaned || chunks.iter().any(|c| c.retiring && c.id == slot.chunk) {
+            let slot = slots[number as usize].as_ref().expect("queued slots exist");
+            if slot.loaned || slot.retiring {
                 continue;
             }
-            if claim::retire(slot_seq, || held_by_any(&self.registry, peers, peers_version, number))
-            {
-                order.remove(at);
-                return Taken::Slot(number);
+            if claim::retire(slot_seq, || subscribers.hold(&self.registry, number)) {
+                reuse_queue.remove(at);
+                return SlotSearch::Found(number);
             }
         }
-        spare.pop().map_or(Taken::Nothing, Taken::Slot)
+        unused.pop().map_or(SlotSearch::Exhausted, SlotSearch::Found)
     }
 
-    /// No slot is left: subscribers that hold more than they may are sent away. True if there was one.
-    pub fn blame(&self, pool: &Pool) -> bool {
-        let mut blamed = false;
-        for peer in &pool.peers {
-            // One that moves on meanwhile can be met in more frames than it holds; one that holds too many
-            // is met in the same ones again. Since no frame comes now, who keeps to the rules stands still
-            // before it has claimed and released each slot once.
-            let mut claims = peer.page.claims();
+    /// Evicts subscribers that hold more slots than their credit. Returns whether any was evicted.
+    pub(super) fn evict_over_credit(&self, pool: &Pool) -> bool {
+        let mut evicted = false;
+        for subscriber in pool.subscribers.iter() {
+            // A subscriber that moves from frame to frame may be seen in more slots than it holds, and one that
+            // holds too many is seen in the same slots again. No frame is published meanwhile, so a
+            // subscriber that respects its credit comes to rest before it has claimed and released each slot once.
+            let mut claims = subscriber.page.claims();
             for _ in 0..4 * self.control.slots() {
-                let before = std::mem::replace(&mut claims, peer.page.claims());
+                let before = std::mem::replace(&mut claims, subscriber.page.claims());
                 if claims == before {
                     break;
                 }
             }
             let held = claims.iter().filter(|c| **c != claim::EMPTY).count();
-            if held > peer.credit as usize && !peer.forfeited.swap(true, Ordering::Relaxed) {
-                // It would keep slots that others are entitled to; who reads them reads what it finds.
+            if held > subscriber.credit as usize
+                && !subscriber.revoked.swap(true, Ordering::Relaxed)
+            {
                 let text = format!(
                     "it holds {held} frames with a credit of {}: run the same version of cuframes on both sides",
-                    peer.credit
+                    subscriber.credit
                 );
-                self.registry.kick(peer, RefusalReason::OverCredit, text);
-                blamed = true;
+                self.registry.evict(subscriber, RefusalReason::OverCredit, text);
+                evicted = true;
             }
         }
-        blamed
+        evicted
     }
 
-    /// Makes slots, as many as there is room for. Where there is none for a single one, returns who has to
-    /// take frames first, if the policy is to wait for that.
-    pub fn ensure_some(&self, pool: &mut Pool) -> Result<Option<Arc<SubscriberHandle>>> {
-        let Err(e) = self.ensure(pool, 0) else { return Ok(None) };
-        if pool.capacity() > 0 {
+    /// Allocates the missing slots, or accepts fewer when at least one slot exists. When there is none, returns
+    /// the strict subscriber that has to take a frame first, under a policy that waits.
+    ///
+    /// # Errors
+    /// There is no slot, and no memory or slot number for one.
+    pub(super) fn ensure_any_capacity(
+        &self,
+        pool: &mut Pool,
+    ) -> Result<Option<Arc<SubscriberHandle>>> {
+        let Err(e) = self.ensure_capacity(pool, 0) else { return Ok(None) };
+        if pool.capacity > 0 {
             tracing::warn!(%e, "the frame pool is too small for its subscribers");
             return Ok(None);
         }
-        let peer = self.in_the_way(pool);
-        if peer.is_none() {
-            // Who was may just have moved on.
-            self.ensure(pool, 0)?;
+        let blocking = self.blocking_subscriber(pool);
+        if blocking.is_none() {
+            // The blocking subscriber may have taken its frame a moment ago.
+            self.ensure_capacity(pool, 0)?;
         }
-        Ok(peer)
+        Ok(blocking)
     }
 
-    /// Who has still to take one of the frames that are not kept for others.
-    pub fn in_the_way(&self, pool: &Pool) -> Option<Arc<SubscriberHandle>> {
-        let seqs = pool.order.iter().map(|n| self.control.slot(*n).load(Ordering::Relaxed));
+    /// Returns a strict subscriber that has yet to take one of the frames outside the window, under a policy that
+    /// waits.
+    fn blocking_subscriber(&self, pool: &Pool) -> Option<Arc<SubscriberHandle>> {
+        if self.policy == Policy::Drop {
+            return None;
+        }
+        let seqs = pool.reuse_queue.iter().map(|n| self.control.slot(*n).load(Ordering::Relaxed));
         let mut old = seqs.filter(|seq| *seq != claim::EMPTY && !self.is_newest(*seq, pool.head));
-        let waits = self.policy != Policy::Drop;
-        old.find_map(|seq| pool.peers.iter().find(|p| waits && is_behind(p, seq)).cloned())
+        old.find_map(|seq| pool.subscribers.iter().find(|s| has_unread_frame(s, seq)).cloned())
     }
 
-    /// Makes slots until there are enough for the window, everybody's credit, and upstream.
-    pub fn ensure(&self, pool: &mut Pool, more_credit: u32) -> Result<()> {
-        // Without a format there is nothing to make; whoever sets one comes back here.
+    /// Allocates slots until there are enough for the window, all credits and upstream, plus `more_credit`.
+    ///
+    /// # Errors
+    /// There is no memory or no slot number left. The pool keeps the slots that it has.
+    pub(super) fn ensure_capacity(&self, pool: &mut Pool, more_credit: u32) -> Result<()> {
+        // The size of a slot is unknown before the first format. `set_format` calls this again.
         if pool.slot_size == 0 {
             return Ok(());
         }
-        let missing = (pool.needed(self.window) + more_credit).saturating_sub(pool.capacity());
+        let missing = (pool.needed(self.window) + more_credit).saturating_sub(pool.capacity);
         if missing == 0 {
             return Ok(());
         }
-        let made = self.make(pool, missing);
-        if made.is_err() && pool.chunks.iter().any(|c| c.retiring) {
-            self.free_retiring(pool);
-            return self.make(pool, missing);
+        let allocated = self.allocate_chunk(pool, missing);
+        if allocated.is_err() && pool.chunks.iter().any(|c| c.retiring) {
+            self.free_retired(pool);
+            return self.allocate_chunk(pool, missing);
         }
-        made
+        allocated
     }
 
-    pub fn make(&self, pool: &mut Pool, missing: u32) -> Result<()> {
-        let free: Vec<u32> = (0..self.control.slots())
+    fn allocate_chunk(&self, pool: &mut Pool, slots: u32) -> Result<()> {
+        let numbers: Vec<u32> = (0..self.control.slots())
             .filter(|n| pool.slots[*n as usize].is_none())
-            .take(missing as usize)
+            .take(slots as usize)
             .collect();
-        if free.len() < missing as usize {
+        if numbers.len() < slots as usize {
             return Err(Error::InvalidConfig {
                 what: "The frame pool",
                 problem:
@@ -286,30 +387,36 @@ impl Slots {
             });
         }
         let memory =
-            pool.backend.allocate(missing, pool.slot_size).context("get memory for frames")?;
-        pool.next_chunk += 1;
-        let id = pool.next_chunk;
+            pool.backend.allocate(slots, pool.slot_size).context("get memory for frames")?;
+        pool.last_chunk += 1;
+        let id = pool.last_chunk;
         let g = memory.geometry();
         let (kind, device) = (pool.backend.kind() as u32, pool.backend.device().0);
         let (slots, stride, size) = (g.slots, g.stride, g.size);
         let message = Message::Chunk { id, kind, device, slots, stride, size };
-        self.registry.chunk(id, message, Arc::new(ChunkFd(memory.clone())));
-        for (index, &number) in (0..).zip(&free) {
-            let (chunk, memory) = (id, memory.clone());
-            pool.slots[number as usize] =
-                Some(Slot { chunk, index, memory, loaned: false, published: false });
-            pool.spare.push(number);
+        self.registry.announce_chunk(id, message, Arc::new(ChunkFd(memory.clone())));
+        for (index, &number) in (0..).zip(&numbers) {
+            pool.slots[number as usize] = Some(Slot {
+                chunk: id,
+                index,
+                memory: memory.clone(),
+                loaned: false,
+                published: false,
+                retiring: false,
+            });
+            pool.unused.push(number);
         }
-        pool.chunks.push(LiveChunk { id, memory, numbers: free, slots, retiring: false });
+        pool.capacity += slots;
+        pool.chunks.push(LiveChunk { id, memory, numbers, slots, retiring: false });
         tracing::debug!(chunk = id, slots, bytes = g.bytes(), "pool grew");
         Ok(())
     }
 
-    /// Makes slots for what upstream has. False if there is no memory for them.
-    pub fn grow(&self, pool: &mut Pool) -> bool {
+    /// Allocates slots for loans beyond the reserve. Returns false if there is no memory for them.
+    pub(super) fn grow_for_loans(&self, pool: &mut Pool) -> bool {
         let before = pool.loan_reserve;
         pool.loan_reserve = (pool.loans + LOAN_STEP).min(MAX_LOANS);
-        let grown = self.ensure(pool, 0);
+        let grown = self.ensure_capacity(pool, 0);
         if let Err(e) = &grown {
             tracing::debug!(%e, "the frame pool can't grow");
             pool.loan_reserve = before;
@@ -317,75 +424,85 @@ impl Slots {
         grown.is_ok()
     }
 
-    /// Frees what is not needed any more.
-    pub fn trim(&self, pool: &mut Pool) {
-        let surplus = pool.capacity().saturating_sub(pool.needed(self.window));
-        if surplus > 0 {
-            let Pool { chunks, slots, peers, .. } = pool;
-            let idle = |c: &LiveChunk| {
-                let in_use = |n: &u32| {
-                    slots[*n as usize].as_ref().is_some_and(|s| s.loaned)
-                        || peers.iter().any(|p| claim::is_held(p.page.held(*n)))
-                };
-                !c.numbers.iter().any(in_use)
-            };
-            let fits = |c: &&mut LiveChunk| !c.retiring && c.slots <= surplus;
-            // One that is in use goes too, but not before its frames are released.
-            if let Some(chunk) = chunks.iter_mut().filter(fits).max_by_key(|c| (idle(c), c.slots)) {
-                chunk.retiring = true;
-            }
+    /// Retires a chunk if there are surplus slots, and frees the slots of retiring chunks that are no longer in use.
+    pub(super) fn shrink(&self, pool: &mut Pool) {
+        let surplus = pool.capacity.saturating_sub(pool.needed(self.window));
+        if surplus > 0
+            && let Some(at) = Self::surplus_chunk(pool, surplus)
+        {
+            pool.retire_chunk(at);
         }
         if pool.chunks.iter().any(|c| c.retiring) {
-            self.free_retiring(pool);
+            self.free_retired(pool);
         }
     }
 
-    pub fn free_retiring(&self, pool: &mut Pool) {
-        let depth = u64::from(pool.capacity());
-        let Pool { order, spare, slots, chunks, peers, peers_version, head, .. } = pool;
-        spare.retain(|number| {
-            let slot = slots[*number as usize].as_ref().expect("spare slots exist");
-            let chunk =
-                chunks.iter_mut().find(|c| c.id == slot.chunk).expect("a slot's chunk exists");
-            if chunk.retiring {
-                chunk.slots -= 1;
-                slots[*number as usize] = None;
-            }
-            !chunk.retiring
-        });
-        order.retain(|number| {
-            let slot = slots[*number as usize].as_ref().expect("slots in order exist");
-            let chunk =
-                chunks.iter_mut().find(|c| c.id == slot.chunk).expect("a slot's chunk exists");
-            if !chunk.retiring {
-                return true;
-            }
-            let slot_seq = self.control.slot(*number);
-            let seq = slot_seq.load(Ordering::Relaxed);
-            // Nobody loses by the smaller pool what it would not lose in it. Where there is no other,
-            // for want of room, that is all.
-            let is_kept = self.policy != Policy::Drop || seq + depth > *head;
-            let needed = self.is_newest(seq, *head)
-                || slot.loaned
-                || is_kept && peers.iter().any(|p| is_behind(p, seq));
-            if needed {
-                return true;
-            }
-            let free = claim::retire(slot_seq, || {
-                held_by_any(&self.registry, peers, peers_version, *number)
-            });
-            if free {
-                chunk.slots -= 1;
-                slots[*number as usize] = None;
-            }
-            !free
-        });
+    /// Returns the index of the largest chunk that fits into the surplus, preferably one without claims and
+    /// loans. A chunk in use is retired too, and freed when its frames are released.
+    fn surplus_chunk(pool: &Pool, surplus: u32) -> Option<usize> {
+        let in_use = |n: &u32| {
+            pool.slots[*n as usize].as_ref().is_some_and(|s| s.loaned)
+                || pool.subscribers.iter().any(|s| claim::is_held(s.page.held(*n)))
+        };
+        let idle = |c: &LiveChunk| !c.numbers.iter().any(in_use);
+        let fits = |c: &LiveChunk| !c.retiring && c.slots <= surplus;
+        let candidates = pool.chunks.iter().enumerate().filter(|(_, c)| fits(c));
+        candidates.max_by_key(|(_, c)| (idle(c), c.slots)).map(|(at, _)| at)
+    }
+
+    /// Frees what is possible of the retiring chunks.
+    fn free_retired(&self, pool: &mut Pool) {
+        Self::free_unused(pool);
+        self.free_unread(pool);
         pool.chunks.retain(|chunk| {
             if chunk.slots == 0 {
-                self.registry.retire(chunk.id);
+                self.registry.announce_retired(chunk.id);
                 tracing::debug!(chunk = chunk.id, "pool shrank");
             }
             chunk.slots > 0
         });
+    }
+
+    /// Frees the slots of retiring chunks that were never used.
+    fn free_unused(pool: &mut Pool) {
+        let mut unused = std::mem::take(&mut pool.unused);
+        unused.retain(|number| {
+            let retiring = pool.slot(*number).retiring;
+            if retiring {
+                pool.free_slot(*number);
+            }
+            !retiring
+        });
+        pool.unused = unused;
+    }
+
+    /// Frees the slots of retiring chunks whose frames are no longer needed.
+    fn free_unread(&self, pool: &mut Pool) {
+        let mut queue = std::mem::take(&mut pool.reuse_queue);
+        queue.retain(|number| {
+            let free = pool.slot(*number).retiring && self.retire_unread(pool, *number);
+            if free {
+                pool.free_slot(*number);
+            }
+            !free
+        });
+        pool.reuse_queue = queue;
+    }
+
+    /// Removes the frame from a slot of a retiring chunk if it is not needed, and returns whether it did.
+    fn retire_unread(&self, pool: &mut Pool, number: u32) -> bool {
+        let slot_seq = self.control.slot(number);
+        let seq = slot_seq.load(Ordering::Relaxed);
+        // Under the policy *drop*, a subscriber keeps the unread frames that a pool of the new size would keep,
+        // and loses older ones. A pool without any capacity, for lack of memory, keeps none of them.
+        let keeps_unread =
+            self.policy != Policy::Drop || seq + u64::from(pool.capacity) > pool.head;
+        if self.is_newest(seq, pool.head)
+            || pool.slot(number).loaned
+            || keeps_unread && pool.subscribers.iter().any(|s| has_unread_frame(s, seq))
+        {
+            return false;
+        }
+        claim::retire(slot_seq, || pool.subscribers.hold(&self.registry, number))
     }
 }

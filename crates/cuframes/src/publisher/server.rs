@@ -1,6 +1,8 @@
-//! The publisher's thread that welcomes subscribers and notices that they go.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The publisher's server thread: accepts connections, adds and removes subscribers, and detects stalled ones.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -8,9 +10,9 @@ use std::time::Duration;
 
 use super::endpoint::Endpoint;
 use super::info::{PublisherEvent, SubscriberInfo};
-use super::registry::SubscriberHandle;
+use super::registry::{NewSubscriber, Refusal, SubscriberHandle};
 use super::state::State;
-use super::status::Observers;
+use super::status::StatusResponder;
 use crate::protocol::message::{Hello, Message, VERSIONS};
 use crate::protocol::socket::{Received, Socket};
 use crate::protocol::wire::Malformed;
@@ -24,124 +26,146 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, SockFlag, UnixCredentials, accept4, shutdown};
 
-/// A stranger has this long to say HELLO.
+/// Time within which a pending connection has to send HELLO, or receive its status.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
-/// Strangers that may be about to say HELLO at a time; more wait in the socket's queue.
-const MAX_STRANGERS: usize = 16;
-/// How often subscribers are looked at for being stuck.
+/// Maximum number of pending connections. More wait in the backlog of the socket.
+const MAX_PENDING: usize = 16;
+/// Interval at which the progress of subscribers is checked.
 const TICK: Duration = Duration::from_millis(500);
-/// A subscriber that holds frames and does not move for this long, while others could, is reported.
+/// Time after which a subscriber that holds frames and takes none is reported, while frames are published.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 
-pub(crate) struct Server {
-    pub state: State,
-    pub endpoint: Endpoint,
-    /// Users who may subscribe; empty for all.
-    pub allowed_uids: Vec<u32>,
-    /// Stuck subscribers are sent away after this long.
-    pub stall_timeout: Option<Duration>,
-    pub events: Box<dyn Fn(PublisherEvent) + Send + Sync>,
-    pub stop: Arc<AtomicBool>,
+pub(super) struct Server {
+    pub(super) state: State,
+    pub(super) endpoint: Endpoint,
+    /// Users that may subscribe; empty for all.
+    pub(super) allowed_uids: Vec<u32>,
+    /// Time after which a stalled subscriber is evicted.
+    pub(super) stall_timeout: Option<Duration>,
+    pub(super) events: Box<dyn Fn(PublisherEvent) + Send + Sync>,
+    pub(super) stop: Arc<AtomicBool>,
 }
 
-/// What the server remembers of a subscriber between two looks.
+/// A connection that has sent no HELLO yet.
+struct Pending {
+    socket: Socket,
+    deadline: Duration,
+}
+
+/// Progress of a subscriber at the last check.
 struct Progress {
     cursor: u64,
     head: u64,
+    /// Time of the last progress.
     since: Duration,
     reported: bool,
-    /// It was told to go and has not gone yet.
+    /// BYE was sent, and the connection is still open.
     dismissed: bool,
 }
 
+/// State of the server thread between two iterations.
+#[derive(Default)]
+struct Session {
+    last_id: u32,
+    responder: StatusResponder,
+}
+
+/// Which fds were ready after a poll.
+struct Ready {
+    listener: bool,
+    pending: Vec<bool>,
+    subscribers: Vec<bool>,
+}
+
 impl Server {
-    pub fn run(self) {
-        let mut strangers: Vec<(Socket, Duration)> = Vec::new();
+    pub(super) fn run(self) {
+        let mut pending: Vec<Pending> = Vec::new();
         let mut progress: HashMap<u32, Progress> = HashMap::new();
-        let mut next_id = 1;
-        let mut observers = Observers::default();
-        // There was no fd for a stranger; it is asked in again after a tick, not at once.
+        let mut session = Session::default();
+        // No fd was left for a connection. The next attempt is made after a tick instead of at once.
         let mut exhausted = false;
+        // SYNC(stop): pairs with the Release in `Publisher::drop`.
         while !self.stop.load(Ordering::Acquire) {
-            let (_, peers) = self.state.registry.peers();
-            let ready = self.poll(&strangers, &peers, std::mem::take(&mut exhausted));
+            let subscribers = self.state.registry.subscribers();
+            let ready = self.poll(&pending, &subscribers, std::mem::take(&mut exhausted));
             let now = clock::now();
             self.state.registry.drain_wake();
 
-            for (peer, _) in peers.iter().zip(&ready.peers).filter(|(_, ready)| **ready) {
-                self.listen_to(peer);
-            }
-            let mut index = 0;
-            strangers.retain_mut(|(connection, deadline)| {
-                let readable = ready.strangers.get(index).copied().unwrap_or(false);
-                index += 1;
-                if readable && self.greet(connection, &mut next_id, &mut observers) {
-                    return false;
+            for (subscriber, ready) in subscribers.iter().zip(&ready.subscribers) {
+                if *ready {
+                    self.handle_message(subscriber);
                 }
-                // Also for an observer that always has another question.
-                now < *deadline
-            });
-            if ready.listener && strangers.len() < MAX_STRANGERS {
+            }
+            let all = std::mem::take(&mut pending).into_iter().enumerate();
+            pending = all
+                .filter_map(|(at, Pending { socket, deadline })| {
+                    let readable = ready.pending.get(at).copied().unwrap_or(false);
+                    let socket =
+                        if readable { self.handle_pending(socket, &mut session)? } else { socket };
+                    // The limit also applies to an observer that keeps asking.
+                    (now < deadline).then_some(Pending { socket, deadline })
+                })
+                .collect();
+            if ready.listener && pending.len() < MAX_PENDING {
                 match self.accept() {
-                    Ok(connection) => strangers.push((connection, now + HELLO_TIMEOUT)),
+                    Ok(socket) => pending.push(Pending { socket, deadline: now + HELLO_TIMEOUT }),
                     Err(e) => {
-                        tracing::warn!(key = self.state.key, %e, "a subscriber can't be let in");
+                        tracing::warn!(key = self.state.key, %e, "can't accept a connection");
                         exhausted = true;
                     }
                 }
             }
-            for peer in &peers {
-                self.look_after(peer, progress.entry(peer.id), now);
+            for subscriber in &subscribers {
+                self.check_progress(subscriber, progress.entry(subscriber.id), now);
             }
-            let (_, peers) = self.state.registry.peers();
-            progress.retain(|id, _| peers.iter().any(|p| p.id == *id));
+            let subscribers = self.state.registry.subscribers();
+            progress.retain(|id, _| subscribers.iter().any(|s| s.id == *id));
         }
         let text = format!("the publisher of '{}' ends", self.state.key);
-        for peer in self.state.registry.peers().1 {
-            let _ = peer
-                .connection
-                .send(&Message::Bye { code: RefusalReason::Closing, text: text.clone() }, &[]);
+        let bye = Message::Bye { code: RefusalReason::Closing, text };
+        for subscriber in self.state.registry.subscribers() {
+            let _ = subscriber.socket.send(&bye, &[]);
         }
     }
 
     fn poll(
         &self,
-        strangers: &[(Socket, Duration)],
-        peers: &[Arc<SubscriberHandle>],
+        pending: &[Pending],
+        subscribers: &[Arc<SubscriberHandle>],
         exhausted: bool,
     ) -> Ready {
-        let listening = strangers.len() < MAX_STRANGERS && !exhausted;
+        let listening = pending.len() < MAX_PENDING && !exhausted;
         let mut fds = vec![PollFd::new(self.state.registry.wake_fd(), PollFlags::POLLIN)];
         let accept = if listening { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.endpoint.listener.as_fd(), accept));
-        fds.extend(strangers.iter().map(|(c, _)| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
-        // Who was sent away is heard no more; its end is always reported.
-        let hear = |p: &SubscriberHandle| match p.kicked() {
+        fds.extend(pending.iter().map(|p| PollFd::new(p.socket.as_fd(), PollFlags::POLLIN)));
+        // Messages of an evicted subscriber are ignored. The end of its connection is always reported.
+        let events = |s: &SubscriberHandle| match s.eviction() {
             None => PollFlags::POLLIN,
             Some(_) => PollFlags::empty(),
         };
-        fds.extend(peers.iter().map(|p| PollFd::new(p.connection.as_fd(), hear(p))));
-        let timeout = match (strangers, peers) {
+        fds.extend(subscribers.iter().map(|s| PollFd::new(s.socket.as_fd(), events(s))));
+        let timeout = match (pending, subscribers) {
             ([], []) if !exhausted => PollTimeout::NONE,
             _ => PollTimeout::try_from(TICK).expect("half a second is a timeout"),
         };
         let polled = poll(&mut fds, timeout);
         if polled.is_err_and(|e| e != Errno::EINTR) {
-            // No memory, or more fds than it may have by now: that may pass.
+            // No memory, or more fds than the limit now allows. Both may pass.
             std::thread::sleep(TICK);
         }
         let mut ready = fds[1..].iter().map(|fd| polled.is_ok() && fd.any().unwrap_or(false));
         Ready {
             listener: ready.next().unwrap_or(false),
-            strangers: ready.by_ref().take(strangers.len()).collect(),
-            peers: ready.collect(),
+            pending: ready.by_ref().take(pending.len()).collect(),
+            subscribers: ready.collect(),
         }
     }
 
-    /// What the application does of an event is no reason for the key to go deaf.
-    fn report(&self, event: PublisherEvent) {
-        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.events)(event)));
-        if told.is_err() {
+    /// Reports an event to the application. A panic there is logged, and the server continues.
+    fn emit(&self, event: PublisherEvent) {
+        let emit = std::panic::AssertUnwindSafe(|| (self.events)(event));
+        if std::panic::catch_unwind(emit).is_err() {
             tracing::error!(key = self.state.key, "the receiver of an event panicked");
         }
     }
@@ -149,233 +173,253 @@ impl Server {
     fn accept(&self) -> io::Result<Socket> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = accept4(self.endpoint.listener.as_raw_fd(), flags)?;
-        // SAFETY: the kernel made this fd for this call, and nobody else knows it.
+        // SAFETY: `accept4` has created the fd, and no other owner exists.
         Ok(Socket::new(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Hears a stranger's HELLO, or what it asks. True when that is over, for better or worse.
-    fn greet(&self, connection: &mut Socket, next_id: &mut u32, observers: &mut Observers) -> bool {
-        let refused = match connection.receive(0) {
-            Ok(Received::Nothing) => return false,
-            Ok(Received::Closed) | Err(_) => return true,
+    /// Handles the first message of a connection: HELLO or STATUS_REQUEST. Returns the socket if the
+    /// connection is still pending.
+    fn handle_pending(&self, socket: Socket, session: &mut Session) -> Option<Socket> {
+        let refuse = |reason, text: String| Refusal { reason, text };
+        let (socket, refusal) = match socket.receive(0) {
+            Ok(Received::Nothing) => return Some(socket),
+            Ok(Received::Closed) | Err(_) => return None,
             Ok(Received::Message(Message::Hello(hello), _)) => {
-                // A second fd of the same socket, so that a refusal can be sent on the first.
-                let own = connection.as_fd().try_clone_to_owned().map_err(exhausted);
-                let joined = own.and_then(|own| self.join(Socket::new(own), hello, *next_id));
-                *next_id = next_id.wrapping_add(1);
-                match joined {
-                    Ok(()) => return true,
-                    Err(refused) => refused,
+                session.last_id = session.last_id.wrapping_add(1);
+                match self.accept_subscriber(socket, hello, session.last_id) {
+                    Ok(()) => return None,
+                    Err(Refused { socket, refusal }) => (socket, refusal),
                 }
             }
             Ok(Received::Message(Message::StatusRequest { versions, from }, _)) => {
-                let allowed = self.admit(connection);
-                match allowed.and_then(|_| check_versions("observer", versions)) {
-                    Ok(version) => return observers.answer(&self.state, connection, version, from),
-                    Err(refused) => refused,
+                let version = self.authorize(&socket).and_then(|_| negotiate("observer", versions));
+                match version {
+                    Ok(version) => {
+                        let done = session.responder.respond(&self.state, &socket, version, from);
+                        return (!done).then_some(socket);
+                    }
+                    Err(refusal) => (socket, refusal),
                 }
             }
-            Ok(Received::Message(..)) => {
-                (RefusalReason::Malformed, "the first message has to be HELLO or STATUS_REQUEST: run the same version of cuframes on both sides".to_owned())
-            }
-            Ok(Received::Malformed(e @ Malformed::Versions(..))) => (
-                RefusalReason::Version,
-                format!(
+            Ok(Received::Message(..)) => (
+                socket,
+                refuse(
+                    RefusalReason::Malformed,
+                    "the first message has to be HELLO or STATUS_REQUEST: run the same version of cuframes on both sides".into(),
+                ),
+            ),
+            Ok(Received::Malformed(e @ Malformed::Versions(..))) => {
+                let text = format!(
                     "{e}, the publisher {} to {}: update the older one",
                     VERSIONS.start(),
                     VERSIONS.end()
-                ),
-            ),
-            Ok(Received::Malformed(e)) => (RefusalReason::Malformed, e.to_string()),
+                );
+                (socket, refuse(RefusalReason::Version, text))
+            }
+            Ok(Received::Malformed(e)) => (socket, refuse(RefusalReason::Malformed, e.to_string())),
         };
-        let (code, text) = refused;
-        tracing::info!(key = self.state.key, text, "refused a subscriber");
-        let _ = connection.send(&Message::Refused { code, text }, &[]);
-        true
+        let Refusal { reason, text } = refusal;
+        tracing::info!(key = self.state.key, text, "refused a connection");
+        let _ = socket.send(&Message::Refused { code: reason, text }, &[]);
+        None
     }
 
-    /// Who is at the other end, if that user is served.
-    fn admit(&self, connection: &Socket) -> Result<UnixCredentials, (RefusalReason, String)> {
-        let credentials = connection.peer().map_err(exhausted)?;
+    /// Returns the credentials of the peer if its user may connect.
+    fn authorize(&self, socket: &Socket) -> Result<UnixCredentials, Refusal> {
+        let credentials = socket.peer().map_err(out_of_resources)?;
         let uid = credentials.uid();
         if !self.allowed_uids.is_empty() && !self.allowed_uids.contains(&uid) {
             let text =
                 format!("it does not serve this user: add {uid} to allowed-uids of the publisher");
-            return Err((RefusalReason::Denied, text));
+            return Err(Refusal { reason: RefusalReason::Denied, text });
         }
         Ok(credentials)
     }
 
-    fn join(
-        &self,
-        connection: Socket,
-        hello: Hello,
-        id: u32,
-    ) -> Result<(), (RefusalReason, String)> {
-        let credentials = self.admit(&connection)?;
-        let version = check_versions("subscriber", hello.versions)?;
-        if hello.credit > self.state.max_frames_per_subscriber {
-            return Err((
-                RefusalReason::OverCredit,
-                format!(
-                    "it asks for {} frames at a time (max-frames), more than the publisher's max-frames-per-subscriber={}: lower the one or raise the other",
-                    hello.credit, self.state.max_frames_per_subscriber
-                ),
-            ));
+    /// Adds the subscriber that sent `hello`, or returns its socket and the reason.
+    fn accept_subscriber(&self, socket: Socket, hello: Hello, id: u32) -> Result<(), Refused> {
+        let admission = match self.check_hello(&socket, &hello) {
+            Ok(admission) => admission,
+            Err(refusal) => return Err(Refused { socket, refusal }),
+        };
+        let Admission { credentials, version, page, page_fd } = admission;
+        let Hello { credit, mode, name, .. } = hello;
+        let new = NewSubscriber { id, socket, page, credit, mode, name, credentials };
+        let subscriber = Arc::new(SubscriberHandle::new(new));
+        let frames = &self.state.frames;
+        let welcome = Message::Welcome {
+            version,
+            epoch: self.state.epoch,
+            id,
+            slots: frames.slots.control.slots(),
+            index: frames.index_len,
+        };
+        let added = frames.register_between_frames(credit, |head| {
+            let h = subscriber.page.header();
+            // A strict subscriber receives every frame from here on, and a publisher that waits, waits for it.
+            h.cursor.store(head, Ordering::Relaxed);
+            h.joined_ns.store(clock::now_ns() as u64, Ordering::Relaxed);
+            // SYNC(header/magic): pairs with the Acquire of the subscriber that opens the page.
+            h.magic.store(MAGIC, Ordering::Release);
+            let fds = [frames.control_fd.as_fd(), page_fd.as_fd()];
+            self.state.registry.add_subscriber(subscriber.clone(), &welcome, &fds);
+        });
+        if let Err(e) = added {
+            let handle = Arc::into_inner(subscriber).expect("a subscriber that was not added");
+            let refusal = Refusal { reason: RefusalReason::NoMemory, text: e.to_string() };
+            return Err(Refused { socket: handle.into_socket(), refusal });
         }
-        if self.state.registry.peers().1.len() >= self.state.max_subscribers as usize {
-            return Err((
-                RefusalReason::Full,
-                format!(
-                    "all {} places are taken: raise max-subscribers of the publisher, or stop a subscriber",
-                    self.state.max_subscribers
-                ),
-            ));
+        tracing::info!(
+            key = self.state.key,
+            name = subscriber.name,
+            pid = credentials.pid(),
+            "subscriber joined"
+        );
+        self.emit(PublisherEvent::SubscriberAdded(SubscriberInfo::of(&subscriber)));
+        Ok(())
+    }
+
+    /// Checks whether the sender of `hello` may join, and creates its page.
+    fn check_hello(&self, socket: &Socket, hello: &Hello) -> Result<Admission, Refusal> {
+        let State { max_subscribers, max_frames_per_subscriber, .. } = self.state;
+        let credentials = self.authorize(socket)?;
+        let version = negotiate("subscriber", hello.versions)?;
+        if hello.credit > max_frames_per_subscriber {
+            let text = format!(
+                "it asks for {} frames at a time (max-frames), more than the publisher's max-frames-per-subscriber={max_frames_per_subscriber}: lower the one or raise the other",
+                hello.credit
+            );
+            return Err(Refusal { reason: RefusalReason::OverCredit, text });
+        }
+        if self.state.registry.subscribers().len() >= max_subscribers as usize {
+            let text = format!(
+                "all {max_subscribers} places are taken: raise max-subscribers of the publisher, or stop a subscriber"
+            );
+            return Err(Refusal { reason: RefusalReason::Full, text });
         }
         let slots = self.state.frames.slots.control.slots();
-        let (map, page_fd) =
-            Mapping::create("cuframes-subscriber", SubscriberPage::size(slots), Sharing::ReadWrite)
-                .map_err(exhausted)?;
+        let size = SubscriberPage::size(slots);
+        let (map, page_fd) = Mapping::create("cuframes-subscriber", size, Sharing::ReadWrite)
+            .map_err(out_of_resources)?;
         let page = SubscriberPage::new(map, slots);
         let h = page.header();
         h.version.store(LAYOUT_VERSION, Ordering::Relaxed);
         h.slots.store(slots, Ordering::Relaxed);
         if hello.mode == Mode::Strict && hello.credit == 0 {
-            // Nothing is lost from here on, though it has not said yet which track it will read.
+            // Packets are retained from here on, before the subscriber says which track it reads.
             let any = READER_LOSSLESS | READER_ANY_TRACK;
             h.readers[0].track.store(any, Ordering::Relaxed);
         }
-        let asked = (hello.credit, hello.mode, hello.name);
-        let peer = Arc::new(SubscriberHandle::new(id, connection, page, asked, credentials));
-        let welcome = Message::Welcome {
-            version,
-            epoch: self.state.epoch,
-            id,
-            slots,
-            index: self.state.frames.index_len,
-        };
-        self.state
-            .frames
-            .reserve(hello.credit, |head| {
-                let h = peer.page.header();
-                // A strict subscriber gets each frame from here on; a publisher that waits, waits for it.
-                h.cursor.store(head, Ordering::Relaxed);
-                h.joined_ns.store(clock::now_ns() as u64, Ordering::Relaxed);
-                // Pairs with the Acquire in the client.
-                h.magic.store(MAGIC, Ordering::Release);
-                let fds = [self.state.frames.control_fd.as_fd(), page_fd.as_fd()];
-                self.state.registry.add(peer.clone(), &welcome, &fds)
-            })
-            .map_err(|e| (RefusalReason::NoMemory, e.to_string()))?;
-        tracing::info!(
-            key = self.state.key,
-            name = peer.name,
-            pid = credentials.pid(),
-            "subscriber came"
-        );
-        self.report(PublisherEvent::SubscriberAdded(SubscriberInfo::of(&peer)));
-        Ok(())
+        Ok(Admission { credentials, version, page, page_fd })
     }
 
-    /// After HELLO a subscriber says that it leaves, and then closes the connection.
-    fn listen_to(&self, peer: &SubscriberHandle) {
-        match peer.connection.receive(0) {
-            // Without memory for a message nothing is known of the peer.
+    /// Handles a message of a subscriber. After HELLO it sends LEAVE at most, and then closes the connection.
+    fn handle_message(&self, subscriber: &SubscriberHandle) {
+        match subscriber.socket.receive(0) {
+            // An error means that there is no memory for a message, and says nothing about the subscriber.
             Ok(Received::Nothing) | Err(_) => {}
-            Ok(Received::Message(Message::Leave, _)) => peer.leaving.store(true, Ordering::Relaxed),
+            Ok(Received::Message(Message::Leave, _)) => {
+                subscriber.draining.store(true, Ordering::Relaxed);
+            }
             Ok(Received::Closed) => {
-                // The process is gone, or has let go of every frame: its claims mean nothing any more.
-                self.state.registry.remove(peer.id);
-                tracing::info!(key = self.state.key, name = peer.name, "subscriber went");
-                let reason = peer.kicked().map(|(_, text)| text);
-                self.report(PublisherEvent::SubscriberRemoved(SubscriberInfo::of(peer), reason));
+                // The process has exited, or has released every frame: its claims no longer count.
+                self.state.registry.remove_subscriber(subscriber.id);
+                tracing::info!(key = self.state.key, name = subscriber.name, "subscriber left");
+                let reason = subscriber.eviction().map(|eviction| eviction.text);
+                let info = SubscriberInfo::of(subscriber);
+                self.emit(PublisherEvent::SubscriberRemoved(info, reason));
             }
             Ok(Received::Message(..) | Received::Malformed(_)) => {
-                self.state.registry.kick(
-                    peer,
-                    RefusalReason::Malformed,
-                    "it sent what it should not: run the same version of cuframes on both sides"
-                        .into(),
-                );
+                let text =
+                    "it sent an unexpected message: run the same version of cuframes on both sides";
+                let reason = RefusalReason::Malformed;
+                self.state.registry.evict(subscriber, reason, text.into());
             }
         }
     }
 
-    /// Sends away who is to be sent away, and reports who is stuck.
-    fn look_after(
+    /// Disconnects a subscriber that is to be evicted, and reports or evicts one that is stalled.
+    fn check_progress(
         &self,
-        peer: &SubscriberHandle,
-        progress: std::collections::hash_map::Entry<'_, u32, Progress>,
+        subscriber: &SubscriberHandle,
+        progress: Entry<'_, u32, Progress>,
         now: Duration,
     ) {
-        let cursor = peer.page.header().cursor.load(Ordering::Relaxed);
+        let cursor = subscriber.page.header().cursor.load(Ordering::Relaxed);
         let head = self.state.frames.slots.control.header().head.load(Ordering::Relaxed);
         let fresh = || Progress { cursor, head, since: now, reported: false, dismissed: false };
-        let seen = progress.or_insert_with(fresh);
-        if let Some((code, text)) = peer.kicked() {
-            if !seen.dismissed {
-                // The connection is kept until the other side closes it. Only that says that the
-                // process does not read its frames any more.
-                let _ = peer.connection.send(&Message::Bye { code, text }, &[]);
-                let _ = shutdown(peer.connection.as_fd().as_raw_fd(), Shutdown::Write);
-                seen.dismissed = true;
+        let last = progress.or_insert_with(fresh);
+        if let Some(Refusal { reason, text }) = subscriber.eviction() {
+            if !last.dismissed {
+                // The connection stays open until the subscriber closes it. Only that proves that the process no
+                // longer reads its frames.
+                let _ = subscriber.socket.send(&Message::Bye { code: reason, text }, &[]);
+                let _ = shutdown(subscriber.socket.as_fd().as_raw_fd(), Shutdown::Write);
+                last.dismissed = true;
             }
             return;
         }
-        // Who leaves takes nothing any more and is not stuck.
-        let held = peer.page.count_held();
-        let held = if peer.leaving.load(Ordering::Relaxed) { 0 } else { held };
-        if seen.cursor != cursor || head == seen.head || held == 0 {
-            *seen = fresh();
+        // A subscriber that leaves takes no more frames, and is not stalled.
+        let held = subscriber.page.count_held();
+        let held = if subscriber.draining.load(Ordering::Relaxed) { 0 } else { held };
+        if last.cursor != cursor || head == last.head || held == 0 {
+            *last = fresh();
             return;
         }
-        let stuck = now.saturating_sub(seen.since);
-        if stuck >= STALLED_AFTER && !seen.reported {
-            seen.reported = true;
+        let stalled = now.saturating_sub(last.since);
+        if stalled >= STALLED_AFTER && !last.reported {
+            last.reported = true;
             tracing::warn!(
                 key = self.state.key,
-                name = peer.name,
+                name = subscriber.name,
                 held,
-                "subscriber does not move"
+                "subscriber is stalled"
             );
-            self.report(PublisherEvent::SubscriberStalled(SubscriberInfo::of(peer)));
+            self.emit(PublisherEvent::SubscriberStalled(SubscriberInfo::of(subscriber)));
         }
-        if self.stall_timeout.is_some_and(|t| stuck >= t) {
+        if self.stall_timeout.is_some_and(|timeout| stalled >= timeout) {
             let text = format!(
                 "it held {held} frames and took none for {} s: look what it hangs in, or raise stall-timeout of the publisher",
-                stuck.as_secs()
+                stalled.as_secs()
             );
-            self.state.registry.kick(peer, RefusalReason::Stalled, text);
+            self.state.registry.evict(subscriber, RefusalReason::Stalled, text);
         }
     }
 }
 
-/// The version to speak with a peer that speaks these.
-fn check_versions(peer: &str, (first, last): (u16, u16)) -> Result<u16, (RefusalReason, String)> {
+/// A subscriber that was not accepted.
+struct Refused {
+    socket: Socket,
+    refusal: Refusal,
+}
+
+/// What is needed to add a subscriber whose HELLO was accepted.
+struct Admission {
+    credentials: UnixCredentials,
+    /// Version of the protocol to use.
+    version: u16,
+    page: SubscriberPage,
+    page_fd: OwnedFd,
+}
+
+/// Returns the newest version of the protocol that both sides have.
+fn negotiate(peer: &str, (first, last): (u16, u16)) -> Result<u16, Refusal> {
     let (oldest, newest) = (*VERSIONS.start(), *VERSIONS.end());
     if first > newest || last < oldest {
-        return Err((
-            RefusalReason::Version,
-            format!(
-                "the {peer} speaks versions {first} to {last} of the protocol, the publisher {oldest} to {newest}: update the older one"
-            ),
-        ));
+        let text = format!(
+            "the {peer} speaks versions {first} to {last} of the protocol, the publisher {oldest} to {newest}: update the older one"
+        );
+        return Err(Refusal { reason: RefusalReason::Version, text });
     }
     Ok(last.min(newest))
 }
 
-/// Why a subscriber is refused that there are no means for.
-fn exhausted(e: io::Error) -> (RefusalReason, String) {
-    (
-        RefusalReason::NoMemory,
-        format!(
+/// Returns the refusal of a subscriber for which the publisher has no resources.
+fn out_of_resources(e: io::Error) -> Refusal {
+    Refusal {
+        reason: RefusalReason::NoMemory,
+        text: format!(
             "the publisher has no memory or file descriptors left ({e}): raise its limits (ulimit -n), or stop something"
         ),
-    )
-}
-
-struct Ready {
-    listener: bool,
-    strangers: Vec<bool>,
-    peers: Vec<bool>,
+    }
 }

@@ -1,4 +1,5 @@
-//! What the parts of a publisher share.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! State that the parts of a publisher share.
 
 use std::sync::Arc;
 
@@ -6,13 +7,14 @@ use super::frames::FramePublisher;
 use super::info::Tracks;
 use super::registry::Registry;
 
-pub(crate) struct State {
-    pub key: String,
-    pub name: String,
-    pub epoch: u64,
-    pub registry: Arc<Registry>,
-    pub frames: Arc<FramePublisher>,
-    pub tracks: Tracks,
-    pub max_subscribers: u32,
-    pub max_frames_per_subscriber: u32,
+pub(super) struct State {
+    pub(super) key: String,
+    pub(super) name: String,
+    /// Number of this life of the publisher.
+    pub(super) epoch: u64,
+    pub(super) registry: Arc<Registry>,
+    pub(super) frames: Arc<FramePublisher>,
+    pub(super) tracks: Tracks,
+    pub(super) max_subscribers: u32,
+    pub(super) max_frames_per_subscriber: u32,
 }

@@ -1,8 +1,11 @@
-//! Answers those who ask what the publisher is.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Answers STATUS_REQUEST: tells observers about the publisher, without a subscription.
 //!
-//! An observer is a stranger that says STATUS_REQUEST instead of HELLO: it takes no subscriber's place, and has
-//! the time and the number of places that strangers have. The server's thread answers, from a look at
-//! the publisher that it takes a few times a second at most, however many ask.
+//! An observer is a pending connection that sends STATUS_REQUEST instead of HELLO. It occupies no subscriber's
+//! place, and is subject to the time limit and the maximum number of pending connections. The server thread
+//! answers from a snapshot that it takes at most 20 times a second, however many observers ask.
+
+use std::time::Duration;
 
 use super::frames::FramePublisher;
 use super::info::{SubscriberInfo, track_stats};
@@ -15,73 +18,94 @@ use crate::shm::layout::unpack_index;
 use crate::shm::record::Record;
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::clock;
-use std::time::Duration;
 
-/// A look is good for so long. It takes locks that streaming threads take, too.
-const FRESH: Duration = Duration::from_millis(50);
+/// Time for which a snapshot is reused. Taking one requires locks that streaming threads take too.
+const SNAPSHOT_AGE: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
-pub(crate) struct Observers {
-    last: Option<(Duration, PublisherStatus)>,
+pub(super) struct StatusResponder {
+    last: Option<Snapshot>,
 }
 
-impl Observers {
-    /// Tells as much as fits into a message. True if the observer knows all then, or is gone.
-    pub fn answer(&mut self, server: &State, connection: &Socket, version: u16, from: u64) -> bool {
+struct Snapshot {
+    taken: Duration,
+    status: PublisherStatus,
+}
+
+impl StatusResponder {
+    /// Sends the part of the status from entry `from` on that fits into a message. Returns true when the observer
+    /// has received everything, or is gone.
+    pub(super) fn respond(
+        &mut self,
+        state: &State,
+        socket: &Socket,
+        version: u16,
+        from: u64,
+    ) -> bool {
         let now = clock::now();
-        if self.last.as_ref().is_none_or(|(taken, _)| now >= *taken + FRESH) {
-            self.last = Some((now, look(server)));
-        }
-        let (_, status) = self.last.as_ref().expect("taken above");
-        let (part, next) = status.part(from);
+        let last = self.last.take().filter(|last| now < last.taken + SNAPSHOT_AGE);
+        let snapshot = last.unwrap_or_else(|| Snapshot { taken: now, status: snapshot(state) });
+        let (part, next) = snapshot.status.part(from);
+        self.last = Some(snapshot);
         let answer = Message::Status { version, next, status: Box::new(part) };
-        connection.send(&answer, &[]).is_err() || next == 0
+        socket.send(&answer, &[]).is_err() || next == 0
     }
 }
 
-fn look(server: &State) -> PublisherStatus {
-    let frames = &server.frames;
-    let (caps, track_caps) = server.registry.caps();
+fn snapshot(state: &State) -> PublisherStatus {
+    let frames = &state.frames;
+    let caps = state.registry.current_caps();
     let pool = frames.stats();
-    let tracks = track_stats(&server.tracks).into_iter().map(|t| TrackStatus {
-        track: t.track,
-        caps: track_caps.iter().find(|c| c.0 == t.track).map(|c| c.1.clone()).unwrap_or_default(),
-        published: t.published,
-        in_ring: t.in_ring,
-        too_big: t.too_big,
-        bytes: t.bytes,
+    let tracks = track_stats(&state.tracks).into_iter().map(|t| {
+        let of_track = caps.tracks.iter().find(|c| c.track == t.track);
+        TrackStatus {
+            track: t.track,
+            caps: of_track.map(|c| c.caps.clone()).unwrap_or_default(),
+            published: t.published,
+            in_ring: t.in_ring,
+            too_big: t.too_big,
+            bytes: t.bytes,
+        }
     });
-    let peers = server.registry.peers().1;
+    let tracks = tracks.collect();
+    let subscribers = state.registry.subscribers();
     PublisherStatus {
-        key: server.key.clone(),
-        name: server.name.clone(),
+        key: state.key.clone(),
+        name: state.name.clone(),
         pid: std::process::id() as i32,
         uid: nix::unistd::getuid().as_raw(),
-        epoch: server.epoch,
+        epoch: state.epoch,
         time_ns: clock::now_ns(),
-        caps,
+        caps: caps.frames,
         memory: pool.memory,
         slots: pool.slots,
         chunks: pool.chunks,
         bytes: pool.bytes,
         published: pool.published,
         dropped: pool.dropped,
-        last_frame_ns: published_at(frames, pool.published),
+        last_frame_ns: published_ns(frames, pool.published),
         latency_ns: frames.slots.control.header().status.latency_ns.load(Ordering::Relaxed),
-        max_subscribers: server.max_subscribers,
-        max_frames_per_subscriber: server.max_frames_per_subscriber,
-        tracks: tracks.collect(),
-        subscribers: peers.iter().map(|p| subscriber(frames, p, pool.published)).collect(),
+        max_subscribers: state.max_subscribers,
+        max_frames_per_subscriber: state.max_frames_per_subscriber,
+        tracks,
+        subscribers: subscribers
+            .iter()
+            .map(|s| subscriber_status(frames, s, pool.published))
+            .collect(),
     }
 }
 
-fn subscriber(frames: &FramePublisher, peer: &SubscriberHandle, head: u64) -> SubscriberStatus {
-    let info = SubscriberInfo::of(peer);
-    let taken = peer.page.header().heartbeat_ns.load(Ordering::Relaxed) as i64;
-    // It says itself which frame it took and when; nonsense is nobody's latency.
-    let latency = published_at(frames, info.cursor)
+fn subscriber_status(
+    frames: &FramePublisher,
+    subscriber: &SubscriberHandle,
+    head: u64,
+) -> SubscriberStatus {
+    let info = SubscriberInfo::of(subscriber);
+    let taken_ns = subscriber.page.header().heartbeat_ns.load(Ordering::Relaxed) as i64;
+    // Cursor and time are the subscriber's own words, so an impossible difference is reported as unknown.
+    let latency_ns = published_ns(frames, info.cursor)
         .filter(|_| info.received > 0)
-        .and_then(|published| u64::try_from(taken.checked_sub(published)?).ok());
+        .and_then(|published_ns| u64::try_from(taken_ns.checked_sub(published_ns)?).ok());
     SubscriberStatus {
         id: info.id,
         name: info.name,
@@ -95,24 +119,26 @@ fn subscriber(frames: &FramePublisher, peer: &SubscriberHandle, head: u64) -> Su
         received: info.received,
         skipped: info.skipped,
         copied: info.copied,
-        latency_ns: latency,
+        latency_ns,
     }
 }
 
-/// When a frame was published, if it is still in a slot.
-fn published_at(frames: &FramePublisher, seq: u64) -> Option<i64> {
+/// Returns when frame `seq` was published, in ns of CLOCK_MONOTONIC, if it is still in a slot.
+fn published_ns(frames: &FramePublisher, seq: u64) -> Option<i64> {
     let control = &frames.slots.control;
     if seq == 0 {
         return None;
     }
     let slot = unpack_index(control.index_entry(seq).load(Ordering::Relaxed), seq)?;
+    // SYNC(publish/claim): the record of the frame was written before the number.
     if slot >= control.slots() || control.slot(slot).load(Ordering::Acquire) != seq {
         return None;
     }
     let record = Record::load(control.record(slot))?;
-    // No claim keeps the slot from being used again meanwhile, so it is looked at once more: whoever
-    // saw a word of a newer record sees here that the number was taken away before.
+    // No claim protects the slot, so the number is checked again behind the record. The publisher removes the
+    // number before it writes a newer record, and that record's number is stored with Release behind the SC
+    // fence of `claim::retire`, which this fence pairs with.
     fence(Ordering::Acquire);
     (control.slot(slot).load(Ordering::Relaxed) == seq && record.seq == seq)
-        .then_some(record.published)
+        .then_some(record.published_ns)
 }

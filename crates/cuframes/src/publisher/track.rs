@@ -1,8 +1,14 @@
-//! The publisher's end of a track.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The publisher's side of a track: appends packets to the ring, and decides how long they are kept.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::backpressure::{BackpressureWait, Policy};
 use super::frames::FramePublisher;
-use super::registry::{Registry, SubscriberHandle};
+use super::registry::{Registry, SubscriberHandle, SubscriberSnapshot};
 use crate::error::{Context, Error, Result};
 use crate::protocol::message::Message;
 use crate::shm::layout::{
@@ -12,91 +18,193 @@ use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
 use crate::shm::references::encode_references;
 use crate::shm::retention;
-use crate::shm::ring::Writer;
+use crate::shm::ring;
 use crate::shm::segments::TrackSegment;
 use crate::sync::atomic::Ordering;
 use crate::sync::{clock, futex, lock};
 use crate::types::packet::PacketInfo;
-use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-/// How much of a track's past is kept.
+/// How much of a track's past is kept for subscribers that join later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrackConfig {
-    /// Bytes of packets at most, 128 a packet for its header included. This much memory is used.
+    /// Size of the ring in bytes, from 8 on; rounded up to a multiple of 8. Each packet takes 128 bytes for its
+    /// header in addition to its own. All of this memory is allocated.
     pub bytes: u64,
-    /// As many whole GOPs as it takes for this much are kept; older packets are given up.
+    /// Duration for which packets are kept, in whole GOPs: an old GOP is discarded when the GOPs behind it cover this
+    /// time. A full ring discards packets earlier.
     pub time: Duration,
 }
 
 impl Default for TrackConfig {
-    /// 10 s and 16 MiB: all of 10 s at up to 13 Mbit/s.
+    /// 16 MiB and 10 s, which is all of 10 s at up to 13 Mbit/s.
     fn default() -> Self {
         Self { bytes: 16 << 20, time: Duration::from_secs(10) }
     }
 }
 
-/// Why a packet was not published. It is counted, its sequence number is left out, and the packets before
-/// it are not concerned.
+/// Why a packet was not published. The packets before it are unaffected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushError {
-    /// It has more bytes than the ring.
+    /// The packet is larger than the ring. Its sequence number is skipped, and the rest of its GOP is refused.
     TooBig,
-    /// It depends on one that was refused: there was no keyframe since.
+    /// The packet depends on one that was refused, because no keyframe has followed since. Its sequence number is
+    /// skipped.
     BrokenGop,
-    /// A reader has still to take what has to make room, and it is waited for no more. Such a packet has
-    /// no number, and may be tried again.
+    /// A reader has yet to take the packets that would be overwritten, and the wait for it was cancelled or the
+    /// publisher closed. The packet has no sequence number, and may be pushed again.
     WouldBlock,
+}
+
+/// Statistics of a track.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrackStats {
+    /// Number of the track.
+    pub track: u32,
+    /// Number of packets that were published.
+    pub published: u64,
+    /// Number of packets that are in the ring.
+    pub in_ring: u64,
+    /// Number of packets that were refused with [`PushError::TooBig`].
+    pub too_big: u64,
+    /// Number of packets that were refused with [`PushError::BrokenGop`].
+    pub undecodable: u64,
+    /// Number of GOPs whose keyframe was overwritten before the GOP ended. Until the next keyframe no reader could
+    /// start.
+    pub cut_gops: u64,
+    /// Size of the ring in bytes.
+    pub bytes: u64,
+}
+
+/// A track of a publisher: a stream of encoded packets. [`Publisher::add_track`] returns it.
+///
+/// A track is a cheap handle; all clones push to the same track. The track exists as long as its publisher.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use cuframes::memory::host::HostBackend;
+/// use cuframes::{PacketInfo, Publisher, PublisherConfig, PushError, TrackConfig};
+///
+/// # let dir = std::env::temp_dir().join(format!("cuframes-doc-track-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// let config = PublisherConfig { runtime_dir: Some(dir.clone()), ..PublisherConfig::new("camera") };
+/// let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {})?;
+/// let track = publisher.add_track(0, "video/x-h264", TrackConfig::default())?;
+///
+/// let keyframe = PacketInfo { keyframe: true, ..Default::default() };
+/// assert_eq!(track.push(keyframe, b"an access unit"), Ok(0));
+/// assert_eq!(track.push(PacketInfo::default(), b"the next one"), Ok(1));
+///
+/// let stats = track.stats();
+/// assert_eq!((stats.published, stats.in_ring), (2, 2));
+/// # drop(publisher);
+/// # let _ = std::fs::remove_dir_all(dir);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// [`Publisher::add_track`]: super::Publisher::add_track
+#[derive(Clone)]
+pub struct Track(pub(super) Arc<TrackWriter>);
+
+impl std::fmt::Debug for Track {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Track").field("track", &self.0.id).finish_non_exhaustive()
+    }
+}
+
+impl Track {
+    /// Sets the caps of all later packets.
+    pub fn set_caps(&self, caps: &str) {
+        self.0.set_caps(caps);
+    }
+
+    /// Publishes a packet and returns its sequence number, which starts at 0. Both pieces of data, `info` and `data`,
+    /// are copied into the ring.
+    ///
+    /// Under [`Policy::Wait`] this function waits for readers of [`Mode::Strict`](crate::Mode::Strict) that have yet
+    /// to take the packets that would be overwritten.
+    ///
+    /// # Errors
+    /// The packet is larger than the ring, or depends on a packet that was; or the publisher no longer waits
+    /// ([`Publisher::stop_waiting`](super::Publisher::stop_waiting)).
+    pub fn push(&self, info: PacketInfo, data: &[u8]) -> Result<u64, PushError> {
+        self.0.push(info, data, &|| false)
+    }
+
+    /// Like [`Track::push`], but stops waiting soon after `cancelled` returns true; it is polled about every 20 ms.
+    ///
+    /// # Errors
+    /// As for [`Track::push`], and [`PushError::WouldBlock`] after `cancelled` returned true.
+    pub fn push_unless(
+        &self,
+        info: PacketInfo,
+        data: &[u8],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<u64, PushError> {
+        self.0.push(info, data, cancelled)
+    }
+
+    /// Returns the statistics of the track.
+    pub fn stats(&self) -> TrackStats {
+        self.0.stats()
+    }
+
+    /// Marks the end of the stream behind the last packet. A later packet takes the mark back.
+    pub fn end(&self) {
+        self.0.end();
+    }
+}
+
+/// Start of a generation of caps.
+struct Generation {
+    number: u32,
+    /// Position of its first packet.
+    start: u64,
+}
+
+struct Keyframe {
+    position: u64,
+    published_ns: i64,
 }
 
 #[derive(Default)]
 struct State {
-    writer: Writer,
+    writer: ring::Writer,
     published: u64,
     generation: u32,
-    /// Where the first packet of each generation begins that the ring still has.
-    generations: VecDeque<(u32, u64)>,
-    /// Where each keyframe in the ring begins, and when it was published.
-    keyframes: VecDeque<(u64, i64)>,
-    /// Where the keyframe of the running GOP begins, while it is in the ring.
+    /// The generations of which the ring may still contain packets, oldest first.
+    generations: VecDeque<Generation>,
+    /// The keyframes in the ring, oldest first.
+    keyframes: VecDeque<Keyframe>,
+    /// Position of the current GOP's keyframe, while it is in the ring.
     gop: Option<u64>,
-    /// A packet of the running GOP was refused.
+    /// A packet of the current GOP was refused.
     broken: bool,
     too_big: u64,
     undecodable: u64,
     cut_gops: u64,
-    peers: Vec<Arc<SubscriberHandle>>,
-    peers_version: u64,
+    subscribers: SubscriberSnapshot,
 }
 
-/// What a track has, for statistics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TrackStats {
-    pub track: u32,
-    pub published: u64,
-    pub in_ring: u64,
-    /// Packets that were refused, for their size and for the packet that they depend on.
-    pub too_big: u64,
-    pub undecodable: u64,
-    /// GOPs that were too long for the ring: while they ran, nobody could join.
-    pub cut_gops: u64,
-    pub bytes: u64,
-}
-
-pub(crate) struct Track {
+/// Writes a track's segment.
+pub(super) struct TrackWriter {
     id: u32,
     segment: TrackSegment,
     config: TrackConfig,
     registry: Arc<Registry>,
-    /// For its policy, and what subscribers see of a publisher that waits.
+    /// For the policy and its waits.
     frames: Arc<FramePublisher>,
     state: Mutex<State>,
 }
 
-impl Track {
-    pub fn new(
+impl TrackWriter {
+    /// Creates the segment and announces the track.
+    ///
+    /// # Errors
+    /// `config.bytes` is impossible, or the system has no memory or file descriptors left.
+    pub(super) fn new(
         id: u32,
         config: TrackConfig,
         registry: Arc<Registry>,
@@ -113,36 +221,40 @@ impl Track {
         let h = segment.header();
         h.version.store(LAYOUT_VERSION, Ordering::Relaxed);
         h.bytes.store(bytes, Ordering::Relaxed);
-        // Pairs with the Acquire of whoever opens the segment.
+        // SYNC(header/magic): pairs with the Acquire of the subscriber that opens the segment.
         h.magic.store(MAGIC, Ordering::Release);
         let fd: Arc<OwnedFd> = Arc::new(fd);
-        registry.track(id, Message::Track { track: id, bytes }, fd);
+        registry.announce_track(id, Message::Track { track: id, bytes }, fd);
         let config = TrackConfig { bytes, ..config };
         Ok(Self { id, segment, config, registry, frames, state: Mutex::default() })
     }
 
-    pub fn set_caps(&self, caps: &str) {
+    /// Number of the track.
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub(super) fn set_caps(&self, caps: &str) {
         let mut state = lock(&self.state);
         let State { writer, generation, generations, .. } = &mut *state;
         *generation += 1;
-        generations.push_back((*generation, writer.head()));
-        // Those whose last packet is gone, or that never had one.
-        while generations.get(1).is_some_and(|(_, start)| *start <= writer.tail()) {
+        generations.push_back(Generation { number: *generation, start: writer.head() });
+        // The oldest generation has no packets if the next one starts at or before the tail.
+        while generations.get(1).is_some_and(|next| next.start <= writer.tail()) {
             generations.pop_front();
         }
-        self.registry.track_format(self.id, *generation, caps, generations[0].0);
+        self.registry.announce_track_format(self.id, *generation, caps, generations[0].number);
     }
 
-    /// Appends a packet. Under [`Policy::Wait`] this is where the publisher waits for lossless readers,
-    /// until `cancelled` says not to.
-    pub fn push(
+    /// Appends a packet. Under [`Policy::Wait`] this function waits for lossless readers.
+    pub(super) fn push(
         &self,
         info: PacketInfo,
         data: &[u8],
         cancelled: &dyn Fn() -> bool,
     ) -> Result<u64, PushError> {
-        let extra = encode_references(&info.references, REFERENCE_BYTES);
-        let mut patience = BackpressureWait::new(self.frames.waits(), &self.registry, cancelled);
+        let references = encode_references(&info.references, REFERENCE_BYTES);
+        let mut wait = BackpressureWait::new(self.frames.wait_context(), cancelled);
         loop {
             let mut state = lock(&self.state);
             if state.broken && !info.keyframe {
@@ -150,81 +262,88 @@ impl Track {
                 state.undecodable += 1;
                 return Err(PushError::BrokenGop);
             }
-            // Before room is made: a decision has to be carried out before the next is taken.
-            self.forget_what_is_old(&mut state);
-            let len = data.len() + extra.len();
+            // Before room is made for the packet: a decision of `retention::try_reclaim` has to be carried out
+            // before the next one.
+            self.expire_old_gops(&mut state);
+            let len = data.len() + references.len();
             let Ok(tail) = state.writer.tail_after(self.segment.ring(), len) else {
                 state.writer.skip();
                 state.too_big += 1;
                 state.broken = true;
                 return Err(PushError::TooBig);
             };
-            let Some(peer) = self.behind(&mut state, tail) else {
-                let seq = self.append(&mut state, info, [data, &extra]);
+            let Some(reader) = self.lagging_reader(&mut state, tail) else {
+                let seq = self.append(&mut state, info, data, &references);
                 drop(state);
-                self.ring_the_bell();
+                self.wake_readers();
                 return Ok(seq);
             };
             drop(state);
-            if !patience.wait_for(peer, "a packet") {
+            if !wait.wait_for(reader, "a packet") {
                 return Err(PushError::WouldBlock);
             }
         }
     }
 
-    /// A lossless reader that has still to take a packet before `position`. If there is none, the packets
-    /// before it have to go.
-    fn behind(&self, state: &mut State, position: u64) -> Option<Arc<SubscriberHandle>> {
+    /// Returns a subscriber with a lossless reader that has yet to take a packet before `position`. If there is none,
+    /// the caller has to discard the packets before `position`.
+    fn lagging_reader(&self, state: &mut State, position: u64) -> Option<Arc<SubscriberHandle>> {
         if self.frames.backpressure.policy == Policy::Drop || position <= state.writer.tail() {
             return None;
         }
-        let State { writer, peers, peers_version, .. } = state;
-        let mut found = None;
+        let State { writer, subscribers, .. } = state;
+        let mut lagging = None;
         let reclaim = &self.header().reclaim;
-        let free = retention::try_reclaim(reclaim, writer.tail(), position, || {
-            // Behind the fence this sees everybody who was welcomed before their fence.
-            if self.registry.version() != *peers_version {
-                (*peers_version, *peers) = self.registry.peers();
-            }
-            found = peers.iter().find(|p| self.is_behind(p, position)).cloned();
-            found.is_some()
+        let reclaimed = retention::try_reclaim(reclaim, writer.tail(), position, || {
+            // Behind the fence this finds every reader whose fence is earlier.
+            subscribers.refresh(&self.registry);
+            lagging = subscribers.iter().find(|s| self.has_unread_packet(s, position)).cloned();
+            lagging.is_some()
         });
-        found.filter(|_| !free)
+        lagging.filter(|_| !reclaimed)
     }
 
-    fn is_behind(&self, peer: &SubscriberHandle, position: u64) -> bool {
-        let reads = |words: &ReaderWords| {
+    fn has_unread_packet(&self, subscriber: &SubscriberHandle, position: u64) -> bool {
+        let unread = |words: &ReaderWords| {
             let track = words.track.load(Ordering::Relaxed);
             track & READER_LOSSLESS != 0
                 && (track & READER_ANY_TRACK != 0 || track as u32 == self.id)
                 && retention::needs_before(&words.next, position)
         };
-        !peer.leaving.load(Ordering::Relaxed) && peer.page.header().readers.iter().any(reads)
+        !subscriber.draining.load(Ordering::Relaxed)
+            && subscriber.page.header().readers.iter().any(unread)
     }
 
-    fn append(&self, state: &mut State, info: PacketInfo, data: [&[u8]; 2]) -> u64 {
+    /// Writes a packet for which there is room, and returns its sequence number.
+    fn append(&self, state: &mut State, info: PacketInfo, data: &[u8], references: &[u8]) -> u64 {
         let (ring, h) = (self.segment.ring(), self.segment.header());
-        let now = clock::now_ns();
+        let published_ns = clock::now_ns();
         let State { writer, keyframes, gop, generation, .. } = &mut *state;
 
         let (position, keyframe) = (writer.head(), info.keyframe);
         if keyframe {
             *gop = Some(position);
         }
-        let earlier = |(start, _): &&(u64, i64)| gop.is_none_or(|gop| *start < gop);
-        let before = keyframes.iter().rev().take(2).find(earlier).map(|(start, _)| *start);
-        let (generation, extra) = (*generation, data[1].len() as u64);
-        let meta = PacketHeader { info, generation, before, published: now, extra };
-        let written = writer.write(ring, data, &meta.to_words());
-        let seq = written.expect("whoever appends has looked whether there is room");
+        let earlier = |k: &&Keyframe| gop.is_none_or(|gop| k.position < gop);
+        let previous_keyframe =
+            keyframes.iter().rev().take(2).find(earlier).map(|keyframe| keyframe.position);
+        let header = PacketHeader {
+            info,
+            generation: *generation,
+            previous_keyframe,
+            published_ns,
+            references_len: references.len() as u64,
+        };
+        let written = writer.write(ring, [data, references], &header.to_words());
+        let seq = written.expect("the caller has checked the length");
 
         let tail = writer.tail();
-        while keyframes.front().is_some_and(|(start, _)| *start < tail) {
+        while keyframes.front().is_some_and(|keyframe| keyframe.position < tail) {
             keyframes.pop_front();
         }
         if keyframe {
-            keyframes.push_back((position, now));
-            // Pairs with the Acquire in the reader: the packet is written.
+            keyframes.push_back(Keyframe { position, published_ns });
+            // SYNC(keyframe): pairs with the Acquire in the reader. The packet is written.
             h.keyframe.store(position + 1, Ordering::Release);
         } else if gop.is_some_and(|gop| gop < tail) {
             *gop = None;
@@ -236,19 +355,19 @@ impl Track {
         seq
     }
 
-    /// Gives up the oldest GOPs while those behind them cover the time that is wanted.
-    fn forget_what_is_old(&self, state: &mut State) {
-        let oldest = clock::now_ns()
+    /// Discards the oldest GOPs while the GOPs behind them cover the configured time.
+    fn expire_old_gops(&self, state: &mut State) {
+        let oldest_ns = clock::now_ns()
             .saturating_sub(i64::try_from(self.config.time.as_nanos()).unwrap_or(i64::MAX));
         let mut kept = None;
-        while let Some((start, _)) = state.keyframes.get(1).filter(|(_, at)| *at <= oldest) {
-            kept = Some(*start);
+        while let Some(next) = state.keyframes.get(1).filter(|k| k.published_ns <= oldest_ns) {
+            kept = Some(next.position);
             state.keyframes.pop_front();
         }
         if let Some(start) = kept
-            && self.behind(state, start).is_none()
+            && self.lagging_reader(state, start).is_none()
         {
-            state.writer.forget_before(self.segment.ring(), start);
+            state.writer.discard_before(self.segment.ring(), start);
         }
     }
 
@@ -256,20 +375,21 @@ impl Track {
         self.segment.header()
     }
 
-    fn ring_the_bell(&self) {
+    fn wake_readers(&self) {
         let h = self.header();
+        // SYNC(futex/sleep): pairs with the Acquire in the reader, which loads the futex before `head`.
         h.futex.fetch_add(1, Ordering::Release);
         futex::wake_all(&h.futex);
     }
 
-    /// No packet comes any more, until one does.
-    pub fn end(&self) {
-        // Pairs with the Acquire in the reader: the last `head` was stored before.
+    pub(super) fn end(&self) {
+        // SYNC(eos/head): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
+        // stored before.
         self.header().eos.store(1, Ordering::Release);
-        self.ring_the_bell();
+        self.wake_readers();
     }
 
-    pub fn stats(&self) -> TrackStats {
+    pub(super) fn stats(&self) -> TrackStats {
         let state = lock(&self.state);
         TrackStats {
             track: self.id,

@@ -1,18 +1,20 @@
-//! What lies where in shared memory. docs/protocol.md describes the same in words.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Layout of the structures in shared memory; docs/protocol.md describes them for other implementations.
 //!
-//! Everything is native-endian: peers share a host. Nothing here is a pointer, and no reference is
-//! ever made to memory that the other side may write except to atomics.
+//! All values are native-endian because both sides run on one host. The structures contain no pointers.
+//! They consist of atomics, because the other side may write any word at any time. Sizes and offsets are
+//! asserted at compile time.
 
 use crate::sync::atomic::{AtomicU32, AtomicU64};
 #[cfg(not(loom))]
 use std::mem::{offset_of, size_of};
 
-/// First word of every segment: "cuframes".
+/// First word of every segment: the bytes of "cuframes".
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"cuframes");
-/// Raised by every change of these structures that an older peer would misread.
+/// Version of these structures, raised by every change that an older peer would misread.
 pub const LAYOUT_VERSION: u32 = 3;
 
-/// Apart from each other by this much, two words don't slow each other's writers down.
+/// A value on a cache line of its own, which avoids false sharing.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct CacheAligned<T>(pub T);
@@ -24,116 +26,139 @@ impl<T> std::ops::Deref for CacheAligned<T> {
     }
 }
 
-/// Head of the control segment. The publisher writes it, subscribers map it read-only.
+/// Header of the control segment. Written by the publisher; subscribers map it read-only.
 ///
-/// Behind it: `slots` words of slot numbers, `index` words of the index (both padded to a line),
-/// then `slots` records of [`RECORD_WORDS`].
+/// The header is followed by `slots` slot numbers and `index` index entries of one word each (both padded to a
+/// cache line), then by `slots` records of [`RECORD_WORDS`](super::record::RECORD_WORDS) words.
 #[repr(C)]
 #[derive(Debug)]
 pub struct ControlHeader {
-    /// Written last, with Release: before it is [`MAGIC`], nothing else counts.
+    /// [`MAGIC`], stored last. The other fields are valid once it is set.
     pub magic: AtomicU64,
+    /// [`LAYOUT_VERSION`] of the publisher.
     pub version: AtomicU32,
+    /// Number of slots, at most [`MAX_SLOTS`].
     pub slots: AtomicU32,
-    /// A power of two.
+    /// Number of index entries, a power of two.
     pub index: AtomicU32,
+    /// Zero.
     pub _reserved: AtomicU32,
+    /// Number of this life of the publisher.
     pub epoch: AtomicU64,
-    /// Sequence number of the last published frame.
+    /// Sequence number of the newest published frame; 0 before the first.
     pub head: CacheAligned<AtomicU64>,
-    /// Sequence number of the last frame whose pixels are complete; for device memory, the GPU writes it.
+    /// Sequence number of the newest frame whose pixels are complete. For device memory the GPU writes it.
     pub ready: CacheAligned<AtomicU64>,
-    /// Changes with every frame and at the end of the stream; subscribers sleep on it.
+    /// Futex that subscribers sleep on. It counts frames and ends of the stream.
     pub futex: CacheAligned<AtomicU32>,
+    /// Rarely written fields.
     pub status: CacheAligned<StreamFlags>,
 }
 
-/// What seldom changes.
+/// Rarely written fields of the control segment, kept off the hot cache lines.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct StreamFlags {
-    /// How many of the publisher's threads sleep until a subscriber moves on.
+    /// Number of the publisher's threads that wait for a subscriber, under the policy *wait*.
     pub publisher_waits: AtomicU32,
-    /// The stream has ended after `head`.
+    /// 1 when the stream has ended behind `head`, else 0.
     pub eos: AtomicU32,
-    /// Frames that were not published for lack of a slot.
+    /// Number of frames that were dropped because no slot was free.
     pub dropped: AtomicU64,
-    /// How far behind its timestamps the publisher hands frames over at most, in ns.
+    /// Maximum delay between a frame's timestamp and its publication, in ns.
     pub latency_ns: AtomicU64,
 }
 
-/// A page of one subscriber. It and the publisher write it, nobody else maps it.
+/// Header of a subscriber's page, which only that subscriber and the publisher map.
 ///
-/// Behind it: `slots` words, the claims.
+/// The header is followed by `slots` claims of one word each.
 #[repr(C)]
 #[derive(Debug)]
 pub struct PageHeader {
+    /// [`MAGIC`], stored last. The other fields are valid once it is set.
     pub magic: AtomicU64,
+    /// [`LAYOUT_VERSION`] of the publisher.
     pub version: AtomicU32,
+    /// Number of claims.
     pub slots: AtomicU32,
-    /// The publisher sleeps on it while it waits for this subscriber.
+    /// Futex that the publisher sleeps on while it waits for this subscriber.
     pub futex: CacheAligned<AtomicU32>,
-    /// Sequence number of the frame that was taken last.
+    /// Sequence number of the last frame that was taken.
     pub cursor: CacheAligned<AtomicU64>,
+    /// Number of frames that the subscriber has taken.
     pub received: AtomicU64,
+    /// Number of frames that the subscriber has missed.
     pub skipped: AtomicU64,
+    /// Number of taken frames that the subscriber has copied.
     pub copied: AtomicU64,
-    /// CLOCK_MONOTONIC at which the last frame was taken, in ns.
+    /// Time at which the last frame was taken, ns of CLOCK_MONOTONIC.
     pub heartbeat_ns: AtomicU64,
-    /// CLOCK_MONOTONIC at which the publisher welcomed the subscriber, in ns.
+    /// Time at which the publisher added the subscriber, ns of CLOCK_MONOTONIC.
     pub joined_ns: AtomicU64,
+    /// Zero.
     pub _reserved: [AtomicU64; 3],
+    /// The subscriber's readers of packets.
     pub readers: [ReaderWords; MAX_READERS],
 }
 
-/// Readers of packets that have a place in a subscriber's page.
+/// Maximum number of packet readers of one subscriber.
 pub const MAX_READERS: usize = 16;
 
-/// A reader of packets, as its publisher sees it.
+/// State of a packet reader that its publisher sees.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct ReaderWords {
-    /// The number of the track, and [`READER_IN_USE`] and the other flags; 0 for a place that is free.
+    /// Number of the track in the low 32 bits, [`READER_IN_USE`] and the other flags above; 0 if this entry is
+    /// free.
     pub track: AtomicU64,
-    /// Where the packet begins that it takes next.
+    /// Position of the packet that the reader takes next.
     pub next: AtomicU64,
+    /// Number of packets that the reader has taken.
     pub received: AtomicU64,
+    /// Number of packets that the reader has missed.
     pub lost: AtomicU64,
 }
 
+/// Flag of [`ReaderWords::track`]: the entry is in use.
 pub const READER_IN_USE: u64 = 1 << 32;
-/// A publisher that waits keeps its packets from `next` on.
+/// Flag of [`ReaderWords::track`]: under the policy *wait* the publisher keeps packets from `next` on.
 pub const READER_LOSSLESS: u64 = 1 << 33;
-/// It has not yet said which track it takes.
+/// Flag of [`ReaderWords::track`]: the reader has yet to choose a track, so it counts for all tracks.
 pub const READER_ANY_TRACK: u64 = 1 << 34;
 
-/// Words of a packet's header behind its number and its length.
+/// Words of a packet's header behind sequence number and length.
 pub const PACKET_META_WORDS: usize = 14;
 
-/// Head of a track's segment. Behind it, the ring of packets.
+/// Header of a track's segment, which the ring of packets follows. Written by the publisher; subscribers map
+/// it read-only.
 #[repr(C)]
 #[derive(Debug)]
 pub struct TrackHeader {
+    /// [`MAGIC`], stored last. The other fields are valid once it is set.
     pub magic: AtomicU64,
+    /// [`LAYOUT_VERSION`] of the publisher.
     pub version: AtomicU32,
+    /// Zero.
     pub _reserved: AtomicU32,
-    /// Bytes of the ring.
+    /// Size of the ring in bytes.
     pub bytes: AtomicU64,
-    /// Where the next packet begins.
+    /// Position at which the next packet begins.
     pub head: CacheAligned<AtomicU64>,
-    /// Where the oldest packet begins that is whole.
+    /// Position of the oldest packet that is complete.
     pub tail: CacheAligned<AtomicU64>,
-    /// Where the newest keyframe begins plus one; 0 before the first.
+    /// Position of the newest keyframe plus 1; 0 before the first keyframe.
     pub keyframe: CacheAligned<AtomicU64>,
-    /// Changes with every packet and at the end of the stream; readers sleep on it.
+    /// Futex that readers sleep on. It changes with every packet and at the end of the stream.
     pub futex: CacheAligned<AtomicU32>,
+    /// 1 when the stream has ended behind `head`, else 0.
     pub eos: AtomicU32,
+    /// Zero.
     pub _reserved2: AtomicU32,
-    /// A publisher that waits is about to give up all packets before this one.
+    /// Under the policy *wait*: position before which the publisher is about to reclaim all packets.
     pub reclaim: AtomicU64,
 }
 
-// The atomics of loom are larger.
+// Loom's atomics are larger.
 #[cfg(not(loom))]
 const _: () = {
     assert!(size_of::<ControlHeader>() == 320);
@@ -157,18 +182,18 @@ const _: () = {
     assert!(offset_of!(TrackHeader, reclaim) == 328);
 };
 
-/// Slots that one publisher can have at most; the index packs a slot's number into 16 bits.
+/// Maximum number of slots of a publisher. The index packs a slot's number into 16 bits.
 pub const MAX_SLOTS: u32 = 1 << 14;
 
-/// Frames have 48 bits in the index: enough for thousands of years.
+/// Bits of a sequence number in an index entry: 48, enough for thousands of years.
 pub const MAX_SEQ: u64 = u64::MAX >> 16;
 
-/// An entry of the index: which slot holds frame `seq`.
+/// Returns the index entry of frame `seq` in `slot`.
 pub fn pack_index(seq: u64, slot: u32) -> u64 {
     seq << 16 | u64::from(slot)
 }
 
-/// The slot, if the entry is still the one of frame `seq`.
+/// Returns the slot of an index entry, if the entry is still that of frame `seq`.
 pub fn unpack_index(entry: u64, seq: u64) -> Option<u32> {
     (entry >> 16 == seq & MAX_SEQ).then_some(entry as u32 & 0xffff)
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
 //! Anonymous shared memory: sealed memfds and their mappings.
 
 use std::io;
@@ -12,27 +13,27 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
-/// `F_SEAL_FUTURE_WRITE` (Linux 5.1): mappings that exist may write, new ones may not.
+/// `F_SEAL_FUTURE_WRITE` (Linux 5.1): existing mappings may write, new mappings are read-only.
 const FUTURE_WRITE: SealFlag = SealFlag::from_bits_retain(0x0010);
 
-/// Who may map a memfd for writing.
+/// Which processes may map a memfd for writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// Only this mapping, which is the creator's.
+    /// Only the creator, by the mapping that exists already.
     ReadOnly,
-    /// Whoever gets the fd.
+    /// Every process that has the fd.
     ReadWrite,
 }
 
-/// A mapped range of shared memory.
+/// A mapped range of shared memory, unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
     ptr: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the range is valid in every thread until it is dropped; access goes through atomics, or
-// through pointers whose users argue for themselves.
+// SAFETY: the range is valid in every thread until the mapping is dropped. Access goes through atomics, or
+// through pointers whose users state their own argument.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -40,12 +41,15 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(fd: BorrowedFd<'_>, len: usize, prot: ProtFlags) -> io::Result<Self> {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        // SAFETY: a new mapping at an address that the kernel chooses affects no existing memory.
         let ptr = unsafe { mmap(None, size, prot, MapFlags::MAP_SHARED, fd, 0) }?;
         Ok(Self { ptr: ptr.cast(), len })
     }
 
-    /// Creates a memfd of `len` zero bytes that can neither shrink nor grow, and maps it for writing.
+    /// Creates a memfd of `len` zero bytes with a fixed size, and maps it for writing.
+    ///
+    /// # Errors
+    /// `len` is 0 or too large, or the system has no memory or file descriptors left.
     pub fn create(name: &str, len: usize, sharing: Sharing) -> io::Result<(Self, OwnedFd)> {
         let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&fd, len.try_into().map_err(|_| io::ErrorKind::InvalidInput)?)?;
@@ -58,9 +62,12 @@ impl Mapping {
         Ok((map, fd))
     }
 
-    /// Maps a memfd that came from a peer, of which `len` bytes are to be there. One that could
-    /// shrink is refused: reading behind its end would kill this process. So are huge pages, which
-    /// can't be unmapped by the length that was mapped.
+    /// Maps the first `len` bytes of a memfd that a peer sent.
+    ///
+    /// # Errors
+    /// The fd is not a memfd, or is shorter than `len`, or the address space is full. A memfd that could
+    /// shrink is refused because a read behind its end would kill this process. Huge pages are refused because
+    /// they cannot be unmapped by the length that was mapped.
     pub fn import(fd: BorrowedFd<'_>, len: usize, sharing: Sharing) -> io::Result<Self> {
         let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
         let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| bad("the fd is not a memfd"))?;
@@ -80,34 +87,36 @@ impl Mapping {
         Self::new(fd, len, ProtFlags::PROT_READ | write)
     }
 
+    /// The start of the range.
     pub fn as_ptr(&self) -> *mut u8 {
         self.ptr.as_ptr()
     }
 
+    /// Length of the range in bytes.
     pub fn size(&self) -> usize {
         self.len
     }
 
-    /// A structure of atomics at the start.
+    /// Returns the structure of atomics at the start of the range.
     pub(super) fn header<T>(&self) -> &T {
         assert!(size_of::<T>() <= self.len);
-        // SAFETY: the mapping is page-aligned, at least as long as T, zeroed or written through T,
-        // and lives as long as the borrow. Every T of this module is made of atomics and padding,
-        // for which any bytes are valid and concurrent writes are defined.
+        // SAFETY: the mapping is page-aligned, at least as long as T, and lives as long as the borrow. Every
+        // T of `shm` consists of atomics and padding, for which all bytes are valid and concurrent writes
+        // are defined.
         unsafe { self.ptr.cast::<T>().as_ref() }
     }
 
-    /// `count` words from byte `offset` on.
+    /// Returns `count` words from byte `offset` on.
     pub(super) fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
         assert!(offset.is_multiple_of(8) && offset + count * 8 <= self.len);
-        // SAFETY: aligned and within the mapping by the assertion; atomics as in `header`.
+        // SAFETY: aligned and within the mapping by the assertion above. Atomics, as in `header`.
         unsafe { std::slice::from_raw_parts(self.ptr.add(offset).cast().as_ptr(), count) }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is this mapping, and nothing borrows from it any more.
+        // SAFETY: the range is this mapping, and no borrow of it is left.
         let _ = unsafe { munmap(self.ptr.cast(), self.len) };
     }
 }

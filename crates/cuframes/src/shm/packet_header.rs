@@ -1,25 +1,28 @@
-//! What stands before a packet's bytes.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The part of a packet's header that describes the packet: [`PacketInfo`] and its place in the GOP.
 
 use super::layout::PACKET_META_WORDS;
 use super::words::{duration_from_word, duration_to_word, time_from_word, time_to_word};
 use crate::types::packet::PacketInfo;
 
-/// The caller's words of a packet's header.
+/// The words of a packet's header behind sequence number and length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PacketHeader {
     pub info: PacketInfo,
+    /// Generation of the caps that the packet was published with.
     pub generation: u32,
-    /// Where the keyframe begins before the one that decoding has to start at.
-    pub before: Option<u64>,
-    pub published: i64,
-    /// Bytes behind those of the packet: its references.
-    pub extra: u64,
+    /// Position of the keyframe before the one that decoding of this packet starts at.
+    pub previous_keyframe: Option<u64>,
+    /// Time of publication, ns of CLOCK_MONOTONIC.
+    pub published_ns: i64,
+    /// Bytes of encoded references that follow the packet's bytes.
+    pub references_len: u64,
 }
 
 const KEYFRAME: u64 = 1;
 
 impl PacketHeader {
-    pub fn to_words(&self) -> [u64; PACKET_META_WORDS] {
+    pub(crate) fn to_words(&self) -> [u64; PACKET_META_WORDS] {
         let i = &self.info;
         let mut words = [0; PACKET_META_WORDS];
         words[0] = (u64::from(self.generation) << 32) | if i.keyframe { KEYFRAME } else { 0 };
@@ -27,14 +30,14 @@ impl PacketHeader {
         words[2] = time_to_word(i.pts);
         words[3] = time_to_word(i.dts);
         words[4] = duration_to_word(i.duration);
-        words[5] = self.before.map_or(0, |position| position + 1);
-        words[6] = self.published as u64;
-        words[7] = self.extra;
+        words[5] = self.previous_keyframe.map_or(0, |position| position + 1);
+        words[6] = self.published_ns as u64;
+        words[7] = self.references_len;
         words
     }
 
-    /// All but the references.
-    pub fn from_words(words: &[u64; PACKET_META_WORDS]) -> Self {
+    /// Reads the header. The references follow the packet's bytes and stay empty here.
+    pub(crate) fn from_words(words: &[u64; PACKET_META_WORDS]) -> Self {
         Self {
             info: PacketInfo {
                 pts: time_from_word(words[2]),
@@ -45,17 +48,17 @@ impl PacketHeader {
                 references: Vec::new(),
             },
             generation: (words[0] >> 32) as u32,
-            before: words[5].checked_sub(1),
-            published: words[6] as i64,
-            extra: words[7],
+            previous_keyframe: words[5].checked_sub(1),
+            published_ns: words[6] as i64,
+            references_len: words[7],
         }
     }
 
-    /// When it is to be decoded or shown, as far as that is known.
-    pub fn time(&self) -> i64 {
-        self.info.dts.or(self.info.pts).unwrap_or(self.published)
+    /// The time of decoding, else of presentation, else of publication; ns of CLOCK_MONOTONIC.
+    pub(crate) fn time(&self) -> i64 {
+        self.info.dts.or(self.info.pts).unwrap_or(self.published_ns)
     }
 }
 
-/// Bytes of all references of a packet at most.
+/// Maximum bytes of all encoded references of a packet.
 pub(crate) const REFERENCE_BYTES: usize = 4096;

@@ -1,39 +1,51 @@
-//! A frame's record.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The record of a frame in shared memory: [`FrameInfo`] and the location of the pixels.
+//!
+//! There is one record per slot, and the claim on the slot protects pixels and record together.
+
+use std::borrow::Borrow;
 
 use super::references::{decode_references, encode_references};
 use super::words::*;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::types::frame::{Crop, FrameInfo, PacketId, Plane, Planes};
 
-/// Words of a frame's record.
+/// Size of a record in words.
 pub const RECORD_WORDS: usize = 64;
 
-/// Where in a record the references begin, behind their length in bytes.
+/// First word of the references. The word before has their length in bytes.
 const REFERENCES: usize = 19;
 
-/// Bytes of all references of a frame at most: 24 for each and the name of its clock.
+/// Maximum bytes of all references of a frame: 24 for each, plus the name of its clock.
 pub const REFERENCE_BYTES: usize = (RECORD_WORDS - REFERENCES) * 8;
 
-/// A frame's record in shared memory; [`FrameInfo`] and where the pixels are.
+/// A record. `I` is [`FrameInfo`] in a record that was read; a writer uses `&FrameInfo`, so that nothing is
+/// cloned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct Record<I = FrameInfo> {
+    /// Sequence number of the frame.
     pub seq: u64,
+    /// Generation of the caps that the frame was published with.
     pub generation: u32,
+    /// Id of the chunk that the slot is part of.
     pub chunk: u32,
+    /// Index of the slot in its chunk.
     pub slot_in_chunk: u32,
-    /// When it was published.
-    pub published: i64,
-    pub info: FrameInfo,
+    /// Time of publication, ns of CLOCK_MONOTONIC.
+    pub published_ns: i64,
+    /// Description of the frame.
+    pub info: I,
 }
 
 const HAS_CROP: u64 = 1;
 
 const HAS_PACKET: u64 = 2;
 
-impl Record {
-    /// Writes the record. The caller owns the slot, and publishes its number afterwards.
+impl<I: Borrow<FrameInfo>> Record<I> {
+    /// Writes the record. The caller owns the slot, and publishes its number afterwards. References that
+    /// exceed [`REFERENCE_BYTES`] are omitted.
     pub fn store(&self, words: &[AtomicU64]) {
-        let i = &self.info;
+        let i: &FrameInfo = self.info.borrow();
         let crop = i.crop.unwrap_or_default();
         let packet = i.packet.unwrap_or(PacketId { track: 0, seq: 0 });
         let has =
@@ -47,7 +59,7 @@ impl Record {
             time_to_word(i.dts),
             duration_to_word(i.duration),
             i.captured_ns as u64,
-            self.published as u64,
+            self.published_ns as u64,
             i.size as u64,
             has << 32 | i.planes.len() as u64,
             plane(0),
@@ -67,14 +79,16 @@ impl Record {
         });
         let all = all.into_iter().chain([references.len() as u64]).chain(text);
         for (to, from) in words.iter().zip(all) {
-            // The slot's number is stored with Release behind these.
+            // SYNC(publish/claim): ordered before the slot's number, which is stored with Release.
             to.store(from, Ordering::Relaxed);
         }
     }
+}
 
-    /// Reads the record of a slot that the caller has claimed. `None` if it makes no sense.
+impl Record {
+    /// Reads the record of a slot that the caller has claimed; `None` if it is invalid.
     pub fn load(words: &[AtomicU64]) -> Option<Self> {
-        // The slot's number was loaded with Acquire before these.
+        // SYNC(publish/claim): ordered behind the slot's number, which was loaded with Acquire.
         let w = |n: usize| words[n].load(Ordering::Relaxed);
         let (generation, chunk) = halves(w(1));
         let (slot_in_chunk, flags) = halves(w(2));
@@ -92,7 +106,7 @@ impl Record {
             generation,
             chunk,
             slot_in_chunk,
-            published: w(7) as i64,
+            published_ns: w(7) as i64,
             info: FrameInfo {
                 pts: time_from_word(w(3)),
                 dts: time_from_word(w(4)),

@@ -1,17 +1,21 @@
-//! Times on other clocks, as bytes.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Encoding of reference timestamps (times on other clocks) as bytes.
 
 use super::words::{duration_from_word, duration_to_word};
 use crate::types::packet::ReferenceTimestamp;
 
-/// Bytes of the name of a clock at most.
+/// Maximum length of a clock's name in bytes.
 const MAX_CLOCK: usize = 255;
 
-/// References as they stand behind a packet's bytes: timestamp, duration, length of the text, text. Those
-/// that `most` bytes have no room for are left out.
-pub(crate) fn encode_references(references: &[ReferenceTimestamp], most: usize) -> Vec<u8> {
+/// Bytes of a reference before the name of its clock.
+const FIXED: usize = 24;
+
+/// Encodes references as they follow a packet's bytes: timestamp, duration, length of the clock's name, name.
+/// References that would exceed `max_bytes` are omitted.
+pub(crate) fn encode_references(references: &[ReferenceTimestamp], max_bytes: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for r in references {
-        if r.clock.len() > MAX_CLOCK || bytes.len() + 24 + r.clock.len() > most {
+        if r.clock.len() > MAX_CLOCK || bytes.len() + FIXED + r.clock.len() > max_bytes {
             continue;
         }
         bytes.extend(r.timestamp.to_ne_bytes());
@@ -22,11 +26,11 @@ pub(crate) fn encode_references(references: &[ReferenceTimestamp], most: usize) 
     bytes
 }
 
-/// `None` if the bytes make no sense.
+/// Decodes references; `None` if the bytes are invalid.
 pub(crate) fn decode_references(mut bytes: &[u8]) -> Option<Vec<ReferenceTimestamp>> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
-        let (words, rest) = bytes.split_at_checked(24)?;
+        let (words, rest) = bytes.split_at_checked(FIXED)?;
         let mut words =
             words.chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes")));
         let mut word = || words.next().expect("three words");

@@ -1,65 +1,80 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
 //! The ring of packets: one writer, any number of readers that only read.
 //!
-//! A packet is its header and its bytes, one behind the other; so nothing but bytes bounds how many there
-//! are. Positions are 64-bit numbers of bytes that only grow; where they fall in the ring is their
-//! remainder. Before the writer overwrites anything it moves `tail` past every packet that loses a word.
-//! A reader copies first and looks at `tail` afterwards: a copy counts only if the packet was still
-//! valid *behind* it. So a packet is never torn, wherever the ring wraps, and no reader can hold the
-//! writer up.
+//! A packet is a header followed by its bytes, so the number of packets is limited by bytes alone. Positions
+//! are 64-bit byte counts that only grow; a position modulo the capacity is the offset in the ring.
 //!
-//! All shared words are atomics, the packets' bytes too: a copy that races with the writer is
-//! thrown away, but it has to be a defined one until then.
+//! # Why no packet is torn
+//!
+//! Before the writer overwrites anything, it moves `tail` past every packet that loses a word. A reader
+//! copies first and checks `tail` afterwards: a copy counts only if the packet was still valid *behind*
+//! the copy. The pair is named SYNC(overwrite/check): a reader that has seen one word of a newer packet
+//! also sees the `tail` that gave up the older packet, because a Release fence separates the two in the
+//! writer and an Acquire fence separates them in the reader. This holds wherever the ring wraps, and no
+//! reader can block the writer.
+//!
+//! All shared words are atomics, including the packets' bytes. A copy that races with the writer is
+//! discarded, but until then it has to be defined behaviour.
+//!
+//! # Why the head is never behind the tail
+//!
+//! A reader loads `tail` first and `head` second. A tail moves past a packet only after `head` has moved past
+//! that packet, and the pair SYNC(tail/head) carries this order to the reader: a `head` that is loaded
+//! behind a tail is at or after it. A reader may take the opposite for a protocol error of the publisher.
 
 use std::collections::VecDeque;
 
 use super::layout::PACKET_META_WORDS;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// Bytes of a packet at most: far more than any picture has, and little enough to be allocated.
+/// Maximum size of a packet in bytes: far above any picture, and small enough to be allocated.
 pub const MAX_PACKET: u64 = 256 << 20;
 
-/// Bytes of a packet's header: its sequence number, its length, and the `META` words of the caller.
+/// Bytes of a packet's header: sequence number, length, and `meta` words of the caller.
 const fn header_bytes(meta: usize) -> u64 {
     (2 + meta as u64) * 8
 }
 
-/// The shared words of a ring, wherever they are mapped.
-#[derive(Clone, Copy)]
+/// The shared words of a ring. `META` is the number of the caller's words in each header.
+#[derive(Debug, Clone, Copy)]
 pub struct Ring<'a, const META: usize = PACKET_META_WORDS> {
-    /// Where the next packet begins.
+    /// Position at which the next packet begins.
     pub head: &'a AtomicU64,
-    /// Where the oldest packet begins that is whole.
+    /// Position of the oldest packet that is complete.
     pub tail: &'a AtomicU64,
+    /// The packets.
     pub words: &'a [AtomicU64],
 }
 
-/// What stands before a packet's bytes.
+/// A packet's header, as a reader has loaded it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry<const META: usize = PACKET_META_WORDS> {
-    /// Where the packet begins.
+    /// Position at which the packet begins.
     pub position: u64,
+    /// Sequence number.
     pub seq: u64,
-    /// Bytes.
+    /// Number of bytes.
     pub len: usize,
+    /// The caller's words.
     pub meta: [u64; META],
 }
 
 impl<const META: usize> Entry<META> {
-    /// Where the next packet begins.
+    /// Position at which the next packet begins.
     pub fn end(&self) -> u64 {
         self.position.wrapping_add(room::<META>(self.len))
     }
 }
 
-/// The packet was overwritten before it was read whole.
+/// Error: the packet was overwritten before it was read completely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overwritten;
 
-/// The packet has more bytes than the ring, or than [`MAX_PACKET`].
+/// Error: the packet is larger than the ring or than [`MAX_PACKET`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooBig;
 
-/// What a packet of so many bytes takes.
+/// Bytes that a packet of `len` bytes occupies in the ring.
 fn room<const META: usize>(len: usize) -> u64 {
     header_bytes(META) + (len as u64).next_multiple_of(8)
 }
@@ -69,53 +84,65 @@ impl<'a, const META: usize> Ring<'a, META> {
         &self.words[(position / 8 % self.words.len() as u64) as usize]
     }
 
-    /// The words from byte `position` on, in the two runs that the end of the ring makes of them.
+    /// Returns `words` words from `position` on, in two runs: up to the end of the ring, and from its start.
     fn runs(&self, position: u64, words: usize) -> (&'a [AtomicU64], &'a [AtomicU64]) {
         let at = (position / 8 % self.words.len() as u64) as usize;
         let first = words.min(self.words.len() - at);
         (&self.words[at..at + first], &self.words[..words - first])
     }
 
-    /// No ring has more packets than this. Who follows a writer that lies comes to an end by it.
+    /// Maximum number of packets in the ring. It limits the loops of a reader whose writer is malicious.
     pub fn most_packets(&self) -> usize {
         (self.capacity() / header_bytes(META)).min(1 << 24) as usize
     }
 
+    /// Size of the ring in bytes.
     pub fn capacity(&self) -> u64 {
         self.words.len() as u64 * 8
     }
 
-    /// Where the next packet begins: all before it are written.
+    /// Position at which the next packet begins. All packets before it are written.
     pub fn head(&self) -> u64 {
-        // Pairs with the Release in `Writer::write`.
+        // SYNC(append/head): pairs with the Release in `Writer::write`.
         self.head.load(Ordering::Acquire)
     }
 
+    /// Position of the oldest packet that is complete.
     pub fn tail(&self) -> u64 {
+        // SYNC(tail/head): pairs with the Release in `Writer::discard_before`.
         self.tail.load(Ordering::Acquire)
     }
 
-    /// The header of the packet at `position`, which has to be before [`Ring::head`].
+    /// Reads the header of the packet at `position`, which has to be before [`Ring::head`].
+    ///
+    /// # Errors
+    /// The packet was overwritten, or its length is impossible.
     pub fn read_entry(&self, position: u64) -> Result<Entry<META>, Overwritten> {
         let word =
             |i: usize| self.word(position.wrapping_add(i as u64 * 8)).load(Ordering::Relaxed);
         let (seq, len) = (word(0), word(1));
         let meta = std::array::from_fn(|i| word(i + 2));
         self.check(position)?;
-        // A writer keeps to this; one that does not is a peer that lies.
+        // A larger length can only come from a malicious writer.
         if len > self.capacity().min(MAX_PACKET) {
             return Err(Overwritten);
         }
         Ok(Entry { position, seq, len: len as usize, meta })
     }
 
-    /// Copies a packet's bytes to `out`, which has the entry's length. On `Err`, `out` holds rubbish.
+    /// Copies a packet's bytes to `out`.
+    ///
+    /// # Errors
+    /// The packet was overwritten; the content of `out` is then undefined.
+    ///
+    /// # Panics
+    /// If `out` does not have the entry's length.
     pub fn read_bytes(&self, entry: &Entry<META>, out: &mut [u8]) -> Result<(), Overwritten> {
         assert_eq!(entry.len, out.len());
         let (a, b) =
             self.runs(entry.position.wrapping_add(header_bytes(META)), entry.len.div_ceil(8));
         let (first, second) = out.split_at_mut((a.len() * 8).min(entry.len));
-        // Run by run: a chained iterator costs a branch a word.
+        // Run by run, because a chained iterator costs a branch per word.
         for (from, out) in [(a, first), (b, second)] {
             let mut whole = out.chunks_exact_mut(8);
             for (to, from) in whole.by_ref().zip(from) {
@@ -129,68 +156,78 @@ impl<'a, const META: usize> Ring<'a, META> {
         self.check(entry.position)
     }
 
+    /// Checks that the packet at `position` was still complete when it was read.
     fn check(&self, position: u64) -> Result<(), Overwritten> {
-        // Pairs with the Release fence in `Writer::write`: if any word that was loaded before it is a
-        // newer one, the `tail` that was stored before that word is seen here.
+        // SYNC(overwrite/check): pairs with the Release fence in `Writer::write`. If any word that was loaded
+        // before this fence belongs to a newer packet, the `tail` that was stored before that word is
+        // visible here.
         fence(Ordering::Acquire);
         if self.tail.load(Ordering::Relaxed) <= position { Ok(()) } else { Err(Overwritten) }
     }
 }
 
-/// The writer's own memory of a ring; nothing that it relies on is read from shared memory.
+/// The writer's private state of a ring. The writer reads nothing from shared memory.
 #[derive(Debug, Default)]
 pub struct Writer {
-    /// The sequence number that the next packet gets.
+    /// Sequence number of the next packet.
     seq: u64,
-    /// Where the next packet goes.
+    /// Position of the next packet.
     head: u64,
-    /// Where each of the packets in the ring begins.
+    /// Position of each packet in the ring, oldest first.
     starts: VecDeque<u64>,
 }
 
 impl Writer {
-    /// The sequence number that the next packet gets.
+    /// Sequence number of the next packet.
     pub fn seq(&self) -> u64 {
         self.seq
     }
 
+    /// Position of the next packet.
     pub fn head(&self) -> u64 {
         self.head
     }
 
+    /// Position of the oldest packet in the ring.
     pub fn tail(&self) -> u64 {
         self.starts.front().copied().unwrap_or(self.head)
     }
 
-    /// Packets in the ring.
+    /// Number of packets in the ring.
     pub fn len(&self) -> usize {
         self.starts.len()
     }
 
+    /// Returns whether the ring has no packets.
     pub fn is_empty(&self) -> bool {
         self.starts.is_empty()
     }
 
-    /// Where the packet begins that is the `nth` from the oldest on.
+    /// Position of the packet that is the `nth` from the oldest on.
     pub fn start(&self, nth: usize) -> u64 {
         self.starts.get(nth).copied().unwrap_or(self.head)
     }
 
-    /// Leaves out a sequence number: its packet is not to be had.
+    /// Skips a sequence number, whose packet is not published.
     pub fn skip(&mut self) {
         self.seq += 1;
     }
 
-    /// Forgets the packets before `position`.
-    pub fn forget_before<const META: usize>(&mut self, ring: Ring<'_, META>, position: u64) {
+    /// Discards the packets before `position`.
+    pub fn discard_before<const META: usize>(&mut self, ring: Ring<'_, META>, position: u64) {
         let count = self.starts.partition_point(|start| *start < position);
         if count > 0 {
             self.starts.drain(..count);
-            ring.tail.store(self.tail(), Ordering::Relaxed);
+            // SYNC(tail/head): pairs with the Acquire in `Ring::tail`. The `head` behind the discarded packets
+            // was stored before.
+            ring.tail.store(self.tail(), Ordering::Release);
         }
     }
 
-    /// Where the packets begin that are left when one of `len` bytes is written.
+    /// Returns the position of the oldest packet that remains when a packet of `len` bytes is appended.
+    ///
+    /// # Errors
+    /// A packet of that length never fits.
     pub fn tail_after<const META: usize>(
         &self,
         ring: Ring<'_, META>,
@@ -203,7 +240,11 @@ impl Writer {
         Ok(self.start(self.starts.partition_point(|start| end - start > ring.capacity())))
     }
 
-    /// Appends a packet and gives its sequence number.
+    /// Appends a packet, given in two pieces, and returns its sequence number. Discards the oldest packets as
+    /// needed.
+    ///
+    /// # Errors
+    /// A packet of that length never fits.
     pub fn write<const META: usize>(
         &mut self,
         ring: Ring<'_, META>,
@@ -212,8 +253,9 @@ impl Writer {
     ) -> Result<u64, TooBig> {
         let len = data[0].len() + data[1].len();
         let tail = self.tail_after(ring, len)?;
-        self.forget_before(ring, tail);
-        // Pairs with the Acquire fence in `Ring::check`: whoever sees a word from below sees this tail.
+        self.discard_before(ring, tail);
+        // SYNC(overwrite/check): pairs with the Acquire fence in `Ring::check`. A reader that sees a word that
+        // is stored below also sees this tail.
         fence(Ordering::Release);
 
         let header = [self.seq, len as u64];
@@ -227,19 +269,19 @@ impl Writer {
         self.head += room::<META>(len);
         let seq = self.seq;
         self.seq += 1;
-        // Pairs with the Acquire in `Ring::head`.
+        // SYNC(append/head): pairs with the Acquire in `Ring::head`.
         ring.head.store(self.head, Ordering::Release);
         Ok(seq)
     }
 }
 
-/// Writes two pieces one behind the other into two runs of words; the rest of the last word is zero.
+/// Writes two pieces of data into two runs of words, one after the other. The rest of the last word is zero.
 fn write_words(runs: [&[AtomicU64]; 2], data: [&[u8]; 2]) {
     let mut data = data.into_iter().filter(|d| !d.is_empty());
     let mut piece = data.next().unwrap_or_default();
     for mut run in runs {
         while let Some((first, _)) = run.split_first() {
-            // Whole words of one piece: the bulk of it, in a loop without a branch a word.
+            // Whole words of one piece, in a loop without a branch per word: the bulk of the data.
             let whole = run.len().min(piece.len() / 8);
             let (words, bytes) = (run.split_at(whole), piece.split_at(whole * 8));
             for (to, from) in words.0.iter().zip(bytes.0.chunks_exact(8)) {
@@ -250,7 +292,7 @@ fn write_words(runs: [&[AtomicU64]; 2], data: [&[u8]; 2]) {
                 (run, piece) = (words.1, bytes.1);
                 continue;
             }
-            // The end of a piece, and with it the start of the next.
+            // A word that contains the end of one piece and the start of the next.
             let (mut word, mut filled) = ([0; 8], 0);
             while filled < 8 {
                 let count = piece.len().min(8 - filled);

@@ -1,4 +1,5 @@
-//! The three kinds of segments.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The three kinds of shared memory segments: control segment, subscriber page, track.
 
 use super::layout::{ControlHeader, PageHeader, TrackHeader};
 use super::mapping::Mapping;
@@ -6,9 +7,10 @@ use super::record::RECORD_WORDS;
 use super::ring::Ring;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
+/// Arrays start on a cache line.
 const LINE: usize = 64;
 
-/// The control segment: header, slot numbers, index, records.
+/// The control segment: header, slot numbers, index, records. Written by the publisher only.
 #[derive(Debug)]
 pub struct Control {
     map: Mapping,
@@ -17,7 +19,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Bytes of a segment for so many slots and index entries.
+    /// Size of a segment with this many slots and index entries, in bytes.
     pub fn size(slots: u32, index: u32) -> usize {
         Self::records_at(slots as usize, index as usize) + slots as usize * RECORD_WORDS * 8
     }
@@ -30,30 +32,36 @@ impl Control {
         Self::index_at(slots) + (index * 8).next_multiple_of(LINE)
     }
 
+    /// Interprets a mapping as a control segment.
+    ///
+    /// # Panics
+    /// If `index` is no power of two, or the mapping is too short.
     pub fn new(map: Mapping, slots: u32, index: u32) -> Self {
         assert!(index.is_power_of_two() && map.size() >= Self::size(slots, index));
         Self { map, slots: slots as usize, index: index as usize }
     }
 
+    /// The header at the start of the segment.
     pub fn header(&self) -> &ControlHeader {
         self.map.header()
     }
 
-    /// All of it.
+    /// The mapping of the whole segment.
     pub fn memory(&self) -> &Mapping {
         &self.map
     }
 
-    /// Entries of the index.
+    /// Number of entries of the index, a power of two.
     pub fn index_len(&self) -> u32 {
         self.index as u32
     }
 
+    /// Number of slots.
     pub fn slots(&self) -> u32 {
         self.slots as u32
     }
 
-    /// The sequence number of the frame in the slot.
+    /// The slot's number: the sequence number of the frame in it, or [`EMPTY`](super::claim::EMPTY).
     pub fn slot(&self, slot: u32) -> &AtomicU64 {
         &self.map.words(size_of::<ControlHeader>(), self.slots)[slot as usize]
     }
@@ -64,6 +72,10 @@ impl Control {
         &self.map.words(Self::index_at(self.slots), self.index)[at]
     }
 
+    /// The words of the slot's record.
+    ///
+    /// # Panics
+    /// If there is no such slot.
     pub fn record(&self, slot: u32) -> &[AtomicU64] {
         assert!((slot as usize) < self.slots);
         let at = Self::records_at(self.slots, self.index) + slot as usize * RECORD_WORDS * 8;
@@ -71,7 +83,7 @@ impl Control {
     }
 }
 
-/// A subscriber's page: header, claims.
+/// A subscriber's page: header, claims. Written by that subscriber; only it and the publisher map it.
 #[derive(Debug)]
 pub struct SubscriberPage {
     map: Mapping,
@@ -79,25 +91,31 @@ pub struct SubscriberPage {
 }
 
 impl SubscriberPage {
+    /// Size of a page with claims for this many slots, in bytes.
     pub fn size(slots: u32) -> usize {
         size_of::<PageHeader>() + slots as usize * 8
     }
 
+    /// Interprets a mapping as a subscriber's page.
+    ///
+    /// # Panics
+    /// If the mapping is too short.
     pub fn new(map: Mapping, slots: u32) -> Self {
         assert!(map.size() >= Self::size(slots));
         Self { map, slots: slots as usize }
     }
 
+    /// The header at the start of the page.
     pub fn header(&self) -> &PageHeader {
         self.map.header()
     }
 
-    /// Where the claim on the slot is, in bytes.
+    /// Offset of the claim on the slot, in bytes from the start of the page.
     pub fn held_offset(slot: u32) -> usize {
         size_of::<PageHeader>() + slot as usize * 8
     }
 
-    /// All of it.
+    /// The mapping of the whole segment.
     pub fn memory(&self) -> &Mapping {
         &self.map
     }
@@ -107,13 +125,13 @@ impl SubscriberPage {
         &self.map.words(size_of::<PageHeader>(), self.slots)[slot as usize]
     }
 
-    /// The claims on all slots.
+    /// Copies the claims on all slots.
     pub fn claims(&self) -> Vec<u64> {
         let claims = self.map.words(size_of::<PageHeader>(), self.slots);
         claims.iter().map(|h| h.load(Ordering::Relaxed)).collect()
     }
 
-    /// How many slots are claimed.
+    /// Counts the slots that are claimed.
     pub fn count_held(&self) -> u32 {
         let claims = self.map.words(size_of::<PageHeader>(), self.slots);
         claims.iter().filter(|h| h.load(Ordering::Relaxed) != 0).count() as u32
@@ -128,26 +146,33 @@ pub struct TrackSegment {
 }
 
 impl TrackSegment {
-    /// Bytes of a segment, or `None` where that overflows. `bytes` has to be a multiple of 8.
+    /// Size of a segment with a ring of `bytes`; `None` if `bytes` is 0 or no multiple of 8, or if the size
+    /// overflows.
     pub fn size(bytes: u64) -> Option<usize> {
         let bytes = usize::try_from(bytes).ok().filter(|b| *b > 0 && b.is_multiple_of(8))?;
         size_of::<TrackHeader>().checked_add(bytes).filter(|b| *b <= isize::MAX as usize)
     }
 
+    /// Interprets a mapping as a track with a ring of `bytes`.
+    ///
+    /// # Panics
+    /// If the mapping is too short, or `bytes` is not a size that [`TrackSegment::size`] accepts.
     pub fn new(map: Mapping, bytes: u64) -> Self {
         assert!(Self::size(bytes).is_some_and(|size| map.size() >= size));
         Self { map, bytes: bytes as usize }
     }
 
+    /// The header at the start of the segment.
     pub fn header(&self) -> &TrackHeader {
         self.map.header()
     }
 
-    /// All of it.
+    /// The mapping of the whole segment.
     pub fn memory(&self) -> &Mapping {
         &self.map
     }
 
+    /// The ring of packets.
     pub fn ring(&self) -> Ring<'_> {
         Ring {
             head: &self.header().head,

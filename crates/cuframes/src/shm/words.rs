@@ -1,4 +1,5 @@
-//! Values as words of shared memory.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Conversion of values to and from the 64-bit words of shared memory.
 
 const NO_TIME: i64 = i64::MIN;
 

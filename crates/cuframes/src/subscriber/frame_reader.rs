@@ -274,10 +274,10 @@ impl FrameReader {
         }
         tracing::trace!(name: "claimed", target: "cuframes::steps", seq);
         self.wait_until_ready(seq, memory.event(record.slot_in_chunk), wait)?;
-        let (captured, published) = (record.info.captured_ns, record.published);
+        let (captured, published) = (record.info.captured_ns, record.published_ns);
         tracing::trace!(name: "ready", target: "cuframes::steps", captured, published);
 
-        let skipped = self.advance(seq, record.published);
+        let skipped = self.advance(seq, record.published_ns);
         Ok(Some(Frame {
             address: memory.address(record.slot_in_chunk),
             lease,
@@ -285,7 +285,7 @@ impl FrameReader {
             seq,
             caps,
             generation: record.generation,
-            published_ns: record.published,
+            published_ns: record.published_ns,
             skipped,
             info: record.info,
         }))

@@ -29,7 +29,7 @@ pub(super) fn keyframes(ring: Ring<'_>, newest: Option<u64>) -> impl Iterator<It
     let read = move |at| read_entry(ring, at).ok().map(|(_, meta)| (at, meta));
     let all = std::iter::successors(newest.and_then(read), move |(at, meta)| {
         // A link has to point backwards; one that does not is invalid and ends the search.
-        meta.before.filter(|before| before < at).and_then(read)
+        meta.previous_keyframe.filter(|before| before < at).and_then(read)
     });
     all.take(ring.most_packets())
 }

@@ -272,7 +272,7 @@ impl PacketReader {
                 let eos = h.eos.load(Ordering::Acquire) != 0;
                 if !self.retained
                     && disconnect.is_none()
-                    && !retention::is_held(&h.reclaim, &h.tail)
+                    && !retention::is_retained(&h.reclaim, &h.tail)
                 {
                     if timed_out {
                         return Ok(Next::TimedOut);
@@ -325,7 +325,7 @@ impl PacketReader {
         let Some(words) = self.words() else { return };
         words.received.store(self.received, Ordering::Relaxed);
         words.lost.store(self.skipped, Ordering::Relaxed);
-        retention::pass(&words.next, position);
+        retention::advance(&words.next, position);
         if self.is_lossless() {
             self.connection.notify_publisher();
         }
@@ -377,7 +377,8 @@ impl PacketReader {
         }
         let invalid =
             || self.connection.protocol_error("what stands behind a packet makes no sense");
-        let extra = usize::try_from(meta.extra).ok().filter(|extra| *extra <= REFERENCE_BYTES);
+        let extra =
+            usize::try_from(meta.references_len).ok().filter(|extra| *extra <= REFERENCE_BYTES);
         let extra = extra.filter(|extra| *extra <= entry.len).ok_or_else(invalid)?;
         let mut data = Vec::new();
         data.try_reserve_exact(entry.len).map_err(|_| Error::System {
@@ -399,7 +400,7 @@ impl PacketReader {
             seq: entry.seq,
             caps,
             generation: meta.generation,
-            published_ns: meta.published,
+            published_ns: meta.published_ns,
             lost: std::mem::take(&mut self.lost),
             info: PacketInfo { references, ..meta.info },
             data,
@@ -443,7 +444,7 @@ impl PacketReader {
     fn find_start(&self, view: &TrackView, tail: u64, head: u64) -> Option<u64> {
         let ring = view.segment.ring();
         let newest = newest_keyframe(view).filter(|k| *k >= tail);
-        let was_present = |meta: &PacketHeader| meta.published <= self.created_ns;
+        let was_present = |meta: &PacketHeader| meta.published_ns <= self.created_ns;
         let found = match &self.start {
             Start::LatestKeyframe => first_or_last(keyframes(ring, newest), was_present),
             Start::NextKeyframe => {

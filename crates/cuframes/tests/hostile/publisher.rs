@@ -52,7 +52,9 @@ pub(crate) fn visit(test: &TestDir, mode: Mode) -> Visit {
     for _ in 0..4 {
         let Some(frame) = visit.take(subscriber.next_frame(&wait)) else { break };
         std::hint::black_box(frame.bytes().unwrap().iter().fold(0, |sum, b| sum ^ b));
-        assert!(frame.info.planes.iter().all(|p| (p.offset as usize) < frame.bytes().unwrap().len()));
+        assert!(
+            frame.info.planes.iter().all(|p| (p.offset as usize) < frame.bytes().unwrap().len())
+        );
         visit.frames += 1;
     }
     let mut packets = subscriber.packets(0, Start::OldestKeyframe);

@@ -128,7 +128,7 @@ fn compare(words: usize, steps: &[Step]) -> Result<(), TestCaseError> {
             Step::Forget(count) => {
                 let position = model.start(*count);
                 model.packets.drain(..(*count).min(model.packets.len()));
-                writer.forget_before(ring, position);
+                writer.discard_before(ring, position);
             }
             Step::Skip => {
                 model.next += 1;

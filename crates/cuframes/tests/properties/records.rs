@@ -39,7 +39,14 @@ fn info() -> impl Strategy<Value = FrameInfo> {
         vec(reference, 0..=5),
     )
         .prop_map(
-            |((pts, dts, duration), (captured_ns, flags, size), planes, crop, packet, references)| {
+            |(
+                (pts, dts, duration),
+                (captured_ns, flags, size),
+                planes,
+                crop,
+                packet,
+                references,
+            )| {
                 let planes = planes.into_iter().collect();
                 #[rustfmt::skip]
                 let info = FrameInfo {
@@ -59,7 +66,8 @@ fn references_that_do_not_fit_are_left_out() {
     };
     let all = [reference(1, 20), reference(2, 400), reference(3, 20)];
     let info = FrameInfo { references: all.to_vec(), ..Default::default() };
-    let record = Record { seq: 1, generation: 1, chunk: 1, slot_in_chunk: 0, published: 0, info };
+    let record =
+        Record { seq: 1, generation: 1, chunk: 1, slot_in_chunk: 0, published_ns: 0, info };
     let words = words(RECORD_WORDS);
     record.store(&words);
     let kept = Record::load(&words).unwrap().info.references;
@@ -68,10 +76,10 @@ fn references_that_do_not_fit_are_left_out() {
 
 prop_compose! {
     fn record()(
-        (seq, generation, chunk, slot_in_chunk, published) in any::<(u64, u32, u32, u32, i64)>(),
+        (seq, generation, chunk, slot_in_chunk, published_ns) in any::<(u64, u32, u32, u32, i64)>(),
         info in info(),
     ) -> Record {
-        Record { seq, generation, chunk, slot_in_chunk, published, info }
+        Record { seq, generation, chunk, slot_in_chunk, published_ns, info }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cuframes::cuda::{Context, DeviceMemory, Event, HostAccess, RegisteredHost, Stream};
 use cuframes::memory::{Backend, Kind};
-use cuframes::{FrameInfo, Publisher, PublisherConfig};
+use cuframes::{FrameInfo, Publisher, PublisherConfig, SharedWord};
 
 use crate::page::SharedPage;
 use crate::peer::Peer;
@@ -175,7 +175,7 @@ impl Pair {
     /// Publishes [`FRAMES`] frames before they are written, to a subscriber that releases each before it
     /// has read it. Only stream order keeps the two apart.
     fn publish_frames(&mut self, release: &str) -> Outcome<Tally> {
-        let (at, len, offset, keep) = self.publisher.ready_word();
+        let SharedWord { base: at, len, offset, keep_alive: keep } = self.publisher.ready_word();
         let access = HostAccess::ReadWrite;
         // SAFETY: mapped for writing while `keep` exists, and read through atomics.
         let control = unsafe { RegisteredHost::new(&self.context, at, len, access, keep) }?;

@@ -114,7 +114,7 @@ impl tracing::Subscriber for Listener {
         event.record(&mut times);
         let mut state = self.0.lock().unwrap();
         match event.metadata().name() {
-            "rung" => state.step("ring", times.published, now),
+            "published" => state.step("ring", times.published, now),
             "woken" => state.woken = Some(now),
             "claimed" => state.claimed = now,
             "ready" => {

@@ -1,4 +1,6 @@
-//! The sink for frames inside `cuframessink`.
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The base sink for frames inside `cuframessink`: publishes each buffer in place if it is on a slot, otherwise copies it
+//! into one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
@@ -8,10 +10,11 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::video_frame::VideoBufferExt;
 
-use super::cuda::{DeviceSink, DeviceSlots};
+use super::cuda::{CudaPublisher, CudaSlots, Outcome};
 use super::pool::{Flushing, slot_buffer};
 use super::publication::Publication;
 use super::settings::{Memory, SyncMode};
+use super::slot_memory;
 use crate::caps::{CUDA_MEMORY, is_cuda};
 use crate::gstcuda::{self, ContextSlot, CudaContext};
 use crate::log::CAT;
@@ -23,17 +26,18 @@ use cuframes::sync::clock::now_ns;
 use cuframes::sync::lock;
 use cuframes::{FrameInfo, Planes};
 
+/// Number of frames between two queries for upstream's latency.
 const FRAMES_BETWEEN_QUERIES: u64 = 100;
 
 #[derive(Default)]
 struct State {
     format: Option<(gst::Caps, gst_video::VideoInfo)>,
-    /// Subscribers have been told of it.
+    /// The format was announced to subscribers.
     announced: bool,
-    /// What upstream was offered, if that is in device memory.
-    slots: Option<Arc<DeviceSlots>>,
-    /// For frames in device memory.
-    device: Option<DeviceSink>,
+    /// The slots that were proposed to upstream, if they are in device memory.
+    slots: Option<Arc<CudaSlots>>,
+    /// Publishes the frames if they are in device memory.
+    device: Option<CudaPublisher>,
     origin: MonotonicOffset,
     frames: u64,
 }
@@ -42,7 +46,7 @@ struct State {
 pub(crate) struct FrameSink {
     published: OnceLock<Arc<Publication>>,
     state: Mutex<State>,
-    /// Render is to return.
+    /// `render` has to return.
     unlocked: AtomicBool,
     /// The CUDA context that this pipeline shares.
     context: ContextSlot,
@@ -50,8 +54,8 @@ pub(crate) struct FrameSink {
 
 impl super::FrameSink {
     pub(super) fn new(published: Arc<Publication>) -> Self {
-        // Under a name that GStreamer makes up: gst-launch looks for names in bins, too, and would find
-        // this sink for an element that a user calls the same.
+        // GStreamer generates the name. gst-launch also searches bins for names, and would take this sink for an element
+        // to which a user gave the same name.
         let sink: Self = glib::Object::new();
         let _ = sink.imp().published.set(published);
         sink
@@ -67,13 +71,14 @@ impl FrameSink {
         self.published().get()
     }
 
-    /// Forgets the publisher. It goes with PAUSED, but a base sink stops with READY.
+    /// Releases everything that belongs to the publisher. The publisher is dropped from PAUSED to READY, and a base sink
+    /// stops only from READY to NULL.
     pub fn reset(&self) {
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
     }
 
-    /// Tells subscribers of a new format, and prepares for the memory that its frames are in.
+    /// Announces a new format to subscribers, and prepares for the kind of memory of its first frame.
     fn announce(
         &self,
         state: &mut State,
@@ -83,7 +88,7 @@ impl FrameSink {
         let Some((caps, info)) = state.format.as_ref().filter(|_| !state.announced) else {
             return Ok(());
         };
-        // What is still under way on the old device is done before anything comes after it.
+        // Waits for the work on the old device before frames of the new format are published.
         state.device = None;
         let published = self.published();
         let mut sync = SyncMode::Host;
@@ -92,10 +97,10 @@ impl FrameSink {
             let context = context_of(memory)?;
             let slots = match state.slots.take().filter(|slots| slots.are_in(&context)) {
                 Some(slots) => slots,
-                None => DeviceSlots::new(&context, published.memory())?,
+                None => CudaSlots::new(&context, published.memory())?,
             };
             sync = slots.sync();
-            state.device = Some(DeviceSink::new(publisher, slots.clone(), caps, memory)?);
+            state.device = Some(CudaPublisher::new(publisher, slots.clone(), caps, memory)?);
             state.slots = Some(slots);
         } else {
             state.slots = None;
@@ -112,41 +117,42 @@ impl FrameSink {
         gst::FlowError::Error
     }
 
-    /// False where no slot is free.
+    /// Publishes a frame in device memory. Returns false if no slot is free. Sets size and planes of `info`.
     fn publish_on_device(
         &self,
-        device: &mut DeviceSink,
+        device: &mut CudaPublisher,
         publisher: &Publisher,
         buffer: &gst::BufferRef,
-        info: &FrameInfo,
+        info: &mut FrameInfo,
     ) -> Result<bool, gst::FlowError> {
         let unlocked = || self.unlocked.load(Ordering::Acquire);
-        let published = device.publish(publisher, buffer, info, &unlocked);
-        let published = published.map_err(|e| self.fail(&e))?;
-        self.published().copied.fetch_add(u64::from(published == Some(true)), Ordering::Relaxed);
-        Ok(published.is_some())
+        let outcome = device.publish(publisher, buffer, info, &unlocked);
+        let outcome = outcome.map_err(|e| self.fail(&e))?;
+        if outcome == Outcome::Copied {
+            self.published().copied.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(outcome != Outcome::NoSlot)
     }
 
-    /// False where no slot is free.
+    /// Publishes a frame in host memory. Returns false if no slot is free. Sets size and planes of `info`.
     fn publish_on_host(
         &self,
         publisher: &Publisher,
         buffer: &gst::BufferRef,
         video: &gst_video::VideoInfo,
-        info: &FrameInfo,
+        info: &mut FrameInfo,
     ) -> Result<bool, gst::FlowError> {
-        if self.publish_in_place(publisher, buffer, info) {
+        if publish_in_place(publisher, buffer, video, info) {
             return Ok(true);
         }
         let Some(copy) = self.copy(publisher, buffer, video)? else { return Ok(false) };
-        let (size, planes) = (copy.size(), planes(&copy, video));
-        self.publish_in_place(publisher, &copy, &FrameInfo { size, planes, ..info.clone() });
+        publish_in_place(publisher, &copy, video, info);
         self.published().copied.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }
 
-    /// Says whether there is a flush, for those upstream who wait for a slot. A sink that is asked to unlock
-    /// would be asked to go on before they look.
+    /// Returns a function that tells whether the sink is flushing, for threads of upstream that wait for a slot. `unlock`
+    /// is unsuitable for them, because `unlock_stop` may follow before they check.
     fn flushing(&self) -> Flushing {
         let pad = self.obj().sink_pad().downgrade();
         Arc::new(move || {
@@ -154,7 +160,7 @@ impl FrameSink {
         })
     }
 
-    /// Offers slots in the context of upstream.
+    /// Proposes slots in upstream's CUDA context.
     fn propose_slots(
         &self,
         publisher: &Arc<Publisher>,
@@ -164,19 +170,19 @@ impl FrameSink {
         self.context.clear();
         let context = self.context.ensure(&*self.obj(), -1)?;
         let known = lock(&self.state).slots.clone().filter(|slots| slots.are_in(&context));
-        // The same for all that upstream asks for: all slots move when their backend is another.
+        // All proposals share one backend, because another backend would retire all slots.
         let slots = match known {
             Some(slots) => slots,
-            None => DeviceSlots::new(&context, self.published().memory())?,
+            None => CudaSlots::new(&context, self.published().memory())?,
         };
-        slots.propose(publisher, (&context, self.flushing()), caps, query)?;
+        slots.propose(publisher, &context, self.flushing(), caps, query)?;
         lock(&self.state).slots = Some(slots);
         Ok(())
     }
 
-    /// How far behind its timestamps upstream delivers, if it is live. The base class knows it only where
-    /// it synchronises. Asked in no lock, as upstream may ask something back.
-    fn note_latency(&self, publisher: &Publisher) {
+    /// Queries the delay between upstream's timestamps and its buffers, if upstream is live, and passes it to subscribers. The
+    /// base class knows it only if it synchronises. No lock is held, because upstream may query this element in turn.
+    fn update_latency(&self, publisher: &Publisher) {
         let mut query = gst::query::Latency::new();
         if self.obj().sink_pad().peer_query(&mut query)
             && let (true, min, _) = query.result()
@@ -185,27 +191,7 @@ impl FrameSink {
         }
     }
 
-    /// Publishes a buffer that may be on a slot. False if it is not, or was published before.
-    fn publish_in_place(
-        &self,
-        publisher: &Publisher,
-        buffer: &gst::BufferRef,
-        info: &FrameInfo,
-    ) -> bool {
-        // A frame in several memories is in several allocations.
-        if buffer.n_memory() != 1 {
-            return false;
-        }
-        let Ok(map) = buffer.peek_memory(0).map_readable() else { return false };
-        let published = publisher.publish_at(map.as_ptr() as u64, true, |start| FrameInfo {
-            planes: info.planes.moved(start as u32),
-            size: info.size + start as usize,
-            ..info.clone()
-        });
-        published.is_some()
-    }
-
-    /// A copy of the frame on a slot, `None` where all are in use.
+    /// Copies the frame to a buffer on a slot; `None` if all slots are in use.
     fn copy(
         &self,
         publisher: &Publisher,
@@ -240,7 +226,29 @@ fn context_of(memory: &gst::MemoryRef) -> Result<CudaContext, gstcuda::Error> {
     })
 }
 
-/// Where the planes of a buffer begin, and how long their rows are.
+/// Publishes a buffer that is on a slot of this publisher. Returns false if it is not, or was published before. Sets size
+/// and planes of `info`.
+fn publish_in_place(
+    publisher: &Publisher,
+    buffer: &gst::BufferRef,
+    video: &gst_video::VideoInfo,
+    info: &mut FrameInfo,
+) -> bool {
+    // A frame in several memories is in several allocations.
+    if buffer.n_memory() != 1 {
+        return false;
+    }
+    let memory = buffer.peek_memory(0);
+    let Some(loan) = slot_memory::loan_of(memory) else { return false };
+    // Fails if upstream still has the memory mapped for writing.
+    let Ok(map) = memory.map_readable() else { return false };
+    let start = map.as_ptr() as u64 - loan.address();
+    info.size = map.size() + start as usize;
+    info.planes = planes(buffer, video).moved(start as u32);
+    publisher.publish_in_place(loan, info, true).is_some()
+}
+
+/// Offsets and strides of a buffer's planes.
 fn planes(buffer: &gst::BufferRef, info: &gst_video::VideoInfo) -> Planes {
     match buffer.meta::<gst_video::VideoMeta>() {
         Some(meta) => Planes::new(meta.offset(), meta.stride()),
@@ -258,7 +266,7 @@ impl ObjectSubclass for FrameSink {
 impl ObjectImpl for FrameSink {
     fn constructed(&self) {
         self.parent_constructed();
-        // It would keep a slot for nothing.
+        // A last sample would occupy a slot.
         self.obj().set_enable_last_sample(false);
     }
 }
@@ -324,7 +332,7 @@ impl BaseSinkImpl for FrameSink {
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let info = gst_video::VideoInfo::from_caps(caps)
             .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format ({caps}): put a decoder or videoconvert in front of cuframessink"))?;
-        // Where the frames are is known when the first of them comes.
+        // The kind of memory is known with the first frame.
         let mut state = lock(&self.state);
         state.format = Some((caps.clone(), info));
         state.announced = false;
@@ -336,16 +344,15 @@ impl BaseSinkImpl for FrameSink {
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
         let (caps, need_pool) = query.get_owned();
-        // GstVideoMeta is understood but not asked for. A decoder of libav that is free to choose its
-        // strides hands out its own pictures, which GStreamer copies because the decoder goes on reading
-        // them, and which we would have to copy again. Without it the decoder puts the finished
-        // picture into the slot: one copy instead of two.
+        // GstVideoMeta is understood but not requested. With it, a libav decoder chooses its own strides and outputs its
+        // reference pictures; GStreamer copies these because the decoder still reads them, and this sink would have to copy
+        // them again. Without it, the decoder copies the finished picture into the slot: one copy instead of two.
         let (Some(caps), Some(publisher), true) = (caps, self.publisher(), need_pool) else {
             return Ok(());
         };
         if is_cuda(&caps) {
             query.add_allocation_meta::<gst_video::VideoMeta>(None);
-            // Without the pool, frames are copied.
+            // Upstream can continue without the pool; its frames are then copied.
             if let Err(e) = self.propose_slots(&publisher, &caps, query) {
                 gst::warning!(
                     CAT,
@@ -382,7 +389,7 @@ impl BaseSinkImpl for FrameSink {
         }
         let (_, video) = state.format.clone().ok_or(gst::FlowError::NotNegotiated)?;
         let origin = state.origin.get(&*obj);
-        // Without a timestamp, the time of arrival is the best that is known.
+        // The time of arrival replaces a missing timestamp.
         let timestamp = segment
             .downcast_ref::<gst::ClockTime>()
             .zip(origin.zip(buffer.pts()))
@@ -395,36 +402,37 @@ impl BaseSinkImpl for FrameSink {
         if packet.is_err() {
             self.published().unmatched_frames.fetch_add(1, Ordering::Relaxed);
         }
-        let info = FrameInfo {
+        let mut info = FrameInfo {
             pts: Some(timestamp.unwrap_or(captured)),
             dts: None,
             duration: buffer.duration().map(|d| d.nseconds()),
             captured_ns: captured,
             flags: time::portable_flags(buffer.flags()) | buffer.video_flags().bits(),
-            size: buffer.size(),
-            planes: planes(buffer, &video),
             crop: buffer.meta::<gst_video::VideoCropMeta>().map(|crop| {
                 let (x, y, width, height) = crop.rect();
                 cuframes::Crop { x, y, width, height }
             }),
             packet: packet.unwrap_or_default(),
             references: meta::references(buffer),
+            // Size and planes depend on the memory that is published.
+            ..Default::default()
         };
         let mut device = state.device.take();
         state.frames += 1;
-        // From time to time, since it may change.
-        let ask = state.frames % FRAMES_BETWEEN_QUERIES == 1;
+        // The latency may change at any time.
+        let query_latency = state.frames % FRAMES_BETWEEN_QUERIES == 1;
         drop(state);
-        if ask {
-            self.note_latency(&publisher);
+        if query_latency {
+            self.update_latency(&publisher);
         }
         let published = loop {
             let published = match &mut device {
-                Some(device) => self.publish_on_device(device, &publisher, buffer, &info),
-                None => self.publish_on_host(&publisher, buffer, &video, &info),
+                Some(device) => self.publish_on_device(device, &publisher, buffer, &mut info),
+                None => self.publish_on_host(&publisher, buffer, &video, &mut info),
             };
             match published {
-                // The wait for a slot was broken off for a pause, or for a flush, which is the error here.
+                // The wait for a slot was cancelled by a pause, after which the frame is tried again, or by a flush, which is the
+                // error here.
                 Ok(false) if self.unlocked.load(Ordering::Acquire) => {
                     if let Err(e) = obj.wait_preroll() {
                         break Err(e);
