@@ -469,3 +469,180 @@ impl BaseSinkImpl for FrameSink {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use cuframes::{Interrupt, Next, Subscriber, SubscriberConfig, Wait};
+
+    const WIDTH: usize = 64;
+    const HEIGHT: usize = 48;
+    const SIZE: usize = WIDTH * HEIGHT;
+
+    /// A `cuframessink` whose pad the test pushes buffers into.
+    struct Sink {
+        element: super::super::CuframesSink,
+        pad: gst::Pad,
+        caps: gst::Caps,
+        dir: PathBuf,
+    }
+
+    impl Sink {
+        fn new(key: &str) -> Self {
+            gst::init().unwrap();
+            let dir = std::env::temp_dir().join(format!("cuframes-{key}-{}", std::process::id()));
+            let element: super::super::CuframesSink = glib::Object::builder()
+                .property("key", key)
+                .property("runtime-dir", dir.to_str().unwrap())
+                .build();
+            let pad = element.request_pad_simple("sink").unwrap();
+            element.set_state(gst::State::Playing).unwrap();
+            let format = gst_video::VideoFormat::Gray8;
+            let info = gst_video::VideoInfo::builder(format, WIDTH as u32, HEIGHT as u32);
+            let caps = info.build().unwrap().to_caps().unwrap();
+            let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+            assert!(pad.send_event(gst::event::StreamStart::new("test")));
+            assert!(pad.send_event(gst::event::Caps::new(&caps)));
+            assert!(pad.send_event(gst::event::Segment::new(&segment)));
+            Self { element, pad, caps, dir }
+        }
+
+        /// The pool that the sink proposes, configured for buffers of `size` bytes.
+        fn pool(&self, size: usize) -> gst::BufferPool {
+            let mut query = gst::query::Allocation::new(Some(&self.caps), true);
+            assert!(self.pad.query(query.query_mut()));
+            let pool = query.allocation_pools().find_map(|(pool, ..)| pool).unwrap();
+            let mut config = pool.config();
+            config.set_params(Some(&self.caps), size as u32, 0, 0);
+            pool.set_config(config).unwrap();
+            pool.set_active(true).unwrap();
+            pool
+        }
+
+        fn push(&self, buffer: &gst::Buffer) {
+            assert_eq!(self.pad.chain(buffer.clone()), Ok(gst::FlowSuccess::Ok));
+        }
+
+        /// Numbers of frames that were published and copied.
+        fn counts(&self) -> (u64, u64) {
+            let stats = self.element.property::<gst::Structure>("stats");
+            (stats.get("published").unwrap(), stats.get("copied").unwrap())
+        }
+
+        fn subscribe(&self, interrupt: &Interrupt) -> Subscriber {
+            let key = self.element.property::<String>("key");
+            let runtime_dir = Some(self.dir.clone());
+            let config = SubscriberConfig { runtime_dir, ..SubscriberConfig::new(key) };
+            Subscriber::connect(config, None, interrupt).unwrap()
+        }
+    }
+
+    impl Drop for Sink {
+        fn drop(&mut self) {
+            let _ = self.element.set_state(gst::State::Null);
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    fn acquire(pool: &gst::BufferPool, value: u8) -> gst::Buffer {
+        let mut buffer = pool.acquire_buffer(None).unwrap();
+        buffer.get_mut().unwrap().map_writable().unwrap().fill(value);
+        buffer
+    }
+
+    /// Returns the offset of the newest frame in its slot, and its first byte.
+    fn newest(subscriber: &mut Subscriber, interrupt: &Interrupt) -> (u32, u8) {
+        let next = subscriber.next_frame(&Wait::forever(interrupt)).unwrap();
+        let Next::Item(frame) = next else { panic!("the frame is there") };
+        let offset = frame.info.planes[0].offset;
+        (offset, frame.bytes().unwrap()[offset as usize])
+    }
+
+    #[test]
+    fn buffer_of_the_pool_is_published_in_place_and_stays_readable() {
+        let (sink, interrupt) = (Sink::new("slot-in-place"), Interrupt::new().unwrap());
+        let pool = sink.pool(SIZE);
+        let kept = acquire(&pool, 1);
+        sink.push(&kept);
+        let mut subscriber = sink.subscribe(&interrupt);
+        assert_eq!(newest(&mut subscriber, &interrupt), (0, 1));
+        // Upstream keeps the first buffer. Its slot is not reused, however many frames follow.
+        for n in 0..100 {
+            sink.push(&acquire(&pool, n));
+        }
+        assert!(kept.map_readable().unwrap().iter().all(|byte| *byte == 1));
+        assert_eq!(newest(&mut subscriber, &interrupt), (0, 99));
+        assert_eq!(sink.counts(), (101, 0));
+    }
+
+    #[test]
+    fn buffer_that_was_published_is_copied() {
+        let (sink, interrupt) = (Sink::new("slot-twice"), Interrupt::new().unwrap());
+        let buffer = acquire(&sink.pool(SIZE), 2);
+        sink.push(&buffer);
+        sink.push(&buffer);
+        // A copy of the buffer shares the memory.
+        sink.push(&buffer.copy());
+        assert_eq!(sink.counts(), (3, 2));
+        assert_eq!(newest(&mut sink.subscribe(&interrupt), &interrupt), (0, 2));
+    }
+
+    #[test]
+    fn buffer_of_another_sink_is_copied() {
+        let (one, other) = (Sink::new("slot-one"), Sink::new("slot-other"));
+        let interrupt = Interrupt::new().unwrap();
+        let buffer = acquire(&one.pool(SIZE), 3);
+        other.push(&buffer);
+        assert_eq!(other.counts(), (1, 1));
+        one.push(&buffer);
+        assert_eq!(one.counts(), (1, 0));
+        for sink in [&one, &other] {
+            assert_eq!(newest(&mut sink.subscribe(&interrupt), &interrupt), (0, 3));
+        }
+    }
+
+    #[test]
+    fn buffer_of_an_earlier_publisher_is_copied() {
+        let sink = Sink::new("slot-earlier");
+        let buffer = acquire(&sink.pool(SIZE), 4);
+        sink.element.set_state(gst::State::Null).unwrap();
+        sink.element.set_state(gst::State::Playing).unwrap();
+        let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        assert!(sink.pad.send_event(gst::event::StreamStart::new("test")));
+        assert!(sink.pad.send_event(gst::event::Caps::new(&sink.caps)));
+        assert!(sink.pad.send_event(gst::event::Segment::new(&segment)));
+        sink.push(&buffer);
+        assert_eq!(sink.counts().0, 1);
+        assert_ne!(sink.counts().1, 0);
+    }
+
+    #[test]
+    fn part_of_a_slot_is_published_with_its_offset() {
+        const OFFSET: usize = 64;
+        let (sink, interrupt) = (Sink::new("slot-part"), Interrupt::new().unwrap());
+        let mut whole = sink.pool(OFFSET + SIZE).acquire_buffer(None).unwrap();
+        whole.get_mut().unwrap().map_writable().unwrap()[OFFSET..].fill(5);
+        let rest = whole.peek_memory(0).share(OFFSET / 2..);
+        let part = rest.share(OFFSET / 2..);
+        assert_eq!(part.size(), SIZE);
+        let mut buffer = gst::Buffer::new();
+        buffer.get_mut().unwrap().append_memory(part);
+        drop((whole, rest));
+        sink.push(&buffer);
+        assert_eq!(sink.counts(), (1, 0));
+        let mut subscriber = sink.subscribe(&interrupt);
+        assert_eq!(newest(&mut subscriber, &interrupt), (OFFSET as u32, 5));
+    }
+
+    #[test]
+    fn foreign_memory_is_copied() {
+        let (sink, interrupt) = (Sink::new("slot-foreign"), Interrupt::new().unwrap());
+        sink.push(&gst::Buffer::from_mut_slice(vec![6; SIZE]));
+        sink.push(&gst::Buffer::with_size(SIZE).unwrap());
+        sink.push(&gst::Buffer::from_mut_slice(vec![7; SIZE]));
+        assert_eq!(sink.counts(), (3, 3));
+        assert_eq!(newest(&mut sink.subscribe(&interrupt), &interrupt), (0, 7));
+    }
+}

@@ -189,3 +189,48 @@ unsafe extern "C" fn is_span(
         ((*first).offset + (*first).size == (*second).offset).into_glib()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use cuframes::memory::host::HostBackend;
+    use cuframes::{Publisher, PublisherConfig};
+
+    #[test]
+    fn memory_leads_to_its_loan_and_returns_it() {
+        gst::init().unwrap();
+        let dir = std::env::temp_dir().join(format!("cuframes-slot-{}", std::process::id()));
+        let runtime_dir = Some(dir.clone());
+        let config = PublisherConfig { runtime_dir, ..PublisherConfig::new("a") };
+        let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
+        let loan = publisher.loan(100).unwrap().unwrap();
+        let address = loan.address();
+        let mut memory = wrap(loan, 80);
+        memory.get_mut().unwrap().map_writable().unwrap().copy_from_slice(&[9; 80]);
+
+        let part = memory.share(10..30);
+        let nested = part.share(10..);
+        assert_eq!(nested.parent().map(|p| p.as_ptr()), Some(memory.as_ptr()));
+        assert_eq!(part.is_span(&memory.share(30..40)), Some(10));
+        assert_eq!(part.is_span(&memory.share(31..40)), None);
+        // A copy is system memory.
+        let copy = memory.copy();
+        assert!(loan_of(&copy).is_none());
+        assert_eq!(copy.map_readable().unwrap().as_slice(), [9; 80]);
+
+        for (memory, start, size) in [(&memory, 0, 80), (&part, 10, 20), (&nested, 20, 10)] {
+            assert_eq!(loan_of(memory).unwrap().address(), address);
+            let map = memory.map_readable().unwrap();
+            assert_eq!((map.as_ptr() as u64 - address, map.size()), (start, size));
+        }
+        // The last part keeps the loan.
+        drop((memory, part));
+        assert_ne!(publisher.loan(100).unwrap().unwrap().address(), address);
+        drop(nested);
+        assert_eq!(publisher.loan(100).unwrap().unwrap().address(), address);
+        drop(publisher);
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}

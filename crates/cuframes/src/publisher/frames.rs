@@ -413,3 +413,88 @@ impl Drop for Loan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::super::{Publisher, PublisherConfig};
+    use super::*;
+    use crate::memory::host::HostBackend;
+
+    const SIZE: usize = 4096;
+
+    struct Owner {
+        publisher: Publisher,
+        dir: std::path::PathBuf,
+    }
+
+    impl Owner {
+        fn new(key: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("cuframes-{key}-{}", std::process::id()));
+            std::fs::create_dir_all(&dir).unwrap();
+            let runtime_dir = Some(dir.clone());
+            let config = PublisherConfig { runtime_dir, ..PublisherConfig::new(key) };
+            let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
+            Self { publisher, dir }
+        }
+
+        fn loan(&self) -> Loan {
+            self.publisher.loan(SIZE).unwrap().unwrap()
+        }
+    }
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    fn panics<T>(f: impl FnOnce() -> T) -> bool {
+        catch_unwind(AssertUnwindSafe(|| drop(f()))).is_err()
+    }
+
+    #[test]
+    fn loan_is_published_once_and_by_its_publisher_only() {
+        let (one, other) = (Owner::new("loan-one"), Owner::new("loan-other"));
+        let info = FrameInfo { size: SIZE, ..Default::default() };
+        let loan = one.loan();
+        assert_eq!(other.publisher.publish_in_place(&loan, &info, true), None);
+        assert_eq!(one.publisher.publish_in_place(&loan, &info, true), Some(1));
+        assert_eq!(one.publisher.publish_in_place(&loan, &info, true), None);
+        assert!(panics(|| one.publisher.publish(loan, &info)));
+        assert!(panics(|| other.publisher.publish(one.loan(), &info)));
+        assert_eq!(one.publisher.publish(one.loan(), &info), 2);
+        assert_eq!(one.publisher.stats().pool.published, 2);
+        assert_eq!(other.publisher.stats().pool.published, 0);
+    }
+
+    #[test]
+    fn loan_that_is_kept_after_its_publication_keeps_its_slot() {
+        let owner = Owner::new("loan-kept");
+        let info = FrameInfo { size: SIZE, ..Default::default() };
+        let mut kept = owner.loan();
+        kept.bytes_mut().fill(1);
+        owner.publisher.publish_in_place(&kept, &info, true).unwrap();
+        assert!(panics(|| kept.bytes_mut().len()), "a published frame is not writable");
+        let address = kept.address();
+        let publish = || {
+            let loan = owner.loan();
+            let address = loan.address();
+            owner.publisher.publish(loan, &info);
+            address
+        };
+        assert!((0..100).all(|_| publish() != address));
+        drop(kept);
+        assert!((0..100).any(|_| publish() == address));
+    }
+
+    #[test]
+    fn loan_that_is_dropped_unpublished_is_lent_again() {
+        let owner = Owner::new("loan-dropped");
+        let loan = owner.loan();
+        let address = loan.address();
+        drop(loan);
+        assert_eq!(owner.loan().address(), address);
+    }
+}
