@@ -13,6 +13,7 @@ use super::info::{PublisherEvent, SubscriberInfo};
 use super::registry::{NewSubscriber, Refusal, SubscriberHandle};
 use super::state::State;
 use super::status::StatusResponder;
+use crate::error::Error;
 use crate::protocol::message::{Hello, Message, VERSIONS};
 use crate::protocol::socket::{Received, Socket};
 use crate::protocol::wire::Malformed;
@@ -266,7 +267,11 @@ impl Server {
         });
         if let Err(e) = added {
             let handle = Arc::into_inner(subscriber).expect("a subscriber that was not added");
-            let refusal = Refusal { reason: RefusalReason::NoMemory, text: e.to_string() };
+            let refusal = match e {
+                // The page took the last fd. The refusal is the same as without an fd for the page.
+                Error::System { source, .. } if is_out_of_fds(&source) => out_of_resources(source),
+                e => Refusal { reason: RefusalReason::NoMemory, text: e.to_string() },
+            };
             return Err(Refused { socket: handle.into_socket(), refusal });
         }
         tracing::info!(
@@ -379,7 +384,7 @@ impl Server {
         }
         if self.stall_timeout.is_some_and(|timeout| stalled >= timeout) {
             let text = format!(
-                "it held {held} frames and took none for {} s: look what it hangs in, or raise stall-timeout of the publisher",
+                "it held {held} frames and took none for {} s: find out what blocks it, or raise stall-timeout of the publisher",
                 stalled.as_secs()
             );
             self.state.registry.evict(subscriber, RefusalReason::Stalled, text);
@@ -412,6 +417,10 @@ fn negotiate(peer: &str, (first, last): (u16, u16)) -> Result<u16, Refusal> {
         return Err(Refusal { reason: RefusalReason::Version, text });
     }
     Ok(last.min(newest))
+}
+
+fn is_out_of_fds(e: &io::Error) -> bool {
+    matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
 }
 
 /// Returns the refusal of a subscriber for which the publisher has no resources.
