@@ -40,7 +40,7 @@ const ALIGNMENT: u32 = 512 - 1;
 const MORE_THAN_SURFACES: u32 = 65;
 
 /// The slots in one CUDA context.
-pub struct CudaSlots {
+pub(super) struct CudaSlots {
     context: Context,
     backend: Arc<dyn Backend>,
     /// The mode that was chosen, never [`SyncMode::Auto`].
@@ -62,7 +62,7 @@ impl CudaSlots {
     ///
     /// # Errors
     /// The device or the driver does not support the requested combination.
-    pub fn new(
+    pub(super) fn new(
         context: &CudaContext,
         (memory, sync): (Memory, SyncMode),
     ) -> Result<Arc<Self>, gstcuda::Error> {
@@ -96,12 +96,12 @@ impl CudaSlots {
         Ok(Arc::new(Self { context, backend, sync, stream: Mutex::default() }))
     }
 
-    pub fn sync(&self) -> SyncMode {
+    pub(super) fn sync(&self) -> SyncMode {
         self.sync
     }
 
     /// Returns whether the slots are in this context.
-    pub fn are_in(&self, context: &CudaContext) -> bool {
+    pub(super) fn are_in(&self, context: &CudaContext) -> bool {
         context.driver_context().is_ok_and(|context| context == self.context)
     }
 
@@ -110,7 +110,7 @@ impl CudaSlots {
     ///
     /// # Errors
     /// The format has no layout in device memory, or the CUDA library is unusable.
-    pub fn propose(
+    pub(super) fn propose(
         self: &Arc<Self>,
         publisher: &Arc<Publisher>,
         context: &CudaContext,
@@ -267,7 +267,7 @@ fn aligned(video: &VideoInfo) -> Result<VideoInfo, gstcuda::Error> {
 
 /// Result of [`CudaPublisher::publish`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// The frame was on a slot and was published there.
     InPlace,
     /// The frame was copied into a slot.
@@ -284,7 +284,7 @@ struct ReadyWord {
 }
 
 /// Publishes the frames of one format in one CUDA context.
-pub struct CudaPublisher {
+pub(super) struct CudaPublisher {
     slots: Arc<CudaSlots>,
     /// For [`SyncMode::Timeline`].
     ready: Option<ReadyWord>,
@@ -297,7 +297,7 @@ impl CudaPublisher {
     ///
     /// # Errors
     /// The memory is no CUDA memory, the driver refuses to register the ready word, or there is no memory for slots.
-    pub fn new(
+    pub(super) fn new(
         publisher: &Publisher,
         slots: Arc<CudaSlots>,
         caps: &gst::Caps,
@@ -323,7 +323,7 @@ impl CudaPublisher {
     ///
     /// # Errors
     /// The buffer is not in CUDA memory, or the driver reports an error.
-    pub fn publish(
+    pub(super) fn publish(
         &mut self,
         publisher: &Publisher,
         buffer: &gst::BufferRef,

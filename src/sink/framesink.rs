@@ -73,7 +73,7 @@ impl FrameSink {
 
     /// Releases everything that belongs to the publisher. The publisher is dropped from PAUSED to READY, and a base sink
     /// stops only from READY to NULL.
-    pub fn reset(&self) {
+    pub(super) fn reset(&self) {
         let state = std::mem::take(&mut *lock(&self.state));
         drop(state);
     }

@@ -14,11 +14,11 @@ use cuframes::memory::Backend;
 use cuframes::sync::lock;
 
 /// Returns whether the sink is flushing.
-pub type Flushing = Arc<dyn Fn() -> bool + Send + Sync>;
+pub(super) type Flushing = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Returns a buffer on a free slot; `None` if all slots are in use, or the wait for one was cancelled. The slot returns
 /// to the publisher with the last reference to the buffer's memory.
-pub fn slot_buffer(
+pub(super) fn slot_buffer(
     publisher: &Publisher,
     backend: &Arc<dyn Backend>,
     size: usize,
@@ -29,7 +29,7 @@ pub fn slot_buffer(
     let mut buffer = gst::Buffer::new();
     let unshared = buffer.make_mut();
     unshared.append_memory(slot_memory::wrap(loan, size));
-    // The memory is as it was when the buffer was made.
+    // Appending has set the flag, which says that the memory of a pooled buffer was replaced.
     unshared.unset_flags(gst::BufferFlags::TAG_MEMORY);
     Ok(Some(buffer))
 }
@@ -50,7 +50,11 @@ pub(crate) struct SlotPool {
 }
 
 impl super::SlotPool {
-    pub fn new(publisher: Weak<Publisher>, backend: Arc<dyn Backend>, sink: Flushing) -> Self {
+    pub(super) fn new(
+        publisher: Weak<Publisher>,
+        backend: Arc<dyn Backend>,
+        sink: Flushing,
+    ) -> Self {
         let pool: Self = glib::Object::new();
         let mut state = lock(&pool.imp().state);
         (state.publisher, state.backend) = (publisher, Some(backend));

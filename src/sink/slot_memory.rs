@@ -76,7 +76,7 @@ mod imp {
         }
 
         unsafe fn free(&self, memory: *mut GstMemory) {
-            // SAFETY: GStreamer frees memory of this allocator, all of which `new_memory` has boxed, once.
+            // SAFETY: GStreamer frees memory of this allocator once, and `new_memory` has boxed it.
             drop(unsafe { Box::from_raw(memory.cast::<SlotMemory>()) });
         }
     }

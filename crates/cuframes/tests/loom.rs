@@ -335,7 +335,7 @@ mod packets {
             let (data, meta) = self.content(seq);
             let copy = || {
                 let entry = ring.read_entry(position)?;
-                // The header has to be valid by itself, because a reader may skip a packet because of it.
+                // The header alone has to be valid, because a reader may skip a packet because of it.
                 assert_eq!((entry.seq, entry.len, entry.meta), (seq, data.len(), meta));
                 let mut copy = vec![0; entry.len];
                 ring.read_bytes(&entry, &mut copy)?;

@@ -9,7 +9,7 @@
 //!
 //! `publisher_waits` in the control segment counts the publisher's waiting threads. It saves subscribers a
 //! system call per frame: they wake the publisher only while the count is not 0. The pair is named
-//! SYNC(wait/notify):
+//! SYNC(waits/notify):
 //!
 //! ```text
 //! publisher: wait_for                       subscriber: takes a frame, or releases one
@@ -109,7 +109,7 @@ impl<'a> BackpressureWait<'a> {
     }
 
     /// Sleeps until `subscriber` may have made progress, or evicts it after the timeout of the policy. `what`
-    /// names the item that it has yet to take.
+    /// names the item for which the publisher waits.
     ///
     /// The caller loops: check, `wait_for`, check again. The first call for a subscriber returns without
     /// sleeping, because the futex has to be read before the check that decides to sleep. Returns false
@@ -134,9 +134,10 @@ impl<'a> BackpressureWait<'a> {
         }
         let publisher_waits = self.context.publisher_waits;
         self.waiting.get_or_insert_with(|| WaitGuard::new(publisher_waits));
-        // SYNC(wait/notify): pairs with the fence in the subscriber's `Connection`. Either the subscriber sees
+        // SYNC(waits/notify): pairs with the fence in the subscriber's `Connection`. Either the subscriber sees
         // that a thread waits and changes the futex, or the caller's next check sees its progress.
         fence(Ordering::SeqCst);
+        // SYNC(waits/notify): pairs with the Release of the subscriber's wake-up.
         let expected = futex.load(Ordering::Acquire);
         self.awaited = Some((subscriber, expected));
         true

@@ -33,7 +33,7 @@ pub struct PoolStats {
     pub dropped: u64,
     /// Number of slots.
     pub slots: u32,
-    /// Number of chunks, each of which is one allocation with several slots.
+    /// Number of chunks. A chunk is one allocation with several slots.
     pub chunks: u32,
     /// Size of all chunks in bytes.
     pub bytes: u64,
@@ -91,7 +91,7 @@ impl FramePublisher {
         h.slots.store(slots, Ordering::Relaxed);
         h.index.store(index_len, Ordering::Relaxed);
         h.epoch.store(epoch, Ordering::Relaxed);
-        // SYNC(header/magic): pairs with the Acquire of the subscriber that opens the segment.
+        // SYNC(magic/open): pairs with the Acquire of the subscriber that opens the segment.
         h.magic.store(MAGIC, Ordering::Release);
         Ok(Self {
             slots: Slots { control, registry, window, policy },
@@ -235,7 +235,7 @@ impl FramePublisher {
     /// Marks the end of the stream behind the newest frame. The next frame takes the mark back.
     pub(super) fn end(&self) {
         let h = self.slots.control.header();
-        // SYNC(eos/head): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
+        // SYNC(eos/end): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
         // stored before.
         h.status.eos.store(1, Ordering::Release);
         h.futex.fetch_add(1, Ordering::Release);
@@ -276,11 +276,11 @@ impl FramePublisher {
         claim::publish(self.slots.control.slot(number), seq);
         self.slots.control.index_entry(seq).store(pack_index(seq, number), Ordering::Relaxed);
         if ready {
-            // SYNC(pixels/ready): pairs with the Acquire in `FrameReader`. The pixels are written.
+            // SYNC(ready/complete): pairs with the Acquire in `FrameReader`. The pixels are written.
             h.ready.store(seq, Ordering::Release);
         }
         h.status.eos.store(0, Ordering::Relaxed);
-        // SYNC(frame/head): pairs with the Acquire in `FrameReader`. Record, slot number and index entry are written.
+        // SYNC(head/publish): pairs with the Acquire in `FrameReader`. Record, slot number and index entry are written.
         h.head.store(seq, Ordering::Release);
         pool.head = seq;
         pool.head_generation = generation;
@@ -290,7 +290,7 @@ impl FramePublisher {
         }
         let any_subscriber = !pool.subscribers.is_empty();
         drop(pool);
-        // SYNC(futex/sleep): pairs with the Acquire in the reader, which loads the futex before `head` and sleeps
+        // SYNC(futex/head): pairs with the Acquire in the reader, which loads the futex before `head` and sleeps
         // only while the futex is unchanged.
         h.futex.fetch_add(1, Ordering::Release);
         // Without a subscriber in the list no thread can sleep on the futex, and the system call is saved. Every

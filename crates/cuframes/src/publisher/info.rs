@@ -77,7 +77,9 @@ impl SubscriberInfo {
 
 impl ReaderInfo {
     fn of(words: &ReaderWords) -> Option<Self> {
-        let track = words.track.load(Ordering::Relaxed);
+        // SYNC(reader/register): pairs with the Release in the subscriber's `PacketReader`. The counters are those of
+        // this reader.
+        let track = words.track.load(Ordering::Acquire);
         (track & READER_IN_USE != 0).then(|| Self {
             track: track as u32,
             received: words.received.load(Ordering::Relaxed),

@@ -2,7 +2,7 @@
 //! The publisher: owns a key, lends slots, publishes frames and packets.
 //!
 //! [`frames`] lends and publishes slots, which [`pool`] manages; [`track`] writes packets. [`backpressure`] waits for
-//! slow subscribers. [`registry`] knows the subscribers and what they were told, and [`server`] runs the
+//! slow subscribers. [`registry`] has the subscribers and all announcements, and [`server`] runs the
 //! publisher's own thread, which accepts connections on the [`endpoint`].
 
 mod backpressure;
@@ -396,7 +396,7 @@ impl Publisher {
 impl Drop for Publisher {
     fn drop(&mut self) {
         self.frames.backpressure.close();
-        // SYNC(stop): pairs with the Acquire in `Server::run`.
+        // SYNC(stop/run): pairs with the Acquire in `Server::run`.
         self.stop.store(true, Ordering::Release);
         self.registry.wake_server();
         // The receiver of an event may drop the last reference, on the server thread itself. That thread then ends

@@ -26,7 +26,7 @@
 //!
 //! A slot that was never used stays unused until no other slot is free: few slots are then in circulation, their
 //! memory stays in the CPU's caches, and memory that was never touched costs nothing. An unused slot
-//! is also taken when the oldest frame is one that a strict subscriber has yet to take, whatever the policy,
+//! is also taken when a strict subscriber has yet to take the oldest frame, under any policy,
 //! so that a subscriber that lags behind finds as many frames as there are slots. A slot that was used once
 //! stays in circulation. Measured with four subscribers of 1080p30 on two cores, the publisher used 1043 µs
 //! of CPU per frame with all slots in circulation and 566 µs with few.
@@ -34,7 +34,7 @@
 //! # Subscribers that exceed their credit
 //!
 //! Such a subscriber keeps slots that other subscribers are entitled to. When no slot is left, the
-//! publisher looks for it with repeated scans: the claims of a subscriber that moves from frame to frame differ
+//! publisher finds it with repeated scans: the claims of a subscriber that moves from frame to frame differ
 //! between two scans, and the claims of one that holds too many stay. All claims of that subscriber are
 //! *revoked*: they no longer count, and the subscriber is evicted. It reads undefined content from then on.
 //! Subscribers of this crate never exceed their credit.
@@ -45,7 +45,7 @@
 //! the missing slots is allocated and announced. Slots for upstream are added in steps of [`LOAN_STEP`] up to
 //! [`MAX_LOANS`], and are kept.
 //!
-//! *Shrinking*: each loan looks for the largest chunk that has no more slots than are surplus, and retires it. A
+//! *Shrinking*: each loan retires the largest chunk that fits into the surplus, if there is one. A
 //! chunk without claims and loans is preferred to one in use.
 //!
 //! *A new frame size, or another backend*: all chunks are retired, and new ones are allocated.
@@ -68,7 +68,7 @@ use crate::shm::segments::Control;
 use crate::sync::atomic::Ordering;
 use crate::types::code::{Mode, RefusalReason};
 
-/// Maximum number of slots on loan: a decoder's reference pictures, and those in its threads.
+/// Maximum number of slots on loan: a decoder's reference frames, and those in its threads.
 pub(super) const MAX_LOANS: u32 = 64;
 
 /// Number of slots that are added for upstream at a time, so that a decoder that starts does not cause a chunk
@@ -152,7 +152,7 @@ fn has_unread_frame(subscriber: &SubscriberHandle, seq: u64) -> bool {
     subscriber.credit > 0
         && subscriber.mode == Mode::Strict
         && !subscriber.draining.load(Ordering::Relaxed)
-        // SYNC(cursor/unread): pairs with the Release in the subscriber's `FrameReader`. The frame that the
+        // SYNC(cursor/reclaim): pairs with the Release in the subscriber's `FrameReader`. The frame that the
         // cursor names is claimed, or was released again.
         && subscriber.page.header().cursor.load(Ordering::Acquire) < seq
 }
@@ -269,7 +269,7 @@ impl Slots {
                 if self.is_newest(seq, *head) {
                     break;
                 }
-                // As long as an unused slot is left, a strict subscriber keeps the frames that it has yet to take.
+                // As long as an unused slot is left, a strict subscriber keeps its unread frames.
                 if let Some(subscriber) = subscribers.iter().find(|s| has_unread_frame(s, seq)) {
                     match unused.pop() {
                         Some(number) => return SlotSearch::Found(number),
@@ -355,7 +355,7 @@ impl Slots {
     /// Allocates slots until there are enough for the window, all credits and upstream, plus `more_credit`.
     ///
     /// # Errors
-    /// There is no memory or no slot number left. The pool keeps the slots that it has.
+    /// There is no memory or no slot number left. The pool keeps its slots.
     pub(super) fn ensure_capacity(&self, pool: &mut Pool, more_credit: u32) -> Result<()> {
         // The size of a slot is unknown before the first format. `set_format` calls this again.
         if pool.slot_size == 0 {
@@ -450,7 +450,7 @@ impl Slots {
         candidates.max_by_key(|(_, c)| (idle(c), c.slots)).map(|(at, _)| at)
     }
 
-    /// Frees what is possible of the retiring chunks.
+    /// Frees the slots of retiring chunks that are no longer in use, and the chunks without slots.
     fn free_retired(&self, pool: &mut Pool) {
         Self::free_unused(pool);
         self.free_unread(pool);

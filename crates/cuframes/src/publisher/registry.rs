@@ -26,7 +26,7 @@ pub(crate) struct Refusal {
     pub(crate) text: String,
 }
 
-/// What the server knows of a subscriber that it is about to add.
+/// Parameters of [`SubscriberHandle::new`].
 pub(crate) struct NewSubscriber {
     pub(crate) id: u32,
     pub(crate) socket: Socket,
@@ -47,7 +47,7 @@ pub(crate) struct SubscriberHandle {
     pub(crate) mode: Mode,
     pub(crate) name: String,
     pub(crate) credentials: UnixCredentials,
-    /// Set when the subscriber is to be disconnected. The server thread disconnects it.
+    /// Why the subscriber is evicted. The server thread disconnects it.
     eviction: Mutex<Option<Refusal>>,
     /// The subscriber takes no more frames, because it leaves or is evicted. It may still hold some.
     pub(crate) draining: AtomicBool,

@@ -85,7 +85,7 @@ impl Server {
         let mut session = Session::default();
         // No fd was left for a connection. The next attempt is made after a tick instead of at once.
         let mut exhausted = false;
-        // SYNC(stop): pairs with the Release in `Publisher::drop`.
+        // SYNC(stop/run): pairs with the Release in `Publisher::drop`.
         while !self.stop.load(Ordering::Acquire) {
             let subscribers = self.state.registry.subscribers();
             let ready = self.poll(&pending, &subscribers, std::mem::take(&mut exhausted));
@@ -260,7 +260,7 @@ impl Server {
             // A strict subscriber receives every frame from here on, and a publisher that waits, waits for it.
             h.cursor.store(head, Ordering::Relaxed);
             h.joined_ns.store(clock::now_ns() as u64, Ordering::Relaxed);
-            // SYNC(header/magic): pairs with the Acquire of the subscriber that opens the page.
+            // SYNC(magic/open): pairs with the Acquire of the subscriber that opens the page.
             h.magic.store(MAGIC, Ordering::Release);
             let fds = [frames.control_fd.as_fd(), page_fd.as_fd()];
             self.state.registry.add_subscriber(subscriber.clone(), &welcome, &fds);
@@ -343,7 +343,7 @@ impl Server {
         }
     }
 
-    /// Disconnects a subscriber that is to be evicted, and reports or evicts one that is stalled.
+    /// Disconnects an evicted subscriber, and reports or evicts a stalled one.
     fn check_progress(
         &self,
         subscriber: &SubscriberHandle,
@@ -398,7 +398,7 @@ struct Refused {
     refusal: Refusal,
 }
 
-/// What is needed to add a subscriber whose HELLO was accepted.
+/// Results of [`Server::check_hello`].
 struct Admission {
     credentials: UnixCredentials,
     /// Version of the protocol to use.

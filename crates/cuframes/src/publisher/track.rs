@@ -120,8 +120,8 @@ impl Track {
         self.0.set_caps(caps);
     }
 
-    /// Publishes a packet and returns its sequence number, which starts at 0. Both pieces of data, `info` and `data`,
-    /// are copied into the ring.
+    /// Publishes a packet and returns its sequence number, which starts at 0. `info` and `data` are
+    /// copied into the ring.
     ///
     /// Under [`Policy::Wait`] this function waits for readers of [`Mode::Strict`](crate::Mode::Strict) that have yet
     /// to take the packets that would be overwritten.
@@ -174,7 +174,7 @@ struct State {
     writer: ring::Writer,
     published: u64,
     generation: u32,
-    /// The generations of which the ring may still contain packets, oldest first.
+    /// The generations that may still have packets in the ring, oldest first.
     generations: VecDeque<Generation>,
     /// The keyframes in the ring, oldest first.
     keyframes: VecDeque<Keyframe>,
@@ -221,7 +221,7 @@ impl TrackWriter {
         let h = segment.header();
         h.version.store(LAYOUT_VERSION, Ordering::Relaxed);
         h.bytes.store(bytes, Ordering::Relaxed);
-        // SYNC(header/magic): pairs with the Acquire of the subscriber that opens the segment.
+        // SYNC(magic/open): pairs with the Acquire of the subscriber that opens the segment.
         h.magic.store(MAGIC, Ordering::Release);
         let fd: Arc<OwnedFd> = Arc::new(fd);
         registry.announce_track(id, Message::Track { track: id, bytes }, fd);
@@ -305,7 +305,9 @@ impl TrackWriter {
 
     fn has_unread_packet(&self, subscriber: &SubscriberHandle, position: u64) -> bool {
         let unread = |words: &ReaderWords| {
-            let track = words.track.load(Ordering::Relaxed);
+            // SYNC(reader/register): pairs with the Release in the subscriber's `PacketReader`. The position that is
+            // loaded below is that of this reader.
+            let track = words.track.load(Ordering::Acquire);
             track & READER_LOSSLESS != 0
                 && (track & READER_ANY_TRACK != 0 || track as u32 == self.id)
                 && retention::needs_before(&words.next, position)
@@ -343,7 +345,7 @@ impl TrackWriter {
         }
         if keyframe {
             keyframes.push_back(Keyframe { position, published_ns });
-            // SYNC(keyframe): pairs with the Acquire in the reader. The packet is written.
+            // SYNC(keyframe/append): pairs with the Acquire in the reader. The packet is written.
             h.keyframe.store(position + 1, Ordering::Release);
         } else if gop.is_some_and(|gop| gop < tail) {
             *gop = None;
@@ -377,13 +379,13 @@ impl TrackWriter {
 
     fn wake_readers(&self) {
         let h = self.header();
-        // SYNC(futex/sleep): pairs with the Acquire in the reader, which loads the futex before `head`.
+        // SYNC(futex/head): pairs with the Acquire in the reader, which loads the futex before `head`.
         h.futex.fetch_add(1, Ordering::Release);
         futex::wake_all(&h.futex);
     }
 
     pub(super) fn end(&self) {
-        // SYNC(eos/head): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
+        // SYNC(eos/end): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
         // stored before.
         self.header().eos.store(1, Ordering::Release);
         self.wake_readers();

@@ -103,7 +103,7 @@ impl<'a, const META: usize> Ring<'a, META> {
 
     /// Position at which the next packet begins. All packets before it are written.
     pub fn head(&self) -> u64 {
-        // SYNC(append/head): pairs with the Release in `Writer::write`.
+        // SYNC(head/append): pairs with the Release in `Writer::write`.
         self.head.load(Ordering::Acquire)
     }
 
@@ -269,7 +269,7 @@ impl Writer {
         self.head += room::<META>(len);
         let seq = self.seq;
         self.seq += 1;
-        // SYNC(append/head): pairs with the Acquire in `Ring::head`.
+        // SYNC(head/append): pairs with the Acquire in `Ring::head`.
         ring.head.store(self.head, Ordering::Release);
         Ok(seq)
     }
