@@ -31,7 +31,7 @@ const PLUGIN: &[&[&str]] = &[
     &["meta"],
     &["messages"],
     &["source"],
-    &["sink", "framesrc", "packetsrc", "device"],
+    &["sink", "framesrc", "packetsrc", "device", "testing"],
     &["lib"],
 ];
 
