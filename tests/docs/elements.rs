@@ -2,8 +2,6 @@
 //! docs/elements.md is what the elements say of themselves, so that a changed property shows in review.
 //! `make docs` writes it.
 
-use std::fmt::Write;
-
 use gst::glib;
 use gst::prelude::*;
 use testing::root;
@@ -28,70 +26,57 @@ fn element_page_is_up_to_date() {
 /// Appends the section of an element.
 fn document(page: &mut String, element: &gst::Element) {
     let factory = element.factory().expect("it came from one");
-    writeln!(page, "\n## {}\n", factory.name()).unwrap();
-    for key in ["description", "klass"] {
-        writeln!(
-            page,
-            "{}{}  ",
-            if key == "klass" { "Klass: " } else { "" },
-            factory.metadata(key).unwrap_or_default()
-        )
-        .unwrap();
-    }
+    let metadata = |key| factory.metadata(key).unwrap_or_default();
+    *page += &format!("\n## {}\n\n", factory.name());
+    *page += &format!("{}  \nKlass: {}  \n", metadata("description"), metadata("klass"));
     if let Some(handler) = element.dynamic_cast_ref::<gst::URIHandler>() {
         for protocol in handler.protocols() {
-            writeln!(page, "URI: `{protocol}://KEY?PROPERTY=VALUE&…`  ").unwrap();
+            *page += &format!("URI: `{protocol}://KEY?PROPERTY=VALUE&…`  \n");
         }
     }
-    writeln!(page, "\n### Pads\n").unwrap();
+    *page += "\n### Pads\n\n";
     for template in element.pad_template_list() {
-        let (name, direction) = (template.name_template(), template.direction());
-        writeln!(page, "- `{name}` ({direction:?}, {:?})", template.presence()).unwrap();
-        let mut raw = false;
-        for structure in template.caps().iter() {
-            // GStreamer adds formats with its versions, and device memory with its CUDA library.
-            match structure.name().as_str() {
-                "video/x-raw" if raw => {}
-                "video/x-raw" => {
-                    raw = true;
-                    writeln!(page,
-                        "  - `video/x-raw`, every format that planes and strides describe; NV12 preferred"
-                    ).unwrap();
-                    writeln!(page,
-                        "  - `video/x-raw(memory:CUDAMemory)`, with GStreamer 1.24 or later on a GPU"
-                    ).unwrap();
-                }
-                _ => writeln!(page, "  - `{structure}`").unwrap(),
+        document_pad(page, &template);
+    }
+    document_properties(page, element);
+}
+
+fn document_pad(page: &mut String, template: &gst::PadTemplate) {
+    let (name, direction) = (template.name_template(), template.direction());
+    *page += &format!("- `{name}` ({direction:?}, {:?})\n", template.presence());
+    let mut raw = false;
+    for structure in template.caps().iter() {
+        // GStreamer adds formats with its versions, and device memory with its CUDA library.
+        match structure.name().as_str() {
+            "video/x-raw" if raw => {}
+            "video/x-raw" => {
+                raw = true;
+                *page += "  - `video/x-raw`, every format that planes and strides describe; NV12 preferred\n";
+                *page +=
+                    "  - `video/x-raw(memory:CUDAMemory)`, with GStreamer 1.24 or later on a GPU\n";
             }
+            _ => *page += &format!("  - `{structure}`\n"),
         }
     }
-    writeln!(
-        page,
-        "\n### Properties\n\n| name | type | default | can be set | |\n|---|---|---|---|---|"
-    )
-    .unwrap();
-    let mut own: Vec<_> = element
-        .list_properties()
-        .iter()
-        .filter(|p| p.owner_type() == element.type_())
-        .cloned()
-        .collect();
+}
+
+fn document_properties(page: &mut String, element: &gst::Element) {
+    *page +=
+        "\n### Properties\n\n| name | type | default | can be set | |\n|---|---|---|---|---|\n";
+    let properties = element.list_properties();
+    let mut own: Vec<_> =
+        properties.iter().filter(|p| p.owner_type() == element.type_()).cloned().collect();
     own.sort_by(|a, b| a.name().cmp(b.name()));
     for property in &own {
         let blurb = property.blurb().unwrap_or_default().replace('|', "\\|");
         let (name, kind) = (property.name(), kind(property));
-        writeln!(
-            page,
-            "| `{name}` | {kind} | {} | {} | {blurb} |",
-            default(property),
-            settable(property)
-        )
-        .unwrap();
+        let (default, settable) = (default(property), settable(property));
+        *page += &format!("| `{name}` | {kind} | {default} | {settable} | {blurb} |\n");
     }
     for property in own.iter().filter_map(|p| p.downcast_ref::<glib::ParamSpecEnum>()) {
-        writeln!(page, "\nValues of `{}`:\n", property.name()).unwrap();
+        *page += &format!("\nValues of `{}`:\n\n", property.name());
         for value in property.enum_class().values() {
-            writeln!(page, "- `{}`: {}", value.nick(), value.name()).unwrap();
+            *page += &format!("- `{}`: {}\n", value.nick(), value.name());
         }
     }
 }

@@ -35,8 +35,7 @@ const ENGINE: Run = Not("needs a container engine, and none was there");
 const DEEPSTREAM: Run = Not("needs DeepStream, and the page says so");
 
 const MOSAIC: Run = By("pipelines/serving.rs", "list_of_cameras_makes_mosaic");
-const FRIGATE: Run =
-    By("pipelines/frigate.rs", "frigate_records_the_packets_and_detects_in_the_frames");
+const FRIGATE: Run = By("pipelines/frigate.rs", "frigate_records_packets_and_detects_in_frames");
 const SOUND: Run = By("pipelines/recording.rs", "picture_and_sound_are_recorded_together");
 const MOTION: Run = By("pipelines/recording.rs", "motion_starts_recording_of_its_past");
 const HOSTS: Run = By("pipelines/network.rs", "camera_is_published_on_another_host");

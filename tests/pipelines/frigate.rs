@@ -2,7 +2,7 @@
 //! What docs/frigate.md says, with the command lines that Frigate makes of that configuration.
 
 use std::io::Read;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -44,39 +44,61 @@ fn segments(dir: &Path) -> Vec<std::path::PathBuf> {
     files
 }
 
-#[test]
-fn frigate_records_the_packets_and_detects_in_the_frames() {
-    if !has("ffmpeg") {
-        return skip("there is no ffmpeg");
-    }
-    let test = TestDir::slow("frigate");
-    let (_camera, _running, url) = published(&test);
-    // Bound and closed again: nobody else takes it at once.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (size, port) = (format!("{}x{}", SMALL.0, SMALL.1), port.to_string());
-    let arguments = ["cam1.sub", &port, &size, "30"];
-    let _frames = ChildGroup::start(test.script("serve-frames.sh").args(arguments));
-
-    // The role record: preset-rtsp-restream, preset-record-generic with shorter segments.
-    let recorder = ChildGroup::start(&mut ffmpeg(
-        &test,
+/// The role `record`: preset-rtsp-restream, preset-record-generic with shorter segments.
+fn start_recorder(test: &TestDir, url: &str) -> ChildGroup {
+    ChildGroup::start(&mut ffmpeg(
+        test,
         &format!(
             "{GLOBAL} -user_agent Frigate -rtsp_transport tcp -timeout 10000000 -i {url} -f segment -segment_time 2 \
              -segment_format mp4 -reset_timestamps 1 -strftime 1 -c copy -an {}/cam1@%Y%m%d%H%M%S.mp4",
             test.dir.display()
         ),
-    ));
-    // The role detect. Frigate starts it again until there is somebody to connect to.
-    until(|| std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_ok());
+    ))
+}
+
+/// The role `detect`, with frames of the size `SMALL`.
+fn start_detector(test: &TestDir, port: u16) -> ChildGroup {
+    let (width, height) = SMALL;
     let mut detector = ffmpeg(
-        &test,
+        test,
         &format!(
-            "{GLOBAL} -f rawvideo -pixel_format yuv420p -video_size {size} -framerate 30 -i tcp://127.0.0.1:{port} \
-             -r 30 -vf fps=30,scale={} -threads 2 -f rawvideo -pix_fmt yuv420p pipe:",
-            size.replace('x', ":")
+            "{GLOBAL} -f rawvideo -pixel_format yuv420p -video_size {width}x{height} -framerate 30 \
+             -i tcp://127.0.0.1:{port} -r 30 -vf fps=30,scale={width}:{height} -threads 2 -f rawvideo \
+             -pix_fmt yuv420p pipe:"
         ),
     );
-    let mut detector = ChildGroup::start(detector.stdout(Stdio::piped()));
+    ChildGroup::start(detector.stdout(Stdio::piped()))
+}
+
+/// Returns the numbers in the frames of a segment, all of which have to be whole.
+fn recorded(test: &TestDir, file: &Path) -> Vec<u32> {
+    let decode =
+        format!("-v fatal -i {} -vf format=gray -f rawvideo -vsync 0 pipe:", file.display());
+    let decoded = ffmpeg(test, &decode).output().unwrap();
+    assert!(decoded.status.success());
+    let frames = decoded.stdout.chunks_exact(WHOLE.0 * WHOLE.1);
+    frames.map(|f| stamp::read(f, WHOLE.0, WHOLE.0, WHOLE.1).expect("a whole frame")).collect()
+}
+
+/// A port that was bound and closed again, so that no other program takes it at once.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn frigate_records_packets_and_detects_in_frames() {
+    if !has("ffmpeg") {
+        return skip("there is no ffmpeg");
+    }
+    let test = TestDir::slow("frigate");
+    let (_camera, _running, url) = published(&test);
+    let port = free_port();
+    let arguments = ["cam1.sub", &port.to_string(), &format!("{}x{}", SMALL.0, SMALL.1), "30"];
+    let _frames = ChildGroup::start(test.script("serve-frames.sh").args(arguments));
+    let recorder = start_recorder(&test, &url);
+    // Frigate starts a detector again until it can connect.
+    until(|| TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let mut detector = start_detector(&test, port);
     let mut pipe = detector.stdout();
     let mut frame = vec![0; SMALL.0 * SMALL.1 * 3 / 2];
     let mut next = || {
@@ -84,7 +106,7 @@ fn frigate_records_the_packets_and_detects_in_the_frames() {
         stamp::read(&frame, SMALL.0, SMALL.0, SMALL.1).expect("a whole frame")
     };
     let mut detected: Vec<_> = (0..30).map(|_| next()).collect();
-    // It is stopped for longer than there is room for: what it missed is lost, and the rest is whole.
+    // The detector is stopped for longer than there is room for. It misses frames, and the rest is whole.
     detector.signal(Signal::SIGSTOP);
     until(|| segments(&test.dir).len() >= 2);
     detector.signal(Signal::SIGCONT);
@@ -93,26 +115,17 @@ fn frigate_records_the_packets_and_detects_in_the_frames() {
         detected.push(next());
     }
     detected.extend((0..10).map(|_| next()));
-    // One may come twice: the reader takes the number of frames for time.
+    // A frame may arrive twice, because ffmpeg derives times from the number of frames.
     assert!(detected.windows(2).all(|pair| pair[1] >= pair[0]), "{detected:?}");
 
     let files = segments(&test.dir);
     drop(recorder);
-    let mut recorded = Vec::new();
-    for file in files {
-        let decode =
-            format!("-v fatal -i {} -vf format=gray -f rawvideo -vsync 0 pipe:", file.display());
-        let decoded = ffmpeg(&test, &decode).output().unwrap();
-        assert!(decoded.status.success());
-        let frames = decoded.stdout.chunks_exact(WHOLE.0 * WHOLE.1);
-        let read = |f: &[u8]| stamp::read(f, WHOLE.0, WHOLE.0, WHOLE.1).expect("a whole frame");
-        recorded.extend(frames.map(read));
-    }
+    let recorded: Vec<_> = files.iter().flat_map(|file| recorded(&test, file)).collect();
     assert!(recorded.len() >= 60, "{recorded:?}");
     assert!(recorded.windows(2).all(|pair| pair[1] == pair[0] + 1), "{recorded:?}");
 }
 
-/// Cameras that are slower than what is asked for, and those that don't say how fast they are.
+/// Cameras that are slower than the requested rate, and cameras without a rate in their caps.
 #[test]
 fn frames_of_any_rate_are_served() {
     for rate in ["4/1", "0/1"] {
@@ -124,12 +137,12 @@ fn frames_of_any_rate_are_served() {
         let publisher = &mut test.command("gst-launch-1.0");
         let _publisher = ChildGroup::start(publisher.args(launch.split_whitespace()));
         until(|| cuframes::status("slow", Some(&test.dir)).is_ok_and(|s| s.published > 0));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let arguments = ["slow", &port.to_string(), "160x120", "5"];
         let _frames = ChildGroup::start(test.script("serve-frames.sh").args(arguments));
         let mut reader = None;
         until(|| {
-            reader = std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+            reader = TcpStream::connect(("127.0.0.1", port)).ok();
             reader.is_some()
         });
         let mut frames = vec![0; 4 * 160 * 120 * 3 / 2];
