@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The command `cuframes`, as a person or a script runs it.
+//! The command `cuframes`, as users and scripts run it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -52,7 +52,7 @@ fn camera(test: &TestDir) -> Camera {
     publisher.set_format(CAPS, SIZE).unwrap();
     let track = publisher.add_track(0, "video/x-h264", TrackConfig::default()).unwrap();
     track.push(PacketInfo { keyframe: true, ..Default::default() }, b"key").unwrap();
-    // Whoever subscribes says itself what it is called.
+    // A subscriber chooses its own name.
     let mut viewer = test.subscriber(|c| c.name = "detector\u{1b}[2J \"1\"".into());
     publish(&publisher, 1, |loan, n| fill(loan.bytes_mut(), n));
     let held = viewer.frame();
@@ -60,7 +60,7 @@ fn camera(test: &TestDir) -> Camera {
     Camera { publisher, viewer, _held: held }
 }
 
-/// The words of the line that begins with this one.
+/// Returns the words of the line that begins with this word.
 #[track_caller]
 fn line<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
     let mut lines = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
@@ -121,7 +121,7 @@ fn inspect_shows_one_publisher() {
     assert!(said.err.starts_with("cuframes: No publisher of 'nobody' in "), "{}", said.err);
 }
 
-/// Every sample of a metric is a line that Prometheus can read, below what it is.
+/// Every sample is a line that Prometheus can parse, below the description of its metric.
 fn check_metrics(text: &str) {
     let mut family = "";
     for line in text.lines() {
@@ -175,7 +175,7 @@ fn metrics_are_served() {
         let (head, body) = answer.split_once("\r\n\r\n").expect(&answer);
         (head.to_owned(), body.to_owned())
     };
-    // One that says nothing and one that goes away hold up nobody for long.
+    // A silent client and one that disconnects do not delay others for long.
     let silent = TcpStream::connect(&address).unwrap();
     drop(TcpStream::connect(&address).unwrap());
     let (head, body) = get("GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n");
@@ -201,7 +201,7 @@ fn doctor_finds_plugin_or_advises() {
     let _camera = camera(&test);
     let doctor = |plugins: &std::path::Path| {
         let mut command = cuframes(&test, "doctor");
-        // No other plugins: looking through all of them takes its time.
+        // Without other plugins, because a scan of all of them takes time.
         command.env("GST_PLUGIN_SYSTEM_PATH", &test.dir).env("GST_PLUGIN_PATH", plugins);
         said(command.env("GST_REGISTRY", test.dir.join("registry")).output().unwrap())
     };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What the core does for one frame and for one packet, publisher and subscribers in one process:
-//! `cargo bench --bench core`. Nobody sleeps, so no wake-up is in these figures; the bench of the
-//! processes, `make bench`, has them.
+//! What the library does for one frame and one packet, with publisher and subscribers in one process: `make
+//! bench-core`. No thread sleeps, so that the figures contain no wake-up. `make bench` measures those between
+//! processes.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use cuframes::{
     SubscriberConfig, TrackConfig, Wait,
 };
 
-/// Of a frame. The core does not touch its bytes, so one size is enough.
+/// Bytes of a frame. The library does not touch them, so that one size is enough.
 const SIZE: usize = 1920 * 1080 * 3 / 2;
 const PACKETS: [usize; 4] = [256, 4096, 32_768, 262_144];
 
@@ -22,7 +22,7 @@ struct Site {
     publisher: Publisher,
     subscribers: Vec<Subscriber>,
     interrupt: Interrupt,
-    // Goes last.
+    // Dropped last.
     dir: Dir,
 }
 
@@ -68,7 +68,7 @@ impl Site {
     }
 }
 
-/// Lend a slot and publish it, with subscribers that are there and take nothing.
+/// Loans a slot and publishes it, with subscribers that take nothing.
 fn publish(c: &mut Criterion) {
     let mut group = c.benchmark_group("publish");
     for subscribers in [0, 1, 8, 32] {
@@ -79,7 +79,7 @@ fn publish(c: &mut Criterion) {
     }
 }
 
-/// That, and one subscriber claims the frame and gives it back; and a subscriber finds nothing new.
+/// Publishes a frame, which a subscriber claims and releases. Also polls without a new frame.
 fn take(c: &mut Criterion) {
     let mut site = Site::new(1);
     let mut subscriber = site.subscribers.pop().unwrap();

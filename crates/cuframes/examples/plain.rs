@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Publishes and takes frames and packets without GStreamer.
+//! Publishes and subscribes to frames and packets without GStreamer.
 //!
 //! ```sh
 //! cargo run -p cuframes --example plain -- publish cam1 &
 //! cargo run -p cuframes --example plain -- watch cam1
 //! ```
 //!
-//! The picture is grey and gets lighter with each frame; the packet of a frame is a text with its number.
+//! Frames are grey, each lighter than the one before. The packet of a frame is a text with its number.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn publish(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
-    // The closure is told of subscribers, on the publisher's own thread.
+    // The publisher's own thread calls the closure when subscribers join and leave.
     let tell = |event| eprintln!("{event:?}");
     let publisher = Publisher::open(PublisherConfig::new(key), Arc::new(HostBackend), tell)?;
     publisher.set_format(CAPS, WIDTH * HEIGHT)?;
@@ -49,7 +49,7 @@ fn publish(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
         let packet = PacketInfo { pts, keyframe: true, ..Default::default() };
         let pushed = track.push(packet, format!("frame {number}").as_bytes());
         pushed.map_err(|_| "the packet has more bytes than the track's ring")?;
-        // Without a slot the frame is dropped: a publisher never waits, unless its policy says so.
+        // Without a free slot the frame is dropped. A publisher waits only if its policy says so.
         match publisher.loan(WIDTH * HEIGHT)? {
             Some(mut slot) => {
                 slot.bytes_mut()[..WIDTH * HEIGHT].fill(number as u8);
@@ -61,14 +61,14 @@ fn publish(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
         }
         std::thread::sleep(INTERVAL);
     }
-    // Subscribers see the end behind the last frame and the last packet.
+    // Subscribers get the end after the last frame and the last packet.
     publisher.end_of_frames();
     track.end();
     Ok(())
 }
 
 fn watch(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
-    // `set` from another thread ends every wait that it was handed to.
+    // Another thread ends every wait with `interrupt.set()`.
     let interrupt = Interrupt::new()?;
     let mut camera = Subscriber::connect(SubscriberConfig::new(key), None, &interrupt)?;
     let mut packets = camera.packets(0, Start::LatestKeyframe);
@@ -76,7 +76,7 @@ fn watch(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
     let at_once = Wait { timeout: Some(Duration::ZERO), ..forever };
     for _ in 0..frames {
         match camera.next_frame(&forever)? {
-            // The publisher does not write here again until `frame` is dropped.
+            // The publisher does not overwrite the slot until `frame` is dropped.
             Next::Item(frame) => println!(
                 "frame {} of {}: grey {}, {} skipped",
                 frame.seq,
@@ -84,7 +84,7 @@ fn watch(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
                 frame.bytes().unwrap()[0],
                 frame.skipped
             ),
-            // It ended, or went away: a new subscriber would wait for the next.
+            // The publisher ended or disconnected. A new subscriber would wait for the next publisher.
             Next::Eos | Next::Lost { .. } => break,
             Next::TimedOut | Next::Interrupted => unreachable!("neither was asked for"),
         }
@@ -95,7 +95,7 @@ fn watch(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The time that timestamps are in.
+/// Returns the time of the clock that timestamps use.
 fn monotonic_ns() -> i64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     let now = now.expect("every Linux has this clock");

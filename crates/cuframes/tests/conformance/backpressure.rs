@@ -9,7 +9,7 @@ use testing::{CAPS, FrameLog, SIZE, TestDir, info, until};
 
 use crate::fixture::{HASTE, MemoryFixture, PATIENT, asleep, hurry, intact, publish};
 
-/// A strict subscriber that keeps up costs no more memory than others; one that lags finds as many frames as
+/// A strict subscriber that keeps up costs no more memory than others. One that lags gets as many frames as
 /// there are slots.
 pub(crate) fn pool_uses_spare_slots_for_lagging_subscriber<M: MemoryFixture>(test: &TestDir) {
     for policy in [Policy::Drop, PATIENT] {
@@ -32,7 +32,7 @@ pub(crate) fn pool_uses_spare_slots_for_lagging_subscriber<M: MemoryFixture>(tes
             let frame = viewer.frame();
             assert_eq!((frame.seq, frame.skipped), (n, 0));
         }
-        // What upstream keeps is not at its expense.
+        // Slots that upstream keeps are not taken from those of the subscriber.
         let behind = 51 + slots..=49 + 2 * slots;
         for n in behind.clone() {
             publish::<M>(&publisher, n);
@@ -102,7 +102,7 @@ pub(crate) fn exhausted_credit_does_not_starve_others<M: MemoryFixture>(test: &T
     assert_eq!((frame.seq, frame.skipped), (100, 95));
     intact::<M>(&frame);
 
-    // A release wakes one that waits with its credit used up.
+    // A release wakes a subscriber that has used up its credit.
     publish::<M>(&publisher, 101);
     let waits = asleep(move || hog.frame().seq);
     drop(frame);
@@ -124,7 +124,7 @@ pub(crate) fn stalled_subscriber_is_evicted<M: MemoryFixture>(test: &TestDir) {
     let mut n = 1;
     publish::<M>(&publisher, n);
     let held = hog.frame();
-    // Frames go on, and it takes none.
+    // Frames are published, and the subscriber takes none.
     until(|| {
         n += 1;
         publish::<M>(&publisher, n);
@@ -198,7 +198,7 @@ pub(crate) fn subscribers_within_credit_cost_no_frame<M: MemoryFixture>(test: &T
             })
             .collect();
         for n in 1..=HASTE * 4 {
-            // With one slot to spare, whatever they are just doing.
+            // One slot is free whatever the subscribers do at this moment.
             let loan = publisher.loan(SIZE).unwrap();
             publisher.publish(loan.expect("a free slot"), &info(n, SIZE));
         }
@@ -207,7 +207,7 @@ pub(crate) fn subscribers_within_credit_cost_no_frame<M: MemoryFixture>(test: &T
     }
 }
 
-/// The pool gets smaller, but not at the expense of who stays.
+/// The pool shrinks, and the remaining subscriber loses no frame.
 pub(crate) fn leaving_subscriber_costs_others_no_frame<M: MemoryFixture>(test: &TestDir) {
     for policy in [Policy::Drop, PATIENT] {
         let publisher = test.publisher(M::backend(), |c| (c.policy, c.window) = (policy, 1));

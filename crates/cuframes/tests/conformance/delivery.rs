@@ -32,7 +32,7 @@ pub(crate) fn stream<M: MemoryFixture>(test: &TestDir, mode: Mode, policy: Polic
     }
 }
 
-/// Everybody at full speed, each frame checked.
+/// Runs publisher and subscribers at full speed, and checks each frame.
 pub(crate) fn run<M: MemoryFixture>(
     test: &TestDir,
     mode: Mode,
@@ -51,12 +51,12 @@ pub(crate) fn run<M: MemoryFixture>(
         publish::<M>(&publisher, n);
     }
     publisher.end_of_frames();
-    // They keep their places until the publisher's numbers were read.
+    // The subscribers stay connected until the publisher's counters were read.
     let ended: Vec<_> = viewers.into_iter().map(|v| v.join().unwrap()).collect();
     let stats = publisher.stats();
     assert_eq!(stats.pool.published, frames);
     assert_eq!(stats.subscribers.len(), subscribers);
-    // Ids are given in the order of coming.
+    // Ids are assigned in the order of joining.
     for (its_own, (seen, _)) in stats.subscribers.iter().zip(&ended) {
         assert_eq!((its_own.received, its_own.skipped), (seen.received, seen.skipped));
         assert_eq!((its_own.cursor, its_own.held), (frames, 0));
@@ -85,7 +85,7 @@ pub(crate) fn last_frame_arrives_before_publisher_closes<M: MemoryFixture>(test:
 pub(crate) fn frames_arrive_in_order_of_publication<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.window = 4);
     let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
-    // As a decoder with frames that are shown in another order than they are decoded in.
+    // As a decoder does whose display order differs from its decoding order.
     let mut loans: Vec<_> = [3, 1, 4, 2]
         .into_iter()
         .map(|n| {
@@ -111,7 +111,7 @@ pub(crate) fn stream_continues_after_its_end<M: MemoryFixture>(test: &TestDir) {
     let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
     publish::<M>(&publisher, 1);
     publisher.end_of_frames();
-    // The end is behind the last frame.
+    // The end follows the last frame.
     assert_eq!(viewer.frame().seq, 1);
     assert!(matches!(viewer.next_frame(), Next::Eos));
     assert!(matches!(viewer.next_frame(), Next::Eos));
@@ -130,6 +130,6 @@ pub(crate) fn stream_continues_after_its_end<M: MemoryFixture>(test: &TestDir) {
     let (ended, mut viewer) = waits.join().unwrap();
     assert!(ended);
     drop(publisher);
-    // That it has ended is worth more than that it is gone.
+    // The end of the stream takes precedence over the loss of the publisher.
     assert!(matches!(viewer.next_frame(), Next::Eos));
 }

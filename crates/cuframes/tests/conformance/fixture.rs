@@ -21,7 +21,7 @@ pub(crate) trait MemoryFixture {
     fn importer() -> Importer;
     /// Writes the number to every word of the slot.
     fn write(loan: &mut Loan, n: u64);
-    /// The number that is in every word of the frame; `None` if they differ.
+    /// Returns the number that is in every word of the frame; `None` if the words differ.
     fn read(frame: &Frame) -> Option<u64>;
 }
 
@@ -42,8 +42,8 @@ impl MemoryFixture for Host {
     }
 }
 
-/// Device memory as fds of the driver. The tests write and read it synchronously: what devices do in
-/// their own time is tested in tests/gpu.
+/// Device memory as fds of the driver. The tests write and read it synchronously. Asynchronous work of a GPU
+/// is tested in tests/gpu.
 pub(crate) struct Cuda;
 
 impl Cuda {
@@ -63,19 +63,19 @@ impl MemoryFixture for Cuda {
     fn write(loan: &mut Loan, n: u64) {
         let mut bytes = vec![0; loan.len()];
         fill(&mut bytes, n);
-        // SAFETY: the loan is as many bytes of device memory, and nobody else's.
+        // SAFETY: the loan is as many bytes of device memory, which nothing else uses.
         unsafe { Stream::default_of(&Self::context()).write(loan.address(), &bytes) }.unwrap();
     }
     fn read(frame: &Frame) -> Option<u64> {
         let mut bytes = vec![0; frame.info.size];
-        // SAFETY: the frame is as many bytes of device memory, which stay as they are while it lives.
+        // SAFETY: the frame is as many bytes of device memory, which do not change while it lives.
         unsafe { Stream::default_of(&Self::context()).read(frame.address(), &mut bytes) }.unwrap();
         number(&bytes)
     }
 }
 
 pub(crate) const FRAMES: u64 = 500;
-/// Frames where nobody looks at them.
+/// Frames of tests that do not read them.
 pub(crate) const HASTE: u64 = 10_000;
 pub(crate) const PATIENT: Policy = Policy::Wait(Duration::from_secs(60));
 
@@ -90,7 +90,7 @@ pub(crate) fn intact<M: MemoryFixture>(frame: &Frame) {
     assert_eq!(frame.info.pts, Some(frame.seq as i64));
 }
 
-/// Runs `f` in a thread of its own, and returns when that sleeps.
+/// Runs `f` in a thread of its own, and returns when that thread sleeps.
 pub(crate) fn asleep<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     let (tell, told) = channel();
     let thread = std::thread::spawn(move || {
@@ -113,7 +113,7 @@ pub(crate) fn publish_sized<M: MemoryFixture>(publisher: &Publisher, n: u64, siz
     assert_eq!(publisher.publish(loan, &info(n, size)), n);
 }
 
-/// Takes frames and releases them as fast as it can, up to the end; gives what was received.
+/// Takes and releases frames as fast as it can, to the end of the stream. Returns how many were received.
 pub(crate) fn hurry(mut viewer: TestSubscriber) -> JoinHandle<u64> {
     std::thread::spawn(move || {
         loop {

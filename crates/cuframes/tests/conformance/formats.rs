@@ -11,7 +11,7 @@ pub(crate) const FORMATS: [(&str, usize); 5] =
     [(CAPS, SIZE), ("big", SIZE * 5), ("small", SIZE / 5), ("other", SIZE / 5), (CAPS, SIZE)];
 
 pub(crate) fn frames_keep_format<M: MemoryFixture>(test: &TestDir) {
-    // All of them fit into the window, so that a subscriber gets them when the last is published.
+    // All of them fit into the window, so that a subscriber can get them after the last is published.
     let publisher = test.publisher(M::backend(), |c| c.window = 10);
     let mut at_once = test.subscriber(|c| {
         c.mode = Mode::Strict;
@@ -36,7 +36,7 @@ pub(crate) fn frames_keep_format<M: MemoryFixture>(test: &TestDir) {
         assert_eq!((frame.seq, &*frame.caps, frame.info.size), (n, caps, size));
         intact::<M>(&frame);
     }
-    // Those that are held stay while many more go through the pool, and the pool forgets the formats.
+    // Held frames stay while many more pass through the pool, and the pool drops the formats.
     for n in 11..=60 {
         publish::<M>(&publisher, n);
         assert_eq!(later.frame().seq, n);
@@ -60,7 +60,7 @@ pub(crate) fn frames_keep_format_for_late_subscriber<M: MemoryFixture>(test: &Te
     let publisher = test.publisher(M::backend(), |_| {});
     publish::<M>(&publisher, 1);
     publisher.set_format("other", SIZE * 3).unwrap();
-    // The newest frame is still one of the format before.
+    // The newest frame still has the format before.
     let mut viewer = test.subscriber(|_| {});
     let frame = viewer.frame();
     assert_eq!((frame.seq, &*frame.caps, frame.info.size), (1, CAPS, SIZE));
@@ -80,7 +80,7 @@ pub(crate) fn size_changes_before_old_frames_are_taken<M: MemoryFixture>(test: &
         });
         let viewer = test.subscriber(|c| (c.mode, c.max_frames) = (Mode::Strict, 8));
         let publish = |size| {
-            // As a queue before the sink keeps them.
+            // As a queue in front of the sink keeps them.
             let loans: Vec<_> = (0..60).map(|_| publisher.loan(size).unwrap().unwrap()).collect();
             for loan in loans {
                 publisher.publish(loan, &info(publisher.stats().pool.published + 1, size));
@@ -101,7 +101,7 @@ pub(crate) fn loans_have_size_of_format<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.policy = PATIENT);
     let viewers: Vec<_> =
         (0..4).map(|_| hurry(test.subscriber(|c| c.mode = Mode::Strict))).collect();
-    // Often enough that slots of the old size come free at any moment of a loan.
+    // Often enough that slots of the old size become free at any moment of a loan.
     for n in 1..=HASTE {
         let size = if n / 20 % 2 == 0 { SIZE } else { SIZE * 3 };
         if n % 20 == 0 {

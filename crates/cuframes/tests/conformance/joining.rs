@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Publishers and subscribers that come, are refused, and are interrupted.
+//! Publishers and subscribers that join, are refused, and are interrupted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(crate) fn join_is_refused_when_full<M: MemoryFixture>(test: &TestDir) {
         Err(Error::Refused { reason: RefusalReason::Full, key, .. }) => assert_eq!(key, "cam"),
         other => panic!("{:?}", other.err()),
     }
-    // That disturbs nobody who is there, and a place that is left is free again.
+    // The refusal disturbs no connected subscriber. A place is free again once its subscriber leaves.
     publish::<M>(&publisher, 1);
     intact::<M>(&stays.frame());
     drop(leaves);
@@ -50,7 +50,7 @@ pub(crate) fn key_has_one_publisher<M: MemoryFixture>(test: &TestDir) {
         other => panic!("{:?}", other.err()),
     }
     let other = test.publisher(M::backend(), |c| c.key = "cam.sub".into());
-    // The first goes on as if nothing had been.
+    // The first publisher continues undisturbed.
     publish::<M>(&first, 1);
     assert_eq!(viewer.frame().seq, 1);
     drop(first);
@@ -107,7 +107,7 @@ pub(crate) fn subscriber_waits_for_publisher<M: MemoryFixture>(test: &TestDir) {
 }
 
 pub(crate) fn connect_times_out_without_publisher<M: MemoryFixture>(test: &TestDir) {
-    // One of another key is none.
+    // A publisher of another key does not count.
     let _other = test.publisher(M::backend(), |c| c.key = "cam2".into());
     let interrupt = Interrupt::new().unwrap();
     for timeout in [Duration::ZERO, Duration::from_millis(20)] {
@@ -126,7 +126,7 @@ pub(crate) fn interrupt_ends_every_wait<M: MemoryFixture>(test: &TestDir) {
     let connects = asleep(move || Subscriber::connect(config, None, &its));
     interrupt.set();
     assert!(matches!(connects.join().unwrap(), Err(Error::Interrupted)));
-    // It stays until it is taken back.
+    // The interrupt stays set until it is cleared.
     let again = Subscriber::connect(test.subscriber_config(), None, &interrupt);
     assert!(matches!(again, Err(Error::Interrupted)));
     interrupt.clear();
@@ -158,7 +158,7 @@ pub(crate) fn interrupt_ends_every_wait<M: MemoryFixture>(test: &TestDir) {
     viewer = interrupted(viewer);
     publish::<M>(&publisher, 1);
     let held = viewer.frame();
-    // With the credit used up it waits for something else.
+    // With its credit used up, a subscriber waits for a release instead of a frame.
     viewer = interrupted(viewer);
     publish::<M>(&publisher, 2);
     drop(held);

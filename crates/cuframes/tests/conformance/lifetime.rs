@@ -15,10 +15,10 @@ pub(crate) fn frames_outlive_publisher<M: MemoryFixture>(test: &TestDir) {
     let first = viewer.frame();
     publish::<M>(&publisher, 2);
     drop(publisher);
-    // What was published before the end is there to be taken.
+    // Frames that were published before the end can still be taken.
     let second = viewer.frame();
     assert!(matches!(viewer.next_frame(), Next::Lost { reason: RefusalReason::Closing, .. }));
-    // The next life of the key has nothing to do with them.
+    // The next publisher of the key does not touch them.
     let publisher = test.publisher(M::backend(), |_| {});
     for n in 1..=20 {
         publish::<M>(&publisher, n);
@@ -28,7 +28,7 @@ pub(crate) fn frames_outlive_publisher<M: MemoryFixture>(test: &TestDir) {
     intact::<M>(&second);
 }
 
-/// A device gives a frame back some time after the last reference to it is gone.
+/// A device releases a frame some time after the last reference to it is dropped.
 pub(crate) fn frame_released_by_device_is_held_until_then<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|c| c.max_frames = 1);
@@ -42,17 +42,18 @@ pub(crate) fn frame_released_by_device_is_held_until_then<M: MemoryFixture>(test
         true
     });
     publish::<M>(&publisher, 2);
-    // Still claimed, so there is no credit for another.
+    // It is still claimed, so that there is no credit for another.
     assert!(matches!(viewer.poll(), Next::TimedOut));
     assert_eq!(publisher.stats().subscribers[0].held, 1);
-    // SAFETY: an aligned word of the page, which is mapped and made of atomics.
+    // SAFETY: an aligned word of the page, which is mapped and accessed through atomics only.
     let word = unsafe { AtomicU64::from_ptr(page.add(word.unwrap()).cast()) };
     word.store(0, Ordering::Release);
     assert_eq!(viewer.frame().seq, 2);
     until(|| publisher.stats().subscribers[0].held == 0);
 }
 
-/// With its whole credit held a reader sleeps, until the last reference is gone and the device is done.
+/// A subscriber that holds its whole credit sleeps until the last reference is dropped and the device is
+/// done.
 pub(crate) fn waiting_subscriber_notices_release_by_device<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|c| c.max_frames = 1);
@@ -72,7 +73,7 @@ pub(crate) fn waiting_subscriber_notices_release_by_device<M: MemoryFixture>(tes
         word = Some(offset);
         true
     });
-    // SAFETY: an aligned word of the page, which is mapped and made of atomics.
+    // SAFETY: an aligned word of the page, which is mapped and accessed through atomics only.
     unsafe { AtomicU64::from_ptr(page.add(word.unwrap()).cast()) }.store(0, Ordering::Release);
     assert_eq!(waiting.join().unwrap(), 2);
 }
@@ -87,7 +88,7 @@ pub(crate) fn frames_outlive_subscriber<M: MemoryFixture>(test: &TestDir) {
         publish::<M>(&publisher, n);
         intact::<M>(&frame);
     }
-    // It keeps its place as long as it has frames.
+    // It keeps its place as long as it holds frames.
     assert_eq!(publisher.stats().subscribers[0].held, 1);
     drop(frame);
     until(|| publisher.stats().subscribers.is_empty());
@@ -97,7 +98,7 @@ pub(crate) fn pool_follows_credit<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.window = 3);
     let mut n = 0;
     let mut settle = |credits: u32| {
-        // A subscriber that left goes when the publisher has noticed.
+        // The publisher notices some time later that a subscriber has left.
         until(|| {
             n += 1;
             publish::<M>(&publisher, n);
@@ -114,7 +115,7 @@ pub(crate) fn pool_follows_credit<M: MemoryFixture>(test: &TestDir) {
     settle(9);
     drop(b);
     settle(4);
-    // Who holds frames keeps them, whoever leaves.
+    // A subscriber keeps the frames that it holds when another leaves.
     let frame = a.frame();
     drop(c);
     settle(2);
@@ -124,7 +125,7 @@ pub(crate) fn pool_follows_credit<M: MemoryFixture>(test: &TestDir) {
     intact::<M>(&frame);
     drop(frame);
     settle(0);
-    // Who takes packets only costs no memory of frames.
+    // A subscriber of packets alone costs no memory for frames.
     let _d = join(0);
     settle(0);
     let pool = publisher.stats().pool;

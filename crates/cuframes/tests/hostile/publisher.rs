@@ -15,12 +15,12 @@ use testing::raw::{
 };
 use testing::{Child, Resources, TestDir, until};
 
-/// What a subscriber got out of a stream, at most a few of each.
+/// What a subscriber received of a stream: a few frames and packets at most, and errors.
 #[derive(Debug, Default)]
 pub(crate) struct Visit {
     frames: usize,
     packets: usize,
-    /// What ended it.
+    /// Errors that ended the stream.
     errors: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ impl Visit {
     }
 }
 
-/// Joins whoever publishes, takes what there is, and reads all of it.
+/// Joins the publisher, takes a few frames and packets, and reads all of their bytes.
 pub(crate) fn visit(test: &TestDir, mode: Mode) -> Visit {
     let mut visit = Visit::default();
     let interrupt = Interrupt::new().unwrap();
@@ -66,7 +66,7 @@ pub(crate) fn visit(test: &TestDir, mode: Mode) -> Visit {
     visit
 }
 
-/// Joins a publisher that stays, without a pipeline.
+/// Joins a publisher that keeps the connection.
 pub(crate) fn join(
     test: &TestDir,
     publisher: &FakePublisher,
@@ -94,7 +94,7 @@ fn valid_publisher_is_accepted() {
 /// A change of a valid stream.
 type Change = Box<dyn Fn(&mut FakeStream)>;
 
-/// Checks that a subscriber reports each violation with the text that stands beside it.
+/// Checks that a subscriber reports each violation with its text.
 #[track_caller]
 fn check_violations(name: &str, cases: Vec<(String, Change)>) {
     let test = TestDir::new(&format!("hostile-{name}"));
@@ -206,7 +206,7 @@ fn wrong_fds_are_reported() {
             || Segment::with(1 << 20, SealFlag::F_SEAL_GROW, MFdFlags::empty()).fd.clone();
         cases.push(case("not sealed", send_fd(n, unsealed)));
         cases.push(case("shorter than announced", send_fd(n, || Segment::new(100).fd.clone())));
-        // Few machines set huge pages aside.
+        // Few machines reserve huge pages.
         if huge().is_ok() {
             cases.push(case("huge pages", send_fd(n, move || huge().unwrap().fd.clone())));
         }
@@ -311,13 +311,13 @@ fn malformed_message_is_reported() {
     );
 }
 
-/// A publisher that stays, with a newest frame that never can be had, or is never complete.
+/// A publisher keeps the connection, and its newest frame is never there or never complete.
 #[test]
 fn missing_frame_ends_wait_with_error() {
     let test = TestDir::new("hostile-never");
     let publisher = FakePublisher::new(&test.dir);
     for (offset, word, expected) in [
-        // A strict reader would look for each of them.
+        // A strict reader would search for each of them.
         (at::HEAD, 1 << 47, "newest frame is not there"),
         (at::SLOT, 0, "newest frame is not there"),
         (at::READY, 0, "never completed"),
@@ -334,7 +334,7 @@ fn missing_frame_ends_wait_with_error() {
     }
 }
 
-/// A publisher that is stopped while it decides what to give up costs a reader its time, and no more.
+/// A publisher that is stopped while it reclaims packets costs a reader its timeout, and no more.
 #[test]
 fn unfinished_reclaim_does_not_prolong_wait() {
     let test = TestDir::new("hostile-decision");
@@ -349,7 +349,7 @@ fn unfinished_reclaim_does_not_prolong_wait() {
     assert!(matches!(packets.next(&wait), Ok(Next::TimedOut)));
 }
 
-/// Who is sent away does not read on until there is nothing left: it may never get there.
+/// An evicted subscriber gets BYE at once, although frames are left: it might never read all of them.
 #[test]
 fn evicted_subscriber_gets_bye() {
     let test = TestDir::new("hostile-away");
@@ -368,7 +368,7 @@ fn evicted_subscriber_gets_bye() {
     assert!(matches!(&next, Ok(Next::Lost { text, .. }) if lost(text)), "{next:?}");
 }
 
-/// An answer to an observer that goes on and on.
+/// A status whose parts never end.
 #[test]
 fn endless_status_is_cut_off() {
     let test = TestDir::new("hostile-answer");
@@ -403,14 +403,14 @@ fn refusal_is_no_protocol_error() {
     assert!(matches!(joined, Err(Error::Refused { reason: RefusalReason::Other, .. })));
 }
 
-/// What a process has is counted in one that does nothing else.
+/// Runs in a process of its own, in which nothing else opens or maps anything.
 #[test]
 fn violations_leak_nothing() {
     let test = TestDir::new("hostile-leaks");
     Child::start(module_path!(), "lies", &test.dir).finish();
 }
 
-/// The children's end of this file.
+/// Plays the role of a child.
 #[test]
 fn child() {
     let Some((role, dir)) = testing::role() else { return };

@@ -26,7 +26,7 @@ fn config() -> ProptestConfig {
     }
 }
 
-/// Numbers at which things break.
+/// Numbers at which code is likely to break.
 fn number_of_note() -> impl Strategy<Value = u64> {
     prop_oneof![
         4 => any::<u64>(),
@@ -39,9 +39,9 @@ fn number_of_note() -> impl Strategy<Value = u64> {
 
 #[derive(Debug, Clone)]
 enum Mutation {
-    /// Of one of the segments.
+    /// A word of one of the segments.
     Word(usize, prop::sample::Index, u64),
-    /// In the headers, where most is decided.
+    /// A word of the headers, which decide most.
     Head(usize, usize, u64),
     Byte(usize, prop::sample::Index, u8),
     Swap(usize, usize),
@@ -94,7 +94,7 @@ fn apply(stream: &mut FakeStream, mutation: &Mutation) {
     }
 }
 
-/// Any publisher: a subscriber comes to an end with it, in one piece.
+/// With any publisher, a subscriber comes to an end and survives.
 #[test]
 fn subscriber_survives_any_publisher() {
     let test = TestDir::no_timeout("hostile-any");
@@ -111,7 +111,7 @@ fn subscriber_survives_any_publisher() {
     outcome.unwrap();
 }
 
-/// Any subscriber: the publisher and the honest one go on.
+/// With any subscriber, the publisher and the honest subscriber continue.
 #[test]
 fn publisher_survives_any_subscriber() {
     let test = TestDir::no_timeout("hostile-subscribers");
@@ -120,7 +120,7 @@ fn publisher_survives_any_subscriber() {
     let byte = (any::<prop::sample::Index>(), any::<u8>());
     let bytes = prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..100),
-        // Most of it is a HELLO.
+        // A HELLO with some bytes changed.
         (proptest::collection::vec(byte, 0..4), 0..4u32).prop_map(|(changes, credit)| {
             let mut bytes = hello(credit, "anybody");
             for (at, byte) in changes {

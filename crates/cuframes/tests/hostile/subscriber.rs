@@ -14,12 +14,12 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use testing::raw::{self, RawPeer, Segment, at, hello, welcome};
 use testing::{SIZE, TestDir, fill, info, number, until};
 
-/// A publisher, an honest subscriber that sees each of its frames, and the socket for others.
+/// A publisher, an honest subscriber that takes each frame, and connections of hostile ones.
 pub(crate) struct Stage<'a> {
     pub(crate) test: &'a TestDir,
     pub(crate) publisher: Publisher,
     pub(crate) viewer: testing::TestSubscriber,
-    /// Why subscribers went.
+    /// Reasons for which subscribers were removed.
     pub(crate) gone: Receiver<Option<String>>,
     pub(crate) n: u64,
 }
@@ -40,7 +40,7 @@ impl<'a> Stage<'a> {
         Self { test, publisher, viewer, gone, n: 0 }
     }
 
-    /// The honest subscriber gets a frame, whole, at once.
+    /// Publishes a frame, which the honest subscriber gets at once and whole.
     pub(crate) fn check(&mut self) {
         self.n += 1;
         let mut loan = self.publisher.loan(SIZE).unwrap().expect("a free slot");
@@ -55,7 +55,7 @@ impl<'a> Stage<'a> {
         RawPeer::connect(&self.test.dir)
     }
 
-    /// Joins, and maps what a subscriber may write to.
+    /// Joins. Returns the connection, the page that a subscriber may write to, and the control segment.
     pub(crate) fn join(&self, credit: u32) -> (RawPeer, Segment, Arc<OwnedFd>) {
         let peer = self.connect();
         assert!(peer.send(&hello(credit, "hostile"), &[]));
@@ -65,7 +65,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// HELLO with other versions, and whatever later versions may have behind them.
+/// Returns HELLO with other versions, and bytes that later versions may append.
 pub(crate) fn hello_of(first: u16, last: u16, rest: &[u8]) -> Vec<u8> {
     let (first, last) = (first.to_le_bytes(), last.to_le_bytes());
     [&1u32.to_le_bytes()[..], &raw::MAGIC.to_le_bytes(), &first, &last, rest].concat()
@@ -114,7 +114,7 @@ fn malformed_hello_is_refused_with_reason() {
     for fds in [1, 4, 253] {
         refused(&stage, &joins, fds, Malformed, "fds came with it");
     }
-    // Some say nothing; others are let in all the same.
+    // Silent connections keep no other subscriber out.
     let silent: Vec<_> = (0..20).map(|_| stage.connect()).collect();
     drop(stage.join(1));
     drop(silent);
@@ -134,15 +134,15 @@ fn subscriber_that_violates_protocol_is_evicted() {
         });
         assert_eq!(code, Some(RefusalReason::Malformed));
         stage.check();
-        // Its place comes back with its end.
+        // Its place is free once it is gone.
         drop(peer);
         assert!(stage.gone.recv().unwrap().is_some());
     }
-    // One that does not listen: its end is noticed while it is sent away, and after it.
+    // A subscriber that reads nothing: its end is noticed during the eviction and after it.
     let (peer, ..) = stage.join(1);
     for n in 0..100 {
         stage.publisher.set_format(&format!("caps {n} {}", "x".repeat(50_000)), SIZE).unwrap();
-        // The other one hears of it with the next frame.
+        // The honest subscriber reads the format with the next frame.
         stage.check();
     }
     drop(peer);
@@ -151,7 +151,7 @@ fn subscriber_that_violates_protocol_is_evicted() {
     stage.check();
 }
 
-/// Nothing that it writes to its page does anything to others, but keep as many slots as it has credit.
+/// Random words in its page have one effect only: they keep as many slots as the subscriber has credit.
 #[test]
 fn random_page_disturbs_no_other_subscriber() {
     let test = TestDir::new("hostile-page");
@@ -174,13 +174,13 @@ fn random_page_disturbs_no_other_subscriber() {
             }
             stage.check();
         }
-        // All that is left of it is a publisher's statistics.
+        // The statistics read the page as well.
         stage.publisher.stats();
         drop(peer);
     }
     until(|| stage.publisher.stats().subscribers.len() == 1);
 
-    // One that never stands still, and claims everything all the time.
+    // A subscriber that claims every slot over and over.
     let (peer, page, _) = stage.join(2);
     let (page, stop) = (&page, &std::sync::atomic::AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -205,7 +205,7 @@ fn random_page_disturbs_no_other_subscriber() {
     assert_eq!(code, Some(RefusalReason::OverCredit));
 }
 
-/// What all subscribers read can be written to by none of them.
+/// No subscriber can write to memory that others read.
 #[test]
 fn shared_memory_is_read_only() {
     let test = TestDir::new("hostile-write");
@@ -234,7 +234,7 @@ fn punch() -> FallocateFlags {
     FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE
 }
 
-/// Raw messages that once did, or could have done, harm: each is refused, by both sides.
+/// Raw messages that once did harm, or could have: both sides refuse each of them.
 #[test]
 fn corpus_is_refused() {
     let test = TestDir::new("hostile-corpus");

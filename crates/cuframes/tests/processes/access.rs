@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Who may publish and subscribe, and whom each side believes. Other users are played by children, which
-//! root only can start: without it, those tests say so and pass.
+//! Which users may publish and subscribe, and which each side trusts. Children play other users. Only root
+//! can start these, so that the tests are skipped for other users.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, getuid, setgid, setgroups, setuid};
 use testing::{Child, TestDir, exit_with_parent, report, until, wait_for_parent};
 
-/// Two users of this run, who own nothing else.
+/// Returns two users of this run, which own nothing else.
 fn users() -> [u32; 2] {
     let first = 1_000_000 + std::process::id() * 2;
     [first, first + 1]
@@ -49,7 +49,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// The children's end of this file: `publish UID`, `subscribe UID`, and `usual` where no directory is named.
+/// Plays the role of a child: `publish UID` or `subscribe UID`, with `usual` in the default directory.
 #[test]
 fn child() {
     let Some((role, dir)) = testing::role() else { return };
@@ -59,7 +59,7 @@ fn child() {
     setgroups(&[]).unwrap();
     setgid(Gid::from_raw(uid)).unwrap();
     setuid(Uid::from_raw(uid)).unwrap();
-    // Changing the user has undone it.
+    // Changing the user cleared it.
     exit_with_parent(Signal::SIGKILL).unwrap();
     match part {
         "publish" => {
@@ -154,7 +154,7 @@ fn only_allowed_users_may_subscribe() {
     join(Some(&test.dir)).unwrap();
 }
 
-/// The directory that is used where nobody names one has a name that anybody can make.
+/// Any user can create a directory with the name of the default one.
 #[test]
 fn default_directory_has_to_belong_to_user() {
     if !root() {
@@ -177,7 +177,7 @@ fn default_directory_has_to_belong_to_user() {
     says(&test.dir, format!("publish {user} usual"), "ok");
     says(&test.dir, format!("subscribe {user} usual"), "No publisher");
     fs::remove_dir_all(&dir).unwrap();
-    // One that leads to a place where somebody waits for them.
+    // A link could lead to a directory of another user.
     symlink(&test.dir, &dir).unwrap();
     both("is a symbolic link");
     fs::remove_file(&dir).unwrap();
@@ -186,7 +186,8 @@ fn default_directory_has_to_belong_to_user() {
     fs::remove_file(&dir).unwrap();
 }
 
-/// Where anybody can put a socket, nobody is taken for a publisher but root, oneself, and the directory's owner.
+/// Where any user can create a socket, a subscriber trusts publishers of root, of its own user, and of the
+/// directory's owner only.
 #[test]
 fn public_directory_is_not_trusted() {
     if !root() {
@@ -200,7 +201,7 @@ fn public_directory_is_not_trusted() {
     let refusal = format!("'cam' is published by another user there (uid {other})");
     says(&test.dir, format!("subscribe {user}"), &refusal);
     says(&test.dir, format!("subscribe {other}"), "ok");
-    // With a directory that only its owner can write to, the choice of the directory is the trust.
+    // Choosing a directory that only its owner can write to means to trust that owner.
     set_mode(&test.dir, 0o755);
     says(&test.dir, format!("subscribe {user}"), "ok");
     set_mode(&test.dir, 0o777);
@@ -225,12 +226,12 @@ fn lock_of_another_user_is_explained() {
     assert_eq!(first.read_line(), "ok");
     let busy = format!("already published by another user (uid {other})");
     says(&test.dir, format!("publish {user}"), &busy);
-    // Killed, it leaves its lock file behind, unlocked.
+    // A killed publisher leaves its lock file behind, unlocked.
     first.kill();
     until(|| !matches!(join(Some(&test.dir)), Ok(_) | Err(Error::Refused { .. })));
     let left = format!("left behind, which is another user's (uid {other})");
     says(&test.dir, format!("publish {user}"), &left);
-    // It is no obstacle for who left it.
+    // It is no obstacle for the user that left it.
     says(&test.dir, format!("publish {other}"), "ok");
 }
 
@@ -257,7 +258,7 @@ fn lock_file_that_is_a_link_is_refused() {
     fs::remove_file(&lock).unwrap();
     assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
 
-    // The socket is made beside its name; what lies there is replaced and not followed.
+    // The socket is created under another name and renamed. An existing link is replaced and not followed.
     symlink(&precious, test.dir.join(".cam.new")).unwrap();
     symlink(&precious, test.dir.join("cam.sock")).unwrap();
     set_mode(&precious, 0o640);

@@ -14,7 +14,7 @@ use testing::{
     wait_for_parent,
 };
 
-/// The children's end of this file.
+/// Plays the role of a child.
 #[test]
 fn child() {
     let Some((role, dir)) = testing::role() else { return };
@@ -26,7 +26,7 @@ fn child() {
     }
 }
 
-/// What an application does of an event is its own matter.
+/// A panic of the application in its event handler does not end the publisher.
 #[test]
 fn panic_in_event_handler_is_contained() {
     let test = TestDir::new("lifecycle-panic");
@@ -53,14 +53,14 @@ fn send(publisher: &Publisher, n: u64) {
     publisher.publish(loan, &info(n, SIZE));
 }
 
-/// A process that was forked off has all fds, and does not know it.
+/// A forked process has all fds without using them.
 #[test]
 fn forked_process_holds_nothing() {
     let test = TestDir::new("lifecycle-fork");
     let publisher = test.publisher(Arc::new(HostBackend), |c| c.key = "other".into());
     let mut child = Child::start(module_path!(), "fork", &test.dir);
     assert_eq!(child.read_line(), "forked");
-    // Its subscriber is gone, and its key is free.
+    // Its subscriber is disconnected, and its key is free.
     until(|| publisher.stats().subscribers.is_empty());
     drop(test.publisher(Arc::new(HostBackend), |_| {}));
     child.finish();
@@ -70,7 +70,7 @@ fn forks(test: &TestDir) {
     let publisher = test.publisher(Arc::new(HostBackend), |_| {});
     let other = test.subscriber(|c| c.key = "other".into());
     let mut own = test.subscriber(|_| {});
-    // SAFETY: what is forked off does nothing but wait and end, which is async-signal-safe.
+    // SAFETY: the forked process only waits and exits, which is async-signal-safe.
     let forked = unsafe { libc::fork() };
     if forked == 0 {
         // SAFETY: as above.
@@ -137,7 +137,7 @@ fn a_thousand_connects(test: &TestDir) {
     });
 }
 
-/// Ends of waits that nobody is there for any more.
+/// Interrupts that are set after their waits have ended.
 #[test]
 fn interrupt_outlives_its_waits() {
     let test = TestDir::new("lifecycle-interrupt");

@@ -59,14 +59,14 @@ in_a_child! {
 
 /// Leaves room for `more` bytes of address space.
 fn leave_memory(more: u64) {
-    // A thread that has just started takes a lot, and gives a part of it back.
+    // A thread that has just started takes a lot, and returns a part of it.
     until(threads_sleep);
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let used = statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096;
     limit(Resource::RLIMIT_AS, used + more);
 }
 
-/// Whether all do but this one.
+/// Returns whether all threads sleep except this one.
 fn threads_sleep() -> bool {
     let own = nix::unistd::gettid().to_string();
     std::fs::read_dir("/proc/self/task").unwrap().all(|task| {
@@ -92,7 +92,7 @@ mod roles {
         Ok(publisher)
     }
 
-    /// Publishes a frame of as many bytes as it is told, until it is told to end.
+    /// Publishes a frame of as many bytes as the parent asks for, and waits for the end.
     pub(super) fn publish(test: &TestDir) {
         let publisher = Publisher::open(test.config(), Arc::new(HostBackend), |_| {}).unwrap();
         report("ready");
@@ -105,7 +105,7 @@ mod roles {
         wait_for_parent();
     }
 
-    /// Joins again and again until it is let in.
+    /// Tries to join until it is accepted.
     pub(super) fn join(test: &TestDir) {
         wait_for_parent();
         let interrupt = Interrupt::new().unwrap();
@@ -177,7 +177,7 @@ mod roles {
         source.finish();
     }
 
-    /// Frames go on, and who could not be let in is let in when there is an fd again.
+    /// Publishing continues, and a subscriber joins as soon as there is an fd for it.
     pub(super) fn server_without_fds(test: &TestDir) {
         let publisher = open(test).unwrap();
         let mut late = Child::start(MODULE, "join", &test.dir);
@@ -215,7 +215,7 @@ mod roles {
         let error = publisher.set_format("big", BIG).unwrap_err().to_string();
         assert!(error.contains("get memory for frames"), "{error}");
         assert!(publisher.loan(BIG).is_err());
-        // Smaller ones, or more memory, will do.
+        // Smaller frames, or more memory, help.
         publisher.set_format(CAPS, SIZE).unwrap();
         send(&publisher, 2, SIZE);
         assert_eq!(viewer.frame().seq, 2);
@@ -248,7 +248,7 @@ mod roles {
         late.finish();
     }
 
-    /// A publisher that may wait does so, rather than lose a frame.
+    /// A publisher that may wait does so, and loses no frame.
     pub(super) fn waiting_publisher_without_memory(test: &TestDir) {
         let policy = Policy::Wait(Duration::from_millis(10));
         let config = PublisherConfig { window: 1, policy, ..test.config() };
@@ -283,7 +283,7 @@ mod roles {
         source.finish();
     }
 
-    /// False where this user may not mount.
+    /// Returns false if this user may not mount.
     fn mount(dir: &Path, options: &str, flags: u64) -> bool {
         let text = |s: &str| std::ffi::CString::new(s).unwrap();
         let (dir, kind) = (text(dir.to_str().unwrap()), text("tmpfs"));
@@ -296,7 +296,7 @@ mod roles {
     }
 
     pub(super) fn directory_without_space(test: &TestDir) {
-        // SAFETY: it concerns this process alone, which has one thread that cares.
+        // SAFETY: the call concerns this process only, and no other thread uses paths.
         let own = unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0;
         let private = libc::MS_REC | libc::MS_PRIVATE;
         let root = c"/".as_ptr();
@@ -313,7 +313,7 @@ mod roles {
             }
             other => panic!("{:?}", other.err()),
         };
-        // Room for the lock file, and none for the socket.
+        // There is room for the lock file, and none for the socket.
         refused("does not take a socket (ENOSPC");
         std::fs::write(test.dir.join("full"), "").unwrap_or_default();
         refused("No space left");

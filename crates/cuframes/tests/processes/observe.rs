@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What those get to know who ask a publisher without being subscribers.
+//! The status of a publisher, for programs that do not subscribe.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -51,7 +51,7 @@ fn status_has_everything() {
     track.push(PacketInfo { keyframe: true, ..Default::default() }, b"key").unwrap();
     publisher.set_latency(Duration::from_millis(7));
 
-    // A publisher looks at itself from time to time only.
+    // A publisher updates its status at intervals.
     until(|| status("cam", Some(&test.dir)).unwrap().latency_ns == 7_000_000);
     let asked = status("cam", Some(&test.dir)).unwrap();
     let stats = publisher.stats();
@@ -121,7 +121,7 @@ fn long_status_comes_in_several_messages() {
     for track in 0..20 {
         publisher.add_track(track, &long, config).unwrap();
     }
-    // More than all others may have: left out.
+    // Longer than a message allows, so that it is left out.
     publisher.add_track(20, &"y".repeat(20_000), config).unwrap();
     let _viewers: Vec<_> = (0..3).map(|_| test.subscriber(|_| {})).collect();
     let mut asked = status("cam", Some(&test.dir)).unwrap();
@@ -143,7 +143,7 @@ fn only_live_keys_are_listed() {
     let open = |key: &str| publisher(&test, |c| c.key = key.to_owned());
     let key = |key: &str| LiveKey { key: key.to_owned(), dir: test.dir.clone() };
     let (_b, a) = (open("b"), open("a"));
-    // What a publisher that was killed leaves, what is no key, and a lock without a socket.
+    // Files of a killed publisher, names that are no keys, and a lock without a socket.
     for name in ["dead.sock", "dead.lock", ".hidden.sock", "no key.sock", "other", "c.lock"] {
         std::fs::write(test.dir.join(name), "").unwrap();
     }
@@ -172,7 +172,7 @@ fn connect(dir: &Path) -> OwnedFd {
     fd
 }
 
-/// Sends bytes, and gives the answer; `None` if the publisher ended the connection.
+/// Sends bytes and returns the answer; `None` if the publisher closed the connection.
 fn request(fd: &OwnedFd, bytes: &[u8]) -> Option<Message> {
     socket::send(fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).ok()?;
     let mut answer = vec![0; MAX_MESSAGE];
@@ -205,11 +205,11 @@ fn connection_ends_with_last_part_of_status() {
     let publisher = publisher(&test, |_| {});
     let fd = connect(&test.dir);
     let ask = |from| Message::StatusRequest { versions: OWN, from }.encode();
-    // There is nothing at or behind this entry, which is an answer, too.
+    // There is no entry at or after this one. That is an answer as well.
     let answer = request(&fd, &ask(u64::MAX));
     assert!(matches!(answer, Some(Message::Status { next: 0, .. })), "{answer:?}");
     assert_eq!(request(&fd, &ask(0)), None);
-    // And who asks is no subscriber, whatever it says next.
+    // The connection does not become a subscriber.
     publish(&publisher, 1, write);
     assert_eq!(publisher.stats().subscribers, []);
     assert_eq!(publisher.loan(SIZE).unwrap().unwrap().len() % SIZE, 0);
@@ -225,7 +225,7 @@ fn endless_status_requests_are_cut_off() {
     }
     let fd = connect(&test.dir);
     let first = Message::StatusRequest { versions: OWN, from: 0 }.encode();
-    // It never asks for the last piece.
+    // It never requests the last part.
     until(|| match request(&fd, &first) {
         Some(Message::Status { next, .. }) => {
             assert_ne!(next, 0);

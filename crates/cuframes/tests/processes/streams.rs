@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Publisher and subscribers in processes of their own, through the crate's API; some of them die.
+//! Streams between processes, some of which are stopped or killed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ fn publisher(test: &TestDir, adjust: impl FnOnce(&mut PublisherConfig)) -> Publi
     test.publisher(Arc::new(HostBackend), adjust)
 }
 
-/// The children's end of this file.
+/// Plays the role of a child.
 #[test]
 fn child() {
     let Some((role, dir)) = testing::role() else { return };
@@ -57,17 +57,18 @@ fn child() {
     }
 }
 
-/// Watches the stream to its end, and says what it saw.
+/// Takes the stream to its end, and reports its log.
 fn watches(test: &TestDir, mode: Mode) {
     let mut viewer = test.subscriber(|c| c.mode = mode);
     report("ready");
     let seen = FrameLog::record(&mut viewer, read);
     report(format!("{} {} {} {}", seen.first, seen.last, seen.received, seen.skipped));
-    // It keeps its place until its parent has looked at the publisher's numbers.
+    // It stays connected until its parent has read the publisher's counters.
     wait_for_parent();
 }
 
-/// Four processes and the publisher at full speed; first and last frame, received and skipped of each.
+/// Runs four processes and the publisher at full speed. Returns first and last frame, received and skipped of
+/// each.
 fn four(test: &TestDir, mode: Mode, policy: Policy) -> Vec<[u64; 4]> {
     let publisher = publisher(test, |c| c.policy = policy);
     let role = if mode == Mode::Strict { "watch strict" } else { "watch newest" };
@@ -108,12 +109,12 @@ fn strict_subscribers_lose_nothing_at_full_speed() {
 #[test]
 fn skipped_frames_are_counted() {
     let test = TestDir::new("processes-skipping");
-    // What each of them saw is checked on the way.
+    // Each process checks its own log.
     four(&test, Mode::Newest, Policy::Drop);
     four(&test, Mode::Strict, Policy::Drop);
 }
 
-/// Takes 2 frames, which is all that it may, and goes on with the newest when it is told to.
+/// Takes 2 frames, which is its whole credit, and continues with the newest when it is resumed.
 fn holds(test: &TestDir) {
     let mut viewer = test.subscriber(|_| {});
     report("ready");
@@ -128,7 +129,7 @@ fn holds(test: &TestDir) {
     wait_for_parent();
 }
 
-/// A publisher, and a subscriber that sees each of its frames.
+/// A publisher, and a subscriber that takes each of its frames.
 struct Stage<'a> {
     test: &'a TestDir,
     publisher: Publisher,
@@ -153,7 +154,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Starts a child that holds 2 frames, and passes as many as that takes.
+    /// Starts a child, and publishes until it holds 2 frames.
     fn start_holding(&mut self) -> Child {
         let mut child = Child::start(module_path!(), "hold", &self.test.dir);
         assert_eq!(child.read_line(), "ready");
@@ -172,7 +173,7 @@ impl<'a> Stage<'a> {
 fn frames_of_killed_subscriber_are_freed() {
     let test = TestDir::new("processes-subscriber-dies");
     let mut stage = Stage::new(&test);
-    // There are two places: the next one gets the place of the one that died.
+    // There are two places, so that each child needs the place of the one that was killed.
     for _ in 0..3 {
         let child = stage.start_holding();
         stage.pass(20);
@@ -201,7 +202,7 @@ fn stopped_subscriber_keeps_its_frames() {
     child.finish();
 }
 
-/// Sees one publisher after the other.
+/// Subscribes to one publisher after the other.
 fn follows(test: &TestDir) {
     for _ in 0..2 {
         let mut viewer = test.subscriber(|_| {});
@@ -255,7 +256,7 @@ fn subscribers_survive_killed_publisher() {
     for viewer in &mut viewers {
         assert_eq!(viewer.read_line(), "lost");
     }
-    // What it left is no obstacle.
+    // Its files are no obstacle.
     assert_eq!(test.files(), ["cam.lock", "cam.sock"]);
     let publisher = publisher(&test, |_| {});
     let mut n = 0;
@@ -275,7 +276,7 @@ fn subscribers_survive_killed_publisher() {
     assert_eq!(test.files(), [""; 0]);
 }
 
-/// Takes packets to the end of the track, and says how it went.
+/// Takes packets to the end of the track, and reports its counters.
 fn records(test: &TestDir) {
     let viewer = test.subscriber(|c| c.max_frames = 0);
     let mut packets = viewer.subscriber.packets(0, Start::default());
@@ -305,7 +306,7 @@ fn records(test: &TestDir) {
 fn stopped_packet_reader_continues() {
     let test = TestDir::new("processes-reader-stops");
     let publisher = publisher(&test, |_| {});
-    // Some hundred packets fit.
+    // A hundred packets fit.
     let config = TrackConfig { bytes: 100 * 136, ..Default::default() };
     let track = publisher.add_track(0, "video/x-h264", config).unwrap();
     let mut child = Child::start(module_path!(), "record", &test.dir);
@@ -329,7 +330,7 @@ fn stopped_packet_reader_continues() {
     track.end();
     let [next, received, lost] = child.read_numbers().try_into().unwrap();
     assert_eq!((next, received + lost), (1100, 1100));
-    // From the newest keyframe on it has everything again.
+    // From the newest keyframe on it gets every packet again.
     assert_eq!((received, lost), (50 + 10 + 50, 990));
     let seen = counts();
     assert_eq!((seen.track, seen.received, seen.lost), (0, received, lost));
@@ -338,7 +339,7 @@ fn stopped_packet_reader_continues() {
 
 #[test]
 fn processes_leak_nothing() {
-    // What a process has is counted in one that does nothing else.
+    // Runs in a process of its own, in which nothing else opens or maps anything.
     let test = TestDir::new("processes-leave-nothing");
     Child::start(module_path!(), "leave nothing", &test.dir).finish();
 }
@@ -346,7 +347,7 @@ fn processes_leak_nothing() {
 fn leaves_nothing(test: &TestDir) {
     let at_first = Resources::now();
 
-    // Subscribers that come and go, and such that die.
+    // Subscribers that join and leave, and some that are killed.
     let source = publisher(test, |_| {});
     let track = source.add_track(0, "video/x-h264", Default::default()).unwrap();
     publish(&source, 1);
@@ -357,7 +358,7 @@ fn leaves_nothing(test: &TestDir) {
         let mut packets = viewer.subscriber.packets(0, Start::default());
         item(packets.next(&Wait::forever(&viewer.interrupt)).unwrap());
         drop(packets);
-        // As the newest frame is in use, new slots are made for some of them.
+        // The newest frame is in use, so that new slots are created for some of them.
         let frame = viewer.frame();
         drop(viewer);
         publish(&source, n);
@@ -381,7 +382,7 @@ fn leaves_nothing(test: &TestDir) {
     drop((track, source));
     until(|| Resources::now() == at_first);
 
-    // Publishers that end, and such that die.
+    // Publishers that end, and some that are killed.
     for _ in 0..50 {
         let source = publisher(test, |_| {});
         let mut viewer = test.subscriber(|_| {});

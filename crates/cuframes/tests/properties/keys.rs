@@ -25,7 +25,7 @@ proptest! {
         other in prop_oneof![NOT_IN_A_KEY, "[/\\x00 é٣]"],
     ) {
         let at = at.index(key.len());
-        // In place of another, so that the length is not what is wrong.
+        // It replaces a character, so that the length stays valid.
         let bad = [&key[..at], &other, &key[at + 1..]].concat();
         prop_assert!(check_key(&bad).is_err(), "{:?}", bad);
     }

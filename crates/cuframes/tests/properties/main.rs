@@ -13,11 +13,11 @@ mod records;
 
 pub(crate) fn config() -> ProptestConfig {
     ProptestConfig {
-        // What failed once is tried first, for ever.
+        // Cases that failed once are tried first from then on.
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "tests/corpus/properties.txt",
         ))),
-        // As many as it takes to have all cases.
+        // As many rejects as it takes to run all cases.
         max_global_rejects: u32::MAX,
         ..ProptestConfig::default()
     }

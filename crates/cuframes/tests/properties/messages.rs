@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use crate::config;
 
 fn code() -> impl Strategy<Value = RefusalReason> {
-    // Those that are known, and some that are not.
+    // Known codes, and some unknown ones.
     (0..12u32).prop_map(RefusalReason::from)
 }
 
@@ -26,7 +26,7 @@ fn hello() -> impl Strategy<Value = Message> {
     let mode = prop_oneof![Just(Mode::Newest), Just(Mode::Strict)];
     // A character has 4 bytes at most.
     let name = prop_oneof!["\\PC{0,63}", Just("n".repeat(MAX_NAME))];
-    // With a version in common.
+    // The ranges have a version in common.
     let versions = (0..=*VERSIONS.end(), *VERSIONS.start()..=u16::MAX);
     (versions, mode, any::<u32>(), any::<[u8; 16]>(), name).prop_map(
         |(versions, mode, credit, gpu, name)| {
@@ -115,14 +115,14 @@ fn status() -> impl Strategy<Value = PublisherStatus> {
     )
 }
 
-/// Decodes what a stranger sent, with any number of fds. What is understood has one form only.
+/// Decodes any bytes, with any number of fds. A message that is accepted has one encoding only.
 fn check_strange(bytes: &[u8]) {
     for fds in 0..3 {
         let Ok(message) = Message::decode(bytes, fds) else { continue };
         assert_eq!(fds, message.fds());
         let again = message.encode();
         match message {
-            // Codes of later versions are all the same to this one.
+            // This version does not tell codes of later versions apart.
             Message::Refused { code: RefusalReason::Other, .. }
             | Message::Bye { code: RefusalReason::Other, .. } => {
                 assert_eq!(again[..4], bytes[..4]);
@@ -163,7 +163,7 @@ proptest! {
         prop_assert_eq!(Message::decode(&bytes, message.fds()), Err(Malformed::Long));
     }
 
-    /// Whatever follows: later versions may have other fields.
+    /// Later versions may have any other fields.
     #[test]
     fn other_versions_are_recognized(
         first: u16,
@@ -186,7 +186,7 @@ proptest! {
     #[test]
     fn any_bytes_are_decoded_or_refused(kind in 0..14u32, rest in vec(any::<u8>(), 0..80)) {
         check_strange(&rest);
-        // Most of those that begin like a message get further.
+        // Bytes that begin like a message are decoded further.
         check_strange(&[&kind.to_le_bytes(), rest.as_slice()].concat());
     }
 

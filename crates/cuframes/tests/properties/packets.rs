@@ -34,7 +34,7 @@ impl Memory {
     }
 }
 
-/// What a packet of a seed has in it: no run of it occurs in another place or packet.
+/// Returns the content of a packet. No part of it occurs in another place or packet.
 fn content(seed: u64, len: usize) -> (Vec<u8>, [u64; META_WORDS]) {
     let word = |i: u64| (seed << 32 | i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut data: Vec<u8> =
@@ -47,7 +47,7 @@ fn room(len: usize) -> usize {
     HEADER + len.next_multiple_of(8)
 }
 
-/// The plain model: the packets that are whole, oldest first, with their positions and lengths.
+/// A plain model of the ring: its whole packets, oldest first, as number, position and length.
 struct Model {
     max_bytes: usize,
     next: u64,
@@ -75,7 +75,7 @@ impl Model {
         Ok(seq)
     }
 
-    /// Where the packet begins that is the `nth` from the oldest on.
+    /// Returns the position of the `nth` packet, counted from the oldest.
     fn start(&self, nth: usize) -> u64 {
         self.packets.get(nth).map_or(self.position, |(_, position, _)| *position)
     }
@@ -83,30 +83,30 @@ impl Model {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// A packet of so many bytes, in two pieces.
+    /// Writes a packet of so many bytes, in two pieces.
     Write(usize, prop::sample::Index),
-    /// Forgets so many packets; there may be fewer.
+    /// Drops so many packets, of which there may be fewer.
     Forget(usize),
-    /// Leaves out a number.
+    /// Skips a number.
     Skip,
 }
 
 fn read(ring: Ring<'_>, position: u64) -> Result<(Entry, Vec<u8>), Overwritten> {
     let entry = ring.read_entry(position)?;
-    // What was there before must not matter.
+    // The old content must not matter.
     let mut data = vec![0xa5; entry.len];
     ring.read_bytes(&entry, &mut data)?;
     Ok((entry, data))
 }
 
-/// Does the steps on a ring and on the model and compares the two after each.
+/// Applies the steps to a ring and to the model, and compares the two after each step.
 fn compare(words: usize, steps: &[Step]) -> Result<(), TestCaseError> {
     let memory = Memory::new(words);
     let ring = memory.ring();
     let mut writer = Writer::default();
     let max_bytes = words * 8;
     let mut model = Model { max_bytes, next: 0, position: 0, packets: VecDeque::new() };
-    // As a reader found them when they were whole.
+    // Entries that a reader read when they were whole.
     let mut entries: Vec<Entry> = Vec::new();
 
     for step in steps {
@@ -154,7 +154,7 @@ fn compare(words: usize, steps: &[Step]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Steps for a ring of so many bytes, with packets of up to `max` bytes.
+/// Generates steps with packets of up to `max` bytes.
 fn steps(max: usize, count: usize) -> impl Strategy<Value = Vec<Step>> {
     let len = prop_oneof![1 => 0..=max, 4 => 0..=max / 4, 4 => 0..=max / 16];
     let write = (len, any::<prop::sample::Index>()).prop_map(|(len, cut)| Step::Write(len, cut));
@@ -177,7 +177,7 @@ proptest! {
         compare(words, &steps)?;
     }
 
-    /// Whatever a peer writes there, a reader comes to an end without harm.
+    /// A reader survives any words that a peer writes.
     #[test]
     fn any_words_are_packet_or_none(
         all in vec(prop_oneof![any::<u64>(), 0..300u64], 1..60),
@@ -193,7 +193,7 @@ proptest! {
     }
 }
 
-/// Each case moves some 100 MB, so they are few, whatever PROPTEST_CASES says.
+/// Each case moves some 100 MB, so that there are few of them whatever PROPTEST_CASES says.
 #[test]
 fn ring_keeps_big_packets() {
     let mut runner = TestRunner::new(ProptestConfig { cases: 4, ..config() });

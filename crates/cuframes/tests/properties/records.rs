@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use crate::{config, words};
 
 fn info() -> impl Strategy<Value = FrameInfo> {
-    // The smallest time and the longest duration mean that there is none.
+    // The smallest time and the longest duration stand for none.
     let time = || proptest::option::of(i64::MIN + 1..=i64::MAX);
     let plane = any::<(u32, i32)>().prop_map(|(offset, stride)| Plane { offset, stride });
     let crop = any::<(u32, u32, u32, u32)>().prop_map(|(x, y, width, height)| Crop {
@@ -35,7 +35,7 @@ fn info() -> impl Strategy<Value = FrameInfo> {
         vec(plane, 0..=Planes::MAX),
         proptest::option::of(crop),
         proptest::option::of(packet),
-        // As many as always fit.
+        // So many always fit.
         vec(reference, 0..=5),
     )
         .prop_map(
@@ -89,7 +89,7 @@ proptest! {
     #[test]
     fn records_survive_storing(record in record(), before in record()) {
         let words = words(RECORD_WORDS);
-        // A slot has the record of an older frame in it.
+        // A slot contains the record of an older frame.
         before.store(&words);
         record.store(&words);
         prop_assert_eq!(Record::load(&words), Some(record));
@@ -101,9 +101,9 @@ proptest! {
         planes in 0..=2 * Planes::MAX as u64,
         references in any::<bool>(),
     ) {
-        // The number of planes is what can be wrong; most numbers of 32 bits are.
+        // The number of planes can be wrong. Most numbers of 32 bits are.
         all[9] = all[9] & !0xffff_ffff | planes;
-        // Likewise the references: their length, and that of a name in them.
+        // The same holds for the length of the references, and of a name in them.
         all[18] = if references { all[18] % 500 } else { 0 };
         all[21] %= 500;
         let strange: Vec<_> = all.into_iter().map(AtomicU64::new).collect();

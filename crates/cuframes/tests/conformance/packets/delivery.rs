@@ -11,7 +11,7 @@ use super::{LONG, Reader, Source, bounds, info};
 use crate::fixture::asleep;
 use testing::item;
 
-/// Bytes of packet `seq`: any length up to a few kB, some much longer, some empty.
+/// Returns the bytes of packet `seq`: up to a few kB, some much longer, some empty.
 fn content(seq: u64) -> Vec<u8> {
     let mut state = (seq + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut random = || {
@@ -34,11 +34,11 @@ fn content(seq: u64) -> Vec<u8> {
 #[test]
 fn packets_arrive_byte_for_byte() {
     const PACKETS: u64 = 10_000;
-    // Some 200 packets fit, so it wraps often.
+    // Some 200 packets fit, so that the ring wraps often.
     let source = Source::new("packets-bytes", bounds(512 << 10, LONG));
-    // The first packets may be there before it looks.
+    // The first packets may be there before the reader starts.
     let mut all = source.reader(Start::OldestKeyframe);
-    // It reads as fast as it can, and nobody waits for it.
+    // It reads as fast as it can, and the publisher does not wait.
     let mut some = source.reader(Start::default());
     let progress = Arc::new(AtomicU64::new(0));
     let done = progress.clone();
@@ -69,13 +69,13 @@ fn packets_arrive_byte_for_byte() {
             next = packet.seq + 1;
             received += 1;
             lost += packet.lost;
-            // Slower than the rest.
+            // The slowest part.
             std::thread::yield_now();
         }
         assert_eq!(some.packets.counters(), Counters { received, skipped: lost + PACKETS - next });
     });
     for seq in 0..PACKETS {
-        // As far ahead as the ring has room in any case.
+        // The publisher stays ahead by no more than fits into the ring.
         while progress.load(Ordering::Acquire) + 50 < seq && !all.is_finished() {
             std::thread::yield_now();
         }
@@ -113,7 +113,7 @@ fn caps_change_at_their_packet() {
     let source = Source::new("packets-caps", bounds(1 << 20, LONG));
     let mut at_once = source.reader(Start::default());
     let mut later = source.reader(Start::OldestKeyframe);
-    // The caps of 6 packets each; some are replaced before there is one.
+    // Each caps are those of 6 packets. Some are replaced before the first packet.
     let mut expected = VecDeque::new();
     for caps in ["a", "b", "-c", "d"] {
         match caps {

@@ -13,9 +13,9 @@ fn lossless_reader_gets_every_packet() {
     const PACKETS: u64 = 5_000;
     let source = patient("packets-lossless", LONG, 10);
     let push = |seq: u64| source.track.push(info(seq.is_multiple_of(25)), &seq.to_ne_bytes());
-    // Those of whom nothing was heard since they joined count from then on.
+    // A reader counts from its joining on, although it has not read anything.
     let readers: Vec<_> = (0..4).map(|_| lossless(&source.test, Start::OldestKeyframe)).collect();
-    // And one that reads nothing, and that nobody waits for.
+    // A live reader that reads nothing, for which the publisher does not wait.
     let _live = source.reader(Start::default());
     let watch = |mut reader: Reader| {
         std::thread::spawn(move || {
@@ -37,7 +37,7 @@ fn lossless_reader_gets_every_packet() {
     for seq in 0..PACKETS {
         assert_eq!(push(seq), Ok(seq));
         if seq % 1000 == 500 {
-            // One that comes while it runs.
+            // A reader that joins while packets are published.
             readers.push(watch(lossless(&source.test, Start::default())));
         }
     }
@@ -64,7 +64,7 @@ fn publisher_waits_for_lossless_reader() {
     let [its_own] = &stats.subscribers[0].packets[..] else { panic!("it reads one track") };
     assert_eq!((its_own.track, its_own.received, its_own.lost), (0, 1, 0));
 
-    // It may give up the wait, and then the reader.
+    // The publisher may stop waiting, and then drop packets of the reader.
     assert_eq!(source.track.push_unless(info(false), b"-", &|| true), Err(PushError::WouldBlock));
     let track = source.track.clone();
     let waits = asleep(move || track.push(info(false), b"-").unwrap());

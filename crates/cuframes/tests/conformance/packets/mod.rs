@@ -53,7 +53,7 @@ fn info(keyframe: bool) -> PacketInfo {
     PacketInfo { keyframe, ..Default::default() }
 }
 
-/// What a packet of so many bytes takes in the ring.
+/// Returns the bytes that a packet of this length takes in the ring.
 fn room(len: u64) -> u64 {
     128 + len.next_multiple_of(8)
 }
@@ -76,7 +76,7 @@ impl Reader {
         self.packets.next(&Wait::forever(&self.interrupt)).unwrap()
     }
 
-    /// What there is without waiting.
+    /// Returns what is there without a wait.
     fn look(&mut self) -> Next<Packet> {
         let wait = Wait { timeout: Some(Duration::ZERO), ..Wait::forever(&self.interrupt) };
         self.packets.next(&wait).unwrap()
@@ -92,7 +92,7 @@ fn bounds(bytes: u64, time: Duration) -> TrackConfig {
     TrackConfig { bytes, time }
 }
 
-/// A publisher that waits, and the small ring of its track.
+/// A publisher that waits for lossless readers, and the small ring of its track.
 fn patient(test: &str, timeout: Duration, packets: u64) -> Source {
     let test = TestDir::new(test);
     let config = PublisherConfig { policy: Policy::Wait(timeout), ..test.config() };

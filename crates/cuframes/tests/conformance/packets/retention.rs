@@ -21,7 +21,7 @@ fn slow_reader_continues_at_keyframe() {
     source.track.push(info(true), &[0; 100]).unwrap();
     assert_eq!(reader.packet().seq, 0);
     push(1);
-    // 9 packets fit, 12 to 20.
+    // 9 packets fit: those from 12 to 20.
     let packet = reader.packet();
     assert_eq!((packet.seq, packet.lost, packet.info.keyframe), (20, 19, true));
     push(21);
@@ -32,7 +32,7 @@ fn slow_reader_continues_at_keyframe() {
     assert_eq!((packet.seq, packet.lost, &packet.data[..]), (41, 0, &[41; 100][..]));
     assert_eq!(reader.packets.counters(), Counters { received: 4, skipped: 38 });
 
-    // With no keyframe in the ring it waits for one.
+    // Without a keyframe in the ring, the reader waits for one.
     for seq in 42..60 {
         source.track.push(info(false), &[seq; 100]).unwrap();
     }
@@ -64,14 +64,14 @@ fn oversized_packet_is_refused_with_its_dependents() {
         let packet = reader.packet();
         assert_eq!((packet.seq, packet.lost, packet.data.len()), (seq, lost, len));
     }
-    // One that has just the ring's size fits.
+    // A packet of exactly the ring's size fits.
     assert_eq!(push(true, 1000), Ok(7));
     assert_eq!(reader.packet().data.len(), 1000);
     assert_eq!(source.in_ring(), 1);
     assert_eq!(reader.packets.counters(), Counters { received: 4, skipped: 4 });
 }
 
-/// Only bytes bound what is in the ring.
+/// The ring is limited in bytes only.
 #[test]
 fn gop_may_have_many_packets() {
     const PACKETS: u64 = 50_000;
@@ -100,7 +100,7 @@ fn gop_that_does_not_fit_is_counted_once() {
         assert_eq!(early.packet().seq, seq);
     }
     assert_eq!(source.publisher.stats().tracks[0].cut_gops, 1);
-    // Who comes now finds nothing to begin at, and who is in it gets on.
+    // A new reader finds no keyframe to begin at. One that has begun continues.
     let mut late = [Start::LatestKeyframe, Start::OldestKeyframe].map(|start| source.reader(start));
     for reader in &mut late {
         assert!(matches!(reader.look(), Next::TimedOut));
@@ -137,7 +137,7 @@ fn packets_are_kept_for_their_time() {
     source.push("K---K---K---");
     let pushed = Instant::now();
     until(|| pushed.elapsed() > time);
-    // The newest GOP stays however old it is.
+    // The newest GOP stays whatever its age.
     source.push("-");
     assert_eq!(source.in_ring(), 5);
     let pushed = Instant::now();
@@ -145,7 +145,7 @@ fn packets_are_kept_for_their_time() {
     source.push("K");
     assert_eq!(source.in_ring(), 6);
     assert_eq!(source.reader(Start::OldestKeyframe).packet().seq, 8);
-    // The one before stays until the newer one covers the time.
+    // The GOP before stays until the newest covers the time.
     source.push("-");
     assert_eq!(source.in_ring(), 7);
     let pushed = Instant::now();

@@ -12,7 +12,7 @@ use super::{LONG, Reader, Source, bounds, info, room};
 #[test]
 fn first_packet_is_keyframe() {
     let source = Source::new("packets-first", bounds(1 << 20, LONG));
-    // Before any keyframe there is nothing to start at. They come to the end, so they know the track.
+    // Without a keyframe no reader can begin. They see the end, so that they know the track.
     source.push("--");
     source.track.end();
     let mut early = [Start::LatestKeyframe, Start::NextKeyframe, Start::OldestKeyframe]
@@ -46,7 +46,7 @@ fn first_packet_is_keyframe() {
 #[test]
 fn backlog_is_what_was_there_when_reader_joined() {
     let source = Source::new("packets-next", bounds(1 << 20, LONG));
-    // Before there is anything, it is the first that comes.
+    // Without any packet, a reader begins at the first keyframe.
     let mut first = source.reader(Start::LatestKeyframe);
     source.push("K--K--");
     let starts = [
@@ -56,7 +56,7 @@ fn backlog_is_what_was_there_when_reader_joined() {
         (Start::Preroll { time: Duration::ZERO, gops: 1 }, 0),
     ];
     let mut readers = starts.map(|(start, seq)| (source.reader(start), seq));
-    // They look for the first time when all this is there.
+    // They read for the first time when all these packets are there.
     source.push("-K-K-");
     for (reader, seq) in &mut readers {
         assert_eq!((reader.packet().seq, reader.packet().seq), (*seq, *seq + 1));
@@ -68,7 +68,7 @@ fn backlog_is_what_was_there_when_reader_joined() {
 fn reader_begins_in_the_past() {
     let source = Source::new("packets-preroll", bounds(1 << 20, LONG));
     let second = 1_000_000_000;
-    // A keyframe every 5 s, with a packet a second: those of 0, 5, 10 and 15 s; the last is of 17 s.
+    // A packet every second, a keyframe every 5 s: at 0, 5, 10 and 15 s. The last packet is at 17 s.
     for seq in 0..18 {
         let pts = Some(seq * second);
         let info = PacketInfo { pts, dts: pts, ..info(seq % 5 == 0) };
@@ -84,14 +84,14 @@ fn reader_begins_in_the_past() {
     for (time, gops, seq) in [(0, 0, 15), (2, 0, 15), (3, 0, 10), (7, 0, 10), (8, 0, 5)] {
         assert_eq!(begins(time, gops), seq, "{time} s, {gops} GOPs");
     }
-    // The further of the two counts, as far as there is something.
+    // The larger of the two counts, as far as there are packets.
     for (time, gops, seq) in [(0, 1, 10), (0, 2, 5), (3, 2, 5), (12, 1, 5), (13, 0, 0), (99, 99, 0)]
     {
         assert_eq!(begins(time, gops), seq, "{time} s, {gops} GOPs");
     }
 }
 
-/// Sound and metadata, where each packet can be decoded alone.
+/// Audio and metadata, where each packet can be decoded alone.
 #[test]
 fn track_of_keyframes_begins_at_any_packet() {
     let source = Source::new("packets-keyframes", bounds(1 << 20, LONG));
@@ -105,7 +105,7 @@ fn track_of_keyframes_begins_at_any_packet() {
     assert_eq!(source.reader(Start::Preroll { time: Duration::ZERO, gops: 7 }).packet().seq, 992);
 }
 
-/// Video leads, sound begins with what belongs to its first picture, whenever that is known.
+/// Video leads. Audio begins with the packet that belongs to the first frame, as soon as that is known.
 #[test]
 fn tracks_begin_together() {
     let source = Source::new("packets-together", bounds(1 << 20, LONG));
@@ -124,7 +124,7 @@ fn tracks_begin_together() {
     assert_eq!(follows.packet().info.pts, Some(1_240_000_000));
     assert_eq!(follows.packet().info.pts, Some(1_260_000_000));
 
-    // An end does not come before the beginning.
+    // The end is not reported before the beginning is known.
     let begin = Arc::new(OnceLock::new());
     let mut follows = Reader::of(&source.test, 1, Start::NotBefore(begin.clone()));
     sound.end();
@@ -133,7 +133,7 @@ fn tracks_begin_together() {
     assert_eq!(follows.packet().info.pts, Some(1_980_000_000));
     assert!(matches!(follows.next(), Next::Eos));
 
-    // What is to come is waited for.
+    // The reader waits for packets of the future.
     push_sound(2_000);
     let later = Arc::new(OnceLock::from(5_000_000_000));
     let mut follows = Reader::of(&source.test, 1, Start::NotBefore(later));
@@ -159,7 +159,7 @@ fn reader_resumes_where_another_stopped() {
         let packet = reader.packet();
         assert_eq!((packet.seq, packet.lost), (seq, 0));
     }
-    // What was overwritten while nobody read is lost, and counted.
+    // Packets that were overwritten meanwhile are lost, and counted.
     let place = reader.packets.resume_point().unwrap();
     drop(reader);
     source.push(&"K---------".repeat(5));
@@ -167,7 +167,7 @@ fn reader_resumes_where_another_stopped() {
     let packet = reader.packet();
     assert_eq!((packet.seq, packet.lost, packet.info.keyframe), (45, 40, true));
 
-    // Another life of the publisher has nothing to do with it: all of it is new.
+    // For another publisher the position has no meaning: every packet is new.
     let Source { test, publisher, track } = source;
     drop((publisher, track));
     let publisher = Publisher::open(test.config(), Arc::new(HostBackend), |_| {}).unwrap();
