@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What is written down is what is there.
+//! The documents agree with the sources.
 
 use std::path::{Path, PathBuf};
 
 use testing::root;
 
-/// The text of all sources.
+/// Returns the text of all sources.
 fn sources(dir: &Path) -> String {
     let mut entries: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     entries.sort();
@@ -16,7 +16,7 @@ fn sources(dir: &Path) -> String {
     entries.iter().map(text).collect()
 }
 
-/// What people search for is what they are shown.
+/// Users search the page for the errors that they were shown.
 #[test]
 fn explained_errors_are_in_sources() {
     let page = std::fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
@@ -25,7 +25,7 @@ fn explained_errors_are_in_sources() {
         page.split("**`").skip(1).map(|q| q.split("`**").next().unwrap()).collect();
     assert!(quotes.len() > 15, "{quotes:?}");
     for quote in quotes {
-        // What differs stands for itself, and what is left is too short to be searched for.
+        // An ellipsis replaces variable parts. Short remains are not searched.
         let parts: Vec<_> = quote.split('…').map(str::trim).filter(|p| p.len() > 4).collect();
         assert!(!parts.is_empty(), "{quote}");
         for part in parts {
@@ -34,7 +34,7 @@ fn explained_errors_are_in_sources() {
     }
 }
 
-/// README, the changelog and the pages of docs/.
+/// Returns README, the changelog and the pages of docs/.
 fn pages() -> Vec<PathBuf> {
     let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md")];
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().path());
@@ -42,7 +42,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// What can be linked to in a page: its headings, as forges write them in addresses.
+/// Returns the anchors of a page: its headings, as forges write them in addresses.
 fn anchors(page: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(page).unwrap();
     let headings = text.lines().filter(|l| l.starts_with('#')).map(|l| l.trim_start_matches('#'));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! docs/elements.md is what the elements say of themselves, so that a changed property shows in review.
-//! `make docs` writes it.
+//! docs/elements.md describes the elements as they describe themselves, so that a changed property shows in
+//! review. `make docs` writes it.
 
 use gst::glib;
 use gst::prelude::*;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Every text of the sources that a person may be shown when something is wrong, in one list, so that a
-//! new or changed one shows in review: tests/errors.txt, which `make docs` writes.
+//! tests/errors.txt lists every error text of the sources, so that a new or changed one shows in review.
+//! `make docs` writes it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use testing::root;
 
 const HEAD: &str = "Written by `make docs` from the texts in src and crates that say what is wrong. Do not edit.\n";
 
-/// What else there is text for: documentation, logs for developers, and what can't happen.
+/// Calls whose texts are no errors: documentation, logs for developers, and bugs.
 const OTHERS: [&str; 18] = [
     "nick",
     "blurb",
@@ -56,13 +56,13 @@ const WITHOUT_ADVICE: [&str; 15] = [
     "Sharing of frames and packets between processes",
 ];
 
-/// The texts of a file: literals with more than a word, apart from comments and `OTHERS`.
+/// Returns the texts of a file: literals of several words, without comments and arguments of `OTHERS`.
 ///
-/// It knows as much of Rust as these sources use, which the list would show.
+/// It parses as much of Rust as these sources use. The list would show what it misses.
 fn texts(source: &str) -> Vec<String> {
     let mut texts = Vec::new();
     let mut calls: Vec<String> = Vec::new(); // what each open bracket belongs to
-    let mut word = String::new(); // what stands before the next one
+    let mut word = String::new(); // the word before the next bracket
     let mut rest = source;
     while let Some(c) = rest.chars().next() {
         let after = &rest[c.len_utf8()..];
@@ -87,7 +87,7 @@ fn texts(source: &str) -> Vec<String> {
                 word.clear();
                 continue;
             }
-            // A character, and no lifetime.
+            // A character, not a lifetime.
             '\'' if after.starts_with('\\') => {
                 rest = after[2..].split_once('\'').map_or("", |(_, rest)| rest);
                 continue;
@@ -110,8 +110,8 @@ fn texts(source: &str) -> Vec<String> {
     texts
 }
 
-/// Whether it has two words at least, apart from what is put in. Only the help has several lines, and
-/// only metrics' descriptions end in a full stop; what Debug shows looks like a call.
+/// Returns whether a literal has at least two words apart from its arguments. Only help texts have several
+/// lines, only descriptions of metrics end in a full stop, and texts of Debug look like calls.
 fn is_text(literal: &str) -> bool {
     let put_in: String = literal
         .split('{')
@@ -124,7 +124,7 @@ fn is_text(literal: &str) -> bool {
         && !literal.contains("({:")
 }
 
-/// Where a literal ends.
+/// Returns the index of the closing quote.
 fn closing(text: &str) -> usize {
     let mut escaped = false;
     let end = text.bytes().position(|b| {

@@ -77,7 +77,7 @@ impl Graph {
         graph
     }
 
-    /// Imports of a higher layer, or of another module of the same layer.
+    /// Returns imports of a higher layer, and of another module of the same layer.
     fn upward(&self, layers: &[&[&str]]) -> Vec<String> {
         let layer = |module: &str| {
             let name = module.split("::").next().unwrap();
@@ -97,9 +97,9 @@ impl Graph {
         wrong
     }
 
-    /// Imports that lead back to the module that has them.
+    /// Returns imports that lead back to the importing module.
     ///
-    /// The `mod.rs` of a folder is its facade: what it uses of its own children does not count.
+    /// The `mod.rs` of a folder is its facade, so that its imports of its own children do not count.
     fn cycles(&self) -> Vec<String> {
         let is_facade = |from: &str, to: &str| to.starts_with(&format!("{from}::"));
         let edges: BTreeSet<_> = self.edges().filter(|(from, to)| !is_facade(from, to)).collect();
@@ -115,7 +115,7 @@ impl Graph {
     }
 }
 
-/// Whether imports lead from one module to another, over any number of others.
+/// Returns whether imports lead from one module to another, over any number of others.
 fn reaches(edges: &BTreeSet<(&str, &str)>, from: &str, to: &str) -> bool {
     let (mut found, mut open) = (BTreeSet::from([from]), vec![from]);
     while let Some(module) = open.pop() {
@@ -125,7 +125,7 @@ fn reaches(edges: &BTreeSet<(&str, &str)>, from: &str, to: &str) -> bool {
             }
         }
     }
-    // A module that is where it begins has not come back yet.
+    // The start itself is found without an import.
     if from == to { edges.contains(&(from, to)) } else { found.contains(to) }
 }
 
@@ -143,7 +143,7 @@ fn read_sources(dir: &Path, module: &str, into: &mut BTreeMap<Module, String>) {
     }
 }
 
-/// The code of a source without comments, literals and unit tests.
+/// Returns the code of a source without comments, literals and unit tests.
 fn code(source: &str) -> String {
     let source = source.split("#[cfg(test)]\nmod ").next().unwrap();
     let (mut code, mut rest) = (String::new(), source);
@@ -174,11 +174,11 @@ fn after_literal(text: &str) -> &str {
     end.map_or("", |end| &text[end + 1..])
 }
 
-/// Paths of several parts, in groups as well: `a::{b, c::d}` is `a::b` and `a::c::d`.
+/// Returns paths of several parts. A group such as `a::{b, c::d}` yields `a::b` and `a::c::d`.
 fn paths(code: &str) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
     let mut tokens = tokens(code).into_iter().peekable();
-    // What each open bracket stands behind.
+    // The path in front of each open bracket.
     let (mut prefixes, mut path) = (vec![Vec::new()], Vec::<String>::new());
     while let Some(token) = tokens.next() {
         let continues = tokens.peek().is_some_and(|next| next == "::");
@@ -229,7 +229,7 @@ fn tokens(code: &str) -> Vec<String> {
     tokens
 }
 
-/// The file that a path in a module leads to; `None` for other crates.
+/// Returns the module that a path leads to; `None` for other crates.
 fn target(module: &str, path: &[String], sources: &BTreeMap<Module, String>) -> Option<Module> {
     let own: Vec<String> = match module {
         "lib" => Vec::new(),
@@ -240,17 +240,17 @@ fn target(module: &str, path: &[String], sources: &BTreeMap<Module, String>) -> 
         "crate" => path[1..].to_vec(),
         "super" => [&own[..own.len().checked_sub(supers)?], &path[supers..]].concat(),
         "self" => [&own[..], &path[1..]].concat(),
-        // A child, or a name of another crate.
+        // A child, or an item of another crate.
         _ => [&own[..], path].concat(),
     };
     let mut files = (1..=absolute.len()).rev().map(|len| absolute[..len].join("::"));
     let found = files.find(|file| sources.contains_key(file));
     let is_own = ["crate", "super"].contains(&path[0].as_str());
-    // What is in no file below is an item of the root.
+    // An item of the root has no file of its own.
     found.or_else(|| is_own.then(|| "lib".to_owned()))
 }
 
-/// The test finds what it is for.
+/// The test finds a cycle and upward imports in made-up sources.
 #[test]
 fn violations_are_found() {
     let source = |(module, text): (&str, &str)| (module.to_owned(), text.to_owned());

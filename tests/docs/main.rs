@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The documents say what is there: elements, errors, commands of the manual, links; and the sources keep to
+//! The documents agree with the sources: elements, errors, commands of the manual, links. The sources keep to
 //! the order of their layers.
 
 mod documents;

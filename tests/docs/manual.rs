@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Every command that README and the pages of docs/ show in a block of `sh` is run here as it stands, or it
-//! says why not. They run as a reader's would: beside the scripts, with a camera under `cam1`.
+//! Runs every command in the `sh` blocks of README and docs/ as a reader would, beside the scripts and with a
+//! camera under `cam1`. Commands that cannot run here are listed with the reason.
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -8,20 +8,20 @@ use std::process::{Command, Stdio};
 
 use testing::{Camera, ChildGroup, TestDir, built, command, has, output, root, skip, until};
 
-/// What becomes of a command. Those that [`EXCEPTIONS`] does not name have to end, and well.
+/// What the test does with a command. Commands that are not in [`EXCEPTIONS`] have to succeed.
 #[derive(Clone, Copy)]
 enum Run {
-    /// Goes on until this key is published, in a runtime directory of its own.
+    /// Runs until this key is published, in a runtime directory of its own.
     Publishes(&'static str),
-    /// Goes on until it has printed a line with this in it.
+    /// Runs until it has printed a line with this text.
     Prints(&'static str),
-    /// Goes on until there is this file.
+    /// Runs until this file exists.
     Writes(&'static str),
-    /// It needs this program.
+    /// Needs this program.
     With(&'static str),
-    /// The test of this name, in this file of tests/, runs it.
+    /// Another test runs it: a file in tests/, and the name of the test.
     By(&'static str, &'static str),
-    /// It can't be run here.
+    /// Cannot run here, for this reason.
     Not(&'static str),
 }
 use Run::*;
@@ -40,7 +40,7 @@ const SOUND: Run = By("pipelines/recording.rs", "picture_and_sound_are_recorded_
 const MOTION: Run = By("pipelines/recording.rs", "motion_starts_recording_of_its_past");
 const HOSTS: Run = By("pipelines/network.rs", "camera_is_published_on_another_host");
 
-/// For each page, commands by how they begin.
+/// For each page, the beginnings of commands.
 const EXCEPTIONS: &[(&str, &[(&str, Run)])] = &[
     (
         "README.md",
@@ -150,7 +150,7 @@ const EXCEPTIONS: &[(&str, &[(&str, Run)])] = &[
     ("gpu.md", &[("", GPU)]),
 ];
 
-/// The pages, and for each the commands of its `sh` blocks: lines, with those that they go on in.
+/// Returns the pages with the commands of their `sh` blocks. A continued line is part of its command.
 fn manual() -> Vec<(String, Vec<String>)> {
     let mut pages = vec![root().join("README.md")];
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().path());
@@ -170,7 +170,7 @@ fn manual() -> Vec<(String, Vec<String>)> {
     pages.into_iter().map(read).collect()
 }
 
-/// The first that fits: the page's, and how the line begins.
+/// Returns the first exception of a page that the line begins with.
 fn exception(page: &str, line: &str) -> Option<(&'static str, Run)> {
     let (_, lines) = EXCEPTIONS.iter().find(|(on, _)| *on == page)?;
     lines.iter().find(|(begins, _)| line.starts_with(begins)).copied()
@@ -196,11 +196,11 @@ fn exceptions_match_manual() {
     }
 }
 
-/// A folder that looks like a clone that was built, and what a reader's commands find in it.
+/// A folder with the content of a clone that was built.
 struct Clone<'a> {
     test: &'a TestDir,
     dir: PathBuf,
-    /// A camera, where the manual has an address of one.
+    /// Replaces the addresses of cameras in the manual.
     url: String,
 }
 
@@ -220,7 +220,7 @@ impl<'a> Clone<'a> {
         clone
     }
 
-    /// A line of the manual, in a shell of its own.
+    /// Returns a command that runs a line of the manual in a shell.
     fn bash(&self, line: &str, runtime_dir: &Path) -> Command {
         let mut line = line.to_owned();
         for address in ["rtsp://user:password@10.0.0.5/stream", "rtsp://127.0.0.1:8554/cam"] {
@@ -230,7 +230,7 @@ impl<'a> Clone<'a> {
         let path = std::env::var("PATH").unwrap_or_default();
         let path = format!("{}:{path}", self.dir.join("target/release").display());
         command.args(["-euc", &line]).current_dir(&self.dir).env("PATH", path);
-        // The programs in the manual are not ours, and some warn.
+        // Some programs of others in the manual warn.
         command.env_remove("G_DEBUG");
         command
     }
@@ -266,7 +266,7 @@ impl<'a> Clone<'a> {
     }
 }
 
-/// A camera with sound, published as `cam1` and smaller as `cam1.sub`.
+/// Publishes a camera with audio as `cam1`, and smaller as `cam1.sub`.
 fn published(test: &TestDir) -> (Camera, ChildGroup) {
     let camera = Camera::start("--size 320x240 --fps 30 --gop 15 --audio");
     let options = ["--sound", "--scaled", "160x120", &camera.url, "cam1"];
@@ -281,7 +281,7 @@ fn every_command_works() {
     let test = TestDir::slow("manual");
     let (camera, _publisher) = published(&test);
     let clone = Clone::new(&test, &camera.url);
-    // Pages at the same time: most of it is waiting for frames.
+    // Pages run at the same time, because most of the time is spent waiting for frames.
     std::thread::scope(|scope| {
         for (page, lines) in manual() {
             let clone = &clone;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! A sink that waits for a subscriber, and what may happen meanwhile.
+//! A sink that waits for a subscriber, and is paused, stopped or flushed meanwhile.
 
 use gst::prelude::*;
 use testing::{TestDir, until};
@@ -7,8 +7,8 @@ use testing_gst::{Gate, TestPipeline, TestPipelineExt};
 
 use crate::source;
 
-/// A publisher that waits, for longer than the watchdog does, since its subscriber takes nothing; and what
-/// has the subscriber go on. `before` stands in front of the sink.
+/// Returns a publisher that waits because its subscriber takes nothing, for longer than the watchdog allows,
+/// and the gate that lets the subscriber continue. `before` is in front of the sink.
 pub(crate) fn waiting(test: &TestDir, before: &str) -> (TestPipeline, TestPipeline, Gate) {
     let publisher = test.pipeline(&format!(
         "{} {before} ! cuframessink name=pub key=a policy=wait wait-timeout=3600000000000",
@@ -26,7 +26,7 @@ pub(crate) fn waiting(test: &TestDir, before: &str) -> (TestPipeline, TestPipeli
 #[test]
 fn waiting_sink_can_be_flushed() {
     let test = TestDir::new("flush");
-    // The subscriber takes nothing, so the publisher waits, for longer than the watchdog does.
+    // The subscriber takes nothing, so that the publisher waits for longer than the watchdog allows.
     let publisher = test.pipeline(&format!(
         "{} ! cuframessink name=pub key=a policy=wait wait-timeout=3600000000000",
         source(1_000_000)
@@ -37,13 +37,13 @@ fn waiting_sink_can_be_flushed() {
     publisher.play();
     subscriber.play();
     until(|| subscriber.stat("src", "received") > 0);
-    // It stops when the subscriber's share and the window are full.
+    // It stops when the subscriber's credit and the window are used up.
     publisher.wait_blocked("pub");
     publisher.set_state(gst::State::Ready).unwrap();
     drop(closed);
 }
 
-/// Upstream may wait for a slot in the pool that it was offered: a seek of it is over at once all the same.
+/// Upstream may wait for a slot of the pool that it was offered. A flushing seek ends at once all the same.
 #[test]
 fn waiting_upstream_can_seek() {
     let test = TestDir::new("seek-waits");
@@ -57,11 +57,11 @@ fn waiting_upstream_can_seek() {
     until(|| publisher.stat("pub", "published") > before + 20);
 }
 
-/// A publisher that waits for a subscriber pauses and plays again, and the stream goes on.
+/// A publisher that waits for a subscriber can be paused. The stream continues when it plays again.
 #[test]
 fn waiting_sink_can_be_paused() {
     let test = TestDir::new("pause");
-    // Copied frames, so that the wait is in the sink and not upstream.
+    // Frames are copied, so that the sink waits and not upstream.
     let (publisher, _subscriber, closed) = waiting(&test, "! identity drop-allocation=true");
     publisher.set_state(gst::State::Paused).unwrap();
     publisher.state(gst::ClockTime::NONE).0.unwrap();
@@ -71,13 +71,13 @@ fn waiting_sink_can_be_paused() {
     until(|| publisher.stat("pub", "published") > before + 20);
 }
 
-/// Upstream of an element that has the pool may be waiting for a slot when the pipeline ends.
+/// Upstream may wait for a slot of the pool when the pipeline is stopped.
 #[test]
 fn waiting_sink_can_be_stopped() {
     let test = TestDir::new("stop");
     let (publisher, _subscriber, closed) =
         waiting(&test, "! videoconvert ! video/x-raw,format=I420");
-    // Longer than the watchdog lives, if it had to wait for the subscriber.
+    // If this waited for the subscriber, it would exceed the limit of the watchdog.
     publisher.set_state(gst::State::Null).unwrap();
     drop(closed);
 }

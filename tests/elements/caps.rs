@@ -115,7 +115,7 @@ fn sink_serves_allowed_users() {
     until(|| subscriber.stat("src", "received") > 0);
 }
 
-/// Every element is found with what a user looks up.
+/// Every element has the metadata that gst-inspect-1.0 shows.
 #[test]
 fn plugin_is_inspectable() {
     let _setup = TestDir::new("inspect");

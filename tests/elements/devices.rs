@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The live keys as devices, for applications that look for cameras.
+//! Live keys as devices, for applications that list cameras.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use testing::{Child, ChildGroup, SIZE, TestDir};
 const CAPS: &str =
     "video/x-raw, format=(string)NV12, width=(int)320, height=(int)240, framerate=(fraction)30/1";
 
-/// Runs a role in a process of its own, because a provider looks in the usual runtime directory only and
+/// Runs a role in a process of its own, because a provider searches the default runtime directory only, and
 /// all monitors of a process share one provider.
 fn run(role: &str) {
     let test = TestDir::new(&format!("devices-{role}"));
@@ -46,14 +46,14 @@ fn monitor() -> gst::DeviceMonitor {
     monitor
 }
 
-/// The key and the track that a device stands for.
+/// Returns the key and the track of a device.
 fn target(device: &gst::Device) -> (String, Option<u32>) {
     let properties = device.properties().unwrap();
     let key = properties.get::<String>("cuframes.key").unwrap_or_default();
     (key, properties.get("cuframes.track").ok())
 }
 
-/// Waits for what the monitor says next about a key: added, changed or removed.
+/// Waits for the next message of the monitor about a key: added, changed or removed.
 fn next(bus: &gst::Bus, key: &str) -> (&'static str, gst::Device) {
     for message in bus.iter_timed(gst::ClockTime::NONE) {
         let said = match message.view() {
@@ -79,7 +79,7 @@ fn follow(test: &TestDir) {
     let bus = monitor.bus();
     monitor.start().unwrap();
 
-    // No device before its caps are known.
+    // A device appears once its caps are known.
     let publisher = publisher(test, "follow");
     publisher.set_format(CAPS, SIZE).unwrap();
     let (what, device) = next(&bus, "follow");
@@ -148,7 +148,7 @@ fn element(test: &TestDir) {
     device(Some(2)).reconfigure_element(&other).unwrap_err();
 }
 
-/// A publisher that is killed leaves its files; its device goes all the same.
+/// A killed publisher leaves its files. Its device disappears all the same.
 #[test]
 fn device_of_killed_publisher_is_removed() {
     run("killed");

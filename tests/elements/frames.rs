@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Frames through the elements: without a copy where they can be, whole, and on time.
+//! Frames through the elements: without a copy where possible, whole, and with their times.
 
 use gst::prelude::*;
 use testing::{TestDir, stamp, until};
@@ -61,7 +61,7 @@ fn other_memory_is_copied_once_and_counted() {
     assert!(seen.lock().unwrap().windows(2).all(|pair| pair[1] == pair[0] + 1));
 }
 
-/// A decoder puts its finished pictures into the slots by itself.
+/// A decoder writes its frames into the slots.
 #[test]
 fn decoder_publishes_without_copy() {
     let test = TestDir::new("decoder");
@@ -126,7 +126,7 @@ fn running_times_of_two_pipelines_agree() {
     subscriber.wait_eos();
     let (sent, got) = (sent.lock().unwrap(), got.lock().unwrap());
     let mut compared = 0;
-    // The first may be older than the subscriber's pipeline, whose time begins at 0.
+    // The first frame may be older than the subscriber's pipeline, whose running time begins at 0.
     for (seq, time, duration) in got.iter().skip(1) {
         let (_, expected, of) = sent[*seq as usize - 1];
         assert_eq!((*time, *duration), (expected, of), "frame {seq}");
@@ -135,7 +135,7 @@ fn running_times_of_two_pipelines_agree() {
     assert!(compared > 10);
 }
 
-/// Its latency makes a camera's frames older than a pipeline that starts with them.
+/// The latency of a camera makes its frames older than a pipeline that starts with them.
 #[test]
 fn strict_source_keeps_frames_older_than_its_pipeline() {
     let test = TestDir::new("older");
@@ -148,7 +148,7 @@ fn strict_source_keeps_frames_older_than_its_pipeline() {
     let times = |b: &gst::Buffer, _: &gst::Pad| (b.offset(), b.pts().unwrap());
     let (all, some) =
         (subscriber.collect("x", "sink", times), subscriber.collect("y", "sink", times));
-    // Its time begins in an hour.
+    // The running time of the pipeline begins in an hour.
     let clock = gst::SystemClock::obtain();
     subscriber.use_clock(Some(&clock));
     subscriber.set_start_time(gst::ClockTime::NONE);
@@ -164,7 +164,7 @@ fn strict_source_keeps_frames_older_than_its_pipeline() {
     assert_eq!(some.lock().unwrap().len(), 1);
 }
 
-/// A source is as late as its publisher says to be, also if that is known after it joined.
+/// A source reports the latency of its publisher, also if that becomes known after the source joined.
 #[test]
 fn source_reports_latency_of_publisher() {
     let test = TestDir::new("latency");

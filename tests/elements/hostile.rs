@@ -48,7 +48,7 @@ fn frames_that_do_not_fit_their_caps_are_refused() {
     for caps in ["<", "video/x-raw", "audio/x-raw, rate=1", packed] {
         check(caps, &[], unknown);
     }
-    // As deep as a message has room for.
+    // Nested as deeply as a message has room for.
     for bracket in ["{", "<", "[", "[video/x-raw,a="] {
         let deep = bracket.repeat(60_000 / bracket.len());
         check(&format!("video/x-raw, format=GRAY8, a={deep}"), &[], unknown);
@@ -56,11 +56,11 @@ fn frames_that_do_not_fit_their_caps_are_refused() {
     check("video/x-raw, format=GRAY8, width=64, height=33, framerate=30/1", &[], small);
     check("video/x-raw, format=GRAY8, width=2147483647, height=2147483647", &[], unknown);
     check("video/x-raw, format=I420, width=64, height=16, framerate=30/1", &[], small);
-    // The colours of a palette are in a plane of their own, behind the picture.
+    // The colours of a palette are in a plane of their own, after the pixels.
     let palette = "video/x-raw, format=RGB8P, width=32, height=32, framerate=30/1";
     check(palette, &[(9, 2), (10, 32), (11, 1024 << 32 | 4)], None);
     check(palette, &[(9, 2), (10, 32), (11, 1025 << 32 | 4)], small);
-    // Strides: backwards, and too long.
+    // Strides that are negative, and too long.
     check("", &[(10, u64::from(-64i32 as u32))], small);
     check("", &[(10, i32::MAX as u64)], small);
     // The crop has to be within the picture.

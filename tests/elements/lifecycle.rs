@@ -5,7 +5,7 @@ use gst::prelude::*;
 use testing::{Child, Resources, TestDir, until};
 use testing_gst::{TestPipeline, TestPipelineExt};
 
-/// The children's end of this file.
+/// Plays the role of a child.
 #[test]
 fn child() {
     let Some((role, dir)) = testing::role() else { return };
@@ -35,7 +35,7 @@ fn any_order_of_states(test: &TestDir) {
         ]
         .map(|description| test.pipeline(&description))
     };
-    // What GStreamer keeps from its first use on.
+    // Creates what GStreamer keeps from its first use on.
     make().into_iter().for_each(|p| drop(p.playing()));
     let before = Resources::without_threads();
     let pipelines = make();
@@ -114,8 +114,8 @@ fn two_sinks_and_ten_sources_share_a_process() {
 fn waiting_sources_can_be_flushed() {
     let test = TestDir::new("lifecycle-flush");
     let subscriber = test.pipeline("cuframessrc name=src key=a ! fakesink sync=false").playing();
-    // By way of the pipeline, which hands them to the source: GStreamer deadlocks where an element gets them
-    // from outside while its pipeline changes its state.
+    // Events go through the pipeline, which hands them to the source. GStreamer deadlocks when an element
+    // gets them directly while its pipeline changes state.
     let flush = || {
         for _ in 0..50 {
             assert!(subscriber.send_event(gst::event::FlushStart::new()));
@@ -130,7 +130,7 @@ fn waiting_sources_can_be_flushed() {
     sees_frames(&subscriber);
 }
 
-/// The 33rd of 32 is told why, waits, and gets the place of one that leaves.
+/// The 33rd of 32 subscribers is told why it has to wait, and gets the place of one that leaves.
 #[test]
 fn subscriber_over_limit_waits_for_place() {
     let test = TestDir::new("lifecycle-crowd");
@@ -155,7 +155,7 @@ fn subscriber_over_limit_waits_for_place() {
     assert_eq!(stats.get::<u64>("dropped").unwrap(), 0);
 }
 
-/// Waits for frames from now on.
+/// Waits for further frames.
 fn sees_frames(pipeline: &TestPipeline) {
     let before = pipeline.stat("src", "received");
     until(|| pipeline.stat("src", "received") > before + 2);

@@ -27,7 +27,7 @@ fn child() {
     let caps = "video/x-raw, format=GRAY8, width=100, height=60, framerate=30/1";
     publisher.set_format(caps, SIZE).unwrap();
     let source = "cuframessrc name=src key=cam ! fakesink sync=false";
-    // GStreamer itself needs some for its first bus and clock.
+    // GStreamer itself needs fds for its first bus and clock.
     test.pipeline(source).set_state(gst::State::Paused).unwrap();
     let subscriber = test.pipeline(source);
     let sink = test.pipeline("videotestsrc ! cuframessink key=other");
@@ -40,7 +40,7 @@ fn child() {
     check_source(&publisher, &subscriber, full);
 }
 
-/// The source reports what it lacks, and continues by itself once it is there.
+/// The source reports that fds are missing, and continues once there are some.
 fn check_source(publisher: &Publisher, subscriber: &TestPipeline, full: FullTable) {
     subscriber.play();
     let warning = subscriber.message(|m| match m {

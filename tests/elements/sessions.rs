@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Publishers that end, are lost, and come again.
+//! Publishers that end, are lost, and restart.
 
 use testing::{TestDir, until};
 use testing_gst::TestPipelineExt;
@@ -52,7 +52,7 @@ fn end_of_stream_ends_sources_or_not() {
     until(|| seen.lock().unwrap().len() > before);
 }
 
-/// A camera that drops has its publisher's pipeline end, and come back.
+/// When a camera drops, the pipeline of its publisher ends and is started again.
 #[test]
 fn end_that_is_not_forwarded_is_a_pause() {
     let test = TestDir::new("no-eos");

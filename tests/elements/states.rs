@@ -7,7 +7,7 @@ use testing_gst::TestPipelineExt;
 
 use crate::source;
 
-/// The publisher goes with PAUSED, and what the sinks know of it has to go with it.
+/// The publisher is closed with PAUSED. The sinks have to forget it as well.
 #[test]
 fn sink_publishes_again_after_ready() {
     let test = TestDir::new("again");
@@ -29,7 +29,7 @@ fn sink_publishes_again_after_ready() {
     }
 }
 
-/// Its pad's thread waits for PLAYING then.
+/// The pad's thread waits for PLAYING meanwhile.
 #[test]
 fn pad_is_released_while_buffer_waits() {
     let test = TestDir::new("released");
@@ -57,7 +57,7 @@ fn source_refuses_to_seek() {
     assert!(!query.result().0);
 }
 
-/// As GStreamer's own generic state test does it, with and without a publisher.
+/// The sequence of GStreamer's generic state tests, with and without a publisher.
 #[test]
 fn states_change_in_any_order() {
     let test = TestDir::new("states");
@@ -118,7 +118,7 @@ fn pads_are_requested_and_released() {
     assert!(sink.request_pad_simple("sink").is_some());
 }
 
-/// A track whose pad is released and requested again goes on for those who read it.
+/// A track continues for its readers when its pad is released and requested again.
 #[test]
 fn track_continues_on_new_pad() {
     let test = TestDir::new("again");

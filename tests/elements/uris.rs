@@ -86,9 +86,9 @@ fn refused_uri_sets_nothing() {
     assert_eq!(handler.uri().unwrap(), "cuframes://cam?max-frames=2");
 }
 
-/// Waits for so many buffers at the element `out`, and fails with the pipeline.
+/// Waits for so many buffers at the element `out`. Fails if the pipeline fails.
 fn wait_buffers(pipeline: &TestPipeline, buffers: u32) {
-    // A player has its sink in itself only while it plays.
+    // A player contains its sink only while it plays.
     let out = pipeline.by_name("out").unwrap_or_else(|| pipeline.property("video-sink"));
     let count = Arc::new(AtomicU32::new(0));
     let counted = count.clone();
@@ -105,7 +105,7 @@ fn wait_buffers(pipeline: &TestPipeline, buffers: u32) {
     });
 }
 
-/// A player of any URI plays frames and packets.
+/// Checks that a player of URIs plays frames and packets.
 fn plays(key: &str, player: &str, rest: &str) {
     let test = TestDir::new(&format!("uri-{key}"));
     let _publisher = test

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Frames that stay on the GPU: NVDEC, CUDA elements of others, other processes.
+//! Frames that stay on the GPU: NVDEC, CUDA elements of GStreamer, other processes.
 //!
 //! `make gpu-test` runs these on a host with an NVIDIA GPU and GStreamer 1.24 or later. Programs are started
-//! through `$ON_GPU` where that is set, and the plugin and the examples are looked for in
+//! through `$ON_GPU` if that is set, and the plugin and the examples are searched in
 //! `$CUFRAMES_BUILT`, so that a packed build runs on a host without cargo.
 
 mod memory_kinds;

@@ -9,7 +9,7 @@ use crate::support::{
     decoder, every_frame, launch, number, pixels, play, publish_camera, rising, subscriber,
 };
 
-/// All kinds of memory, and all ways to wait for it, between processes.
+/// All kinds of memory, and all ways of synchronization, between processes.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn every_kind_of_memory_crosses() {
@@ -41,8 +41,8 @@ fn every_kind_of_memory_crosses() {
     assert!(refused.error().message().contains("memory=ipc"));
 }
 
-/// Pictures of every layout arrive as they were: written into the slots or copied there, in place or copied
-/// from there, and downloaded by whoever does so.
+/// Frames of every layout arrive unchanged: written or copied into the slots, read in place or copied, and
+/// downloaded by the source or by another element.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn every_format_crosses() {
@@ -77,7 +77,7 @@ fn every_format_crosses() {
     }
 }
 
-/// GStreamer's memory stays with its slot, and what the CPU reads there is the frame that is in it.
+/// GStreamer's memory stays with its slot, and the CPU reads the frame that is in the slot.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn memory_is_created_once_per_slot() {
@@ -93,7 +93,7 @@ fn memory_is_created_once_per_slot() {
     let look = move |buffer: &gst::Buffer, pad: &gst::Pad| {
         let memory = buffer.peek_memory(0).as_ptr().cast_mut().cast::<gst::ffi::GstMiniObject>();
         use gst::glib::translate::IntoGlib;
-        // SAFETY: a valid memory; the mark is not null, and needs not be freed.
+        // SAFETY: the memory is valid. The mark is not null, and is not freed.
         let is_new = unsafe {
             let seen = gst::ffi::gst_mini_object_get_qdata(memory, mark.into_glib());
             let any = std::ptr::NonNull::dangling().as_ptr();
@@ -114,7 +114,7 @@ fn memory_is_created_once_per_slot() {
     }
 }
 
-/// Who maps a frame for writing is refused, and so is who writes to its address.
+/// GStreamer refuses to map a frame for writing, and the driver refuses to write to its address.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn writing_subscriber_is_refused() {
@@ -135,7 +135,7 @@ fn writing_subscriber_is_refused() {
             let mut info: gst::ffi::GstMapInfo = std::mem::zeroed();
             gst::ffi::gst_memory_map(memory.as_ptr().cast_mut(), &mut info, gst::ffi::GST_MAP_WRITE)
         };
-        // SAFETY: that the driver refuses it is what is tried here.
+        // SAFETY: the driver refuses the write, which this test checks.
         let filled = unsafe { Stream::default_of(&context).fill(address, 0, len) };
         (mapped == gst::glib::ffi::GFALSE, filled.is_err())
     });
@@ -145,7 +145,7 @@ fn writing_subscriber_is_refused() {
     assert!(refused.len() > 10 && refused.iter().all(|r| *r == (true, true)), "{refused:?}");
 }
 
-/// The GPUs of this machine; a test that needs more says so and ends.
+/// Returns whether this machine has two GPUs. Reports the test as skipped if not.
 fn has_two_gpus() -> bool {
     let two = cuframes::cuda::Device::all().unwrap().len() > 1;
     if !two {
@@ -157,7 +157,7 @@ fn has_two_gpus() -> bool {
 const ON_SECOND: &str = "videotestsrc is-live=true pattern=ball ! video/x-raw,format=NV12,width=640,height=360 \
      ! cudaupload cuda-device-id=1 ! cuframessink name=sink key=cam1";
 
-/// Sums of the bytes of frames: the ball moves, so they differ, and both see the same.
+/// Returns sums of the bytes of frames, by number. The ball moves, so that they differ.
 fn sums(test: &TestDir, source: &str, device: i32) -> Vec<(u64, u64)> {
     let watched = play(
         test,
@@ -183,10 +183,10 @@ fn frames_reach_another_gpu() {
     }
     let test = TestDir::slow("peers");
     for memory in ["vmm", "ipc"] {
-        // Processes of their own, since a process can't open its own memory with memory=ipc.
+        // A process of its own, because a process cannot open its own memory with memory=ipc.
         let _publisher =
             launch(&test, &ON_SECOND.replace("key=cam1", &format!("key=cam1 memory={memory}")));
-        // By itself a source goes to the publisher's GPU.
+        // By default, a source uses the publisher's GPU.
         let own = sums(&test, "cuframessrc key=cam1 mode=strict", 1);
         let peer = sums(&test, "cuframessrc key=cam1 mode=strict cuda-device-id=0", 0);
         let copied =

@@ -8,7 +8,7 @@ use testing::{ChildGroup, TestDir, skip};
 
 use crate::support::{every_frame, publish_camera};
 
-/// A socket in a directory that both see is all that they share.
+/// The two namespaces share only a socket in a directory.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn frames_cross_namespaces() {

@@ -7,7 +7,7 @@ use testing::{TestDir, until};
 
 use crate::support::play;
 
-/// The picture grows and shrinks while it is published, and moves to host memory and back.
+/// Frames grow and shrink while they are published, and move to host memory and back.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn caps_change_while_frames_flow() {
@@ -17,7 +17,7 @@ fn caps_change_while_frames_flow() {
     let seen = watched.collect("out", "sink", |buffer, pad| {
         let caps = pad.current_caps().unwrap();
         let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
-        // What the caps say is what is there, whichever memory it is in.
+        // The content agrees with the caps, whatever memory it is in.
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).unwrap();
         assert_eq!(
             frame.plane_data(0).unwrap().len() / frame.plane_stride()[0] as usize,
@@ -50,7 +50,7 @@ fn caps_change_while_frames_flow() {
     }
 }
 
-/// Downstream wants host memory, and device memory again, while a frame is awaited: that one is so already.
+/// Downstream changes to host memory and back while the source waits. The next frame already follows.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn renegotiation_downstream() {
@@ -69,7 +69,7 @@ fn renegotiation_downstream() {
     until(|| !seen.lock().unwrap().is_empty());
     for (wish, cuda) in [("video/x-raw", false), ("video/x-raw(memory:CUDAMemory)", true)] {
         let caps = wish.parse::<gst::Caps>().unwrap();
-        // The next is far away when one has just come.
+        // Right after a frame, the next is far away.
         let before = seen.lock().unwrap().len();
         until(|| seen.lock().unwrap().len() > before);
         watched.by_name("wish").unwrap().set_property("caps", caps);

@@ -11,7 +11,7 @@ use crate::support::{
 
 fn nvdec_to_four_processes(name: &'static str, options: &str, codec: &str) {
     let test = TestDir::slow(name);
-    // The subscribers come first, and wait.
+    // The subscribers start first, and wait.
     let modes = ["", "", "io-mode=copy", "max-frames=1"];
     let start = |(n, mode): (usize, &&str)| subscriber(&test, &format!("{n}.raw"), mode);
     let subscribers: Vec<_> = modes.iter().enumerate().map(start).collect();
@@ -25,7 +25,7 @@ fn nvdec_h264_reaches_four_processes() {
     nvdec_to_four_processes("nvdec-h264", "--codec h264 --size 640x360 --gop 15", "h264");
 }
 
-/// With footage, since the packed GStreamer has no H.265 encoder: `$CUFRAMES_H265` is a stamped file.
+/// With a stamped file, `$CUFRAMES_H265`, where the packed GStreamer has no H.265 encoder.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn nvdec_h265_reaches_four_processes() {
@@ -49,7 +49,7 @@ fn downstream_in_host_memory_gets_downloads() {
     rising(&seen.lock().unwrap());
 }
 
-/// A publisher that is killed, most likely between a copy and its end, hangs nobody.
+/// A publisher that is killed, most likely while its GPU copies, blocks no subscriber.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn killed_publisher_is_replaced() {
@@ -65,12 +65,12 @@ fn killed_publisher_is_replaced() {
         });
         publisher.signal(Signal::SIGKILL);
         drop(camera);
-        // Each camera counts anew.
+        // Each camera counts from the beginning.
         rising(&std::mem::take(&mut *seen.lock().unwrap()));
     }
 }
 
-/// Upstream is lent the slots, and writes into them.
+/// Upstream gets slots from the pool, and writes into them.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn upstream_writes_into_the_slots() {
@@ -95,7 +95,7 @@ fn upstream_writes_into_the_slots() {
     }
 }
 
-/// One source behind another in one process and one pipeline; each has every frame.
+/// Two sources in one pipeline, in the process of the publisher. Each gets every frame.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn subscribers_share_process_of_publisher() {

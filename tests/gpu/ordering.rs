@@ -9,8 +9,8 @@ use testing_gst::TestPipelineExt;
 
 use crate::support::{DOWNLOADED, number, pixels, play, publish_camera, rising};
 
-/// Two upstreams at once, each with its own stream, and frames that are not published: each is whole, and all
-/// become ready.
+/// Two upstreams with a stream each, and frames that are not published. Every published frame is whole and
+/// becomes ready.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn publisher_takes_frames_of_two_upstreams() {
@@ -35,8 +35,8 @@ fn publisher_takes_frames_of_two_upstreams() {
     assert!(seen.iter().all(|picture| sent.iter().any(|sent| sent.contains(picture))));
 }
 
-/// A frame that was let go of stays as it is while the GPU has still to read it, whatever stream it does that
-/// on: that of the frame, the default one of whoever names none, or one of another element's. So does a copy.
+/// A released frame stays unchanged until the GPU has read it, on any stream: that of the frame, the default
+/// one, or that of another element. The same holds for a copy.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn frame_stays_until_gpu_has_read_it() {
@@ -53,7 +53,7 @@ fn frame_stays_until_gpu_has_read_it() {
         let turn = std::sync::atomic::AtomicUsize::new(0);
         let read = |stream: &Stream, from: u64, len: usize| {
             let mut bytes = vec![0; len];
-            // SAFETY: the callers' memory is as long.
+            // SAFETY: the memory of the callers is as long.
             unsafe { stream.read(from, &mut bytes) }.unwrap();
             bytes
         };
@@ -73,9 +73,9 @@ fn frame_stays_until_gpu_has_read_it() {
             let before = read(&Stream::new(&context).unwrap(), address, len);
             let [ballast, copy] =
                 [1 << 30, len].map(|len| DeviceMemory::new(&context, len).unwrap());
-            // SAFETY: what is written is kept until it was read, below, and the frame until it is given back.
+            // SAFETY: the copy is kept until it is read below, and the frame until it is released.
             unsafe {
-                // Longer than it takes to publish as many frames as there are slots.
+                // This takes longer than publishing as many frames as there are slots.
                 for byte in 0..1500 {
                     stream.fill(ballast.address(), byte as u8, ballast.len()).unwrap();
                 }
@@ -94,7 +94,7 @@ fn frame_stays_until_gpu_has_read_it() {
     }
 }
 
-/// A converter drops a frame before the GPU has read it, so frames come on the stream that it works on.
+/// A converter drops a frame before the GPU has read it, so that frames have to use its stream.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn frames_use_stream_of_downstream() {
@@ -138,7 +138,7 @@ fn child() {
     let stream = Stream::new(&context).unwrap();
     let ballast = DeviceMemory::new(&context, 1 << 30).unwrap();
     let SharedWord { base: at, len, offset, keep_alive: keep } = publisher.ready_word();
-    // SAFETY: mapped for writing while `keep` lives, and read as what others write.
+    // SAFETY: the word is mapped for writing while `keep` lives, and accessed through atomics by others.
     let ready =
         unsafe { RegisteredHost::new(&context, at, len, HostAccess::ReadWrite, keep) }.unwrap();
     let planes = cuframes::Planes::new(&[0, 640 * 360], &[640, 640]);
@@ -166,7 +166,8 @@ fn publisher_killed_while_gpu_works_hangs_no_subscriber() {
     let seen = watched.collect("out", "sink", number);
     let status = Child::start(module_path!(), "publish", &test.dir).status();
     assert!(!status.success());
-    // The frame was never complete, so nobody gets it; the source goes on with the next publisher.
+    // The frame was never complete, so that no subscriber gets it. The source continues with the next
+    // publisher.
     let _running = publish_camera(&test, "--size 640x360 --gop 5", "h264");
     until(|| watched.stat("src", "received") > 20);
     assert_eq!(watched.stat("src", "reconnects"), 1);

@@ -8,7 +8,7 @@ use testing::{TestDir, root, skip};
 
 use crate::support::launch;
 
-/// PyTorch and CuPy read the publisher's memory where it is, in Python.
+/// PyTorch and CuPy read the publisher's memory in place.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn python_takes_tensors_without_copy() {

@@ -50,7 +50,7 @@ pub(crate) fn decoder(options: &str, codec: &str) -> (Camera, String) {
     (camera, decode)
 }
 
-/// The numbers in raw NV12 frames, all of which have to be whole and in order.
+/// Returns the numbers in raw NV12 frames, all of which have to be whole and in order.
 pub(crate) fn numbers(raw: &[u8]) -> Vec<u32> {
     let frames = raw.chunks(SIZE.0 * SIZE.1 * 3 / 2);
     let numbers: Vec<u32> =
@@ -59,7 +59,7 @@ pub(crate) fn numbers(raw: &[u8]) -> Vec<u32> {
     numbers
 }
 
-/// Waits for the subscriber, which has to have got every frame, in order and whole.
+/// Waits for the end of a subscriber, and checks that it got every frame, in order and whole.
 pub(crate) fn every_frame((subscriber, file): (ChildGroup, PathBuf)) {
     subscriber.success();
     let numbers = numbers(&std::fs::read(file).unwrap());
@@ -79,7 +79,7 @@ pub(crate) fn rising(numbers: &[u32]) {
 pub(crate) const DOWNLOADED: &str =
     "cuframessrc name=src key=cam1 ! video/x-raw,format=NV12 ! fakesink name=out sync=false";
 
-/// The pixels alone, plane by plane.
+/// Returns the pixels without padding, plane by plane.
 pub(crate) fn pixels(buffer: &gst::Buffer, pad: &gst::Pad) -> Vec<u8> {
     let info = gst_video::VideoInfo::from_caps(&pad.current_caps().unwrap()).unwrap();
     let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).unwrap();

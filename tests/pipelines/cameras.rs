@@ -13,7 +13,7 @@ use testing_gst::TestPipelineExt;
 
 use crate::support::{camera, check_recording, watch};
 
-/// The main job: a camera over RTSP, one publisher, frames and packets in other processes.
+/// The main use: a camera over RTSP, one publisher, frames and packets in other processes.
 fn camera_reaches_all_subscribers(name: &'static str, codec: &str) {
     let test = TestDir::slow(name);
     let options = format!("--codec {codec} --size 640x360 --fps 30 --gop 15");
@@ -35,7 +35,7 @@ fn camera_reaches_all_subscribers(name: &'static str, codec: &str) {
 
     for one in &watched {
         let numbers = one.check();
-        // A queue in front of the decoder drops pictures rather than wait, as it does on a busy machine.
+        // On a busy machine, the leaky queue in front of the decoder drops frames.
         let span = (numbers.last().unwrap() - numbers[0] + 1) as usize;
         assert!(numbers.len() * 2 >= span, "{} of {span}", numbers.len());
         assert_eq!(one.stat("duplicates"), 0);
@@ -86,7 +86,7 @@ fn camera_that_drops_is_reconnected() {
     watched.check();
 }
 
-/// Ten on one CPU are interrupted between any two of their steps.
+/// Ten cameras on one CPU are interrupted between any two of their steps.
 #[test]
 fn camera_ends_right_after_start() {
     let _test = TestDir::slow("short-lived");
@@ -102,7 +102,7 @@ fn camera_ends_right_after_start() {
     });
 }
 
-/// The camera's own time, which rtspsrc learns by NTP, arrives with each packet as it left the parser.
+/// The camera's own time, which rtspsrc learns by NTP, arrives unchanged with each packet.
 #[test]
 fn camera_time_crosses() {
     let test = TestDir::slow("ntp");
@@ -127,7 +127,7 @@ fn camera_time_crosses() {
     until(|| known(&got) > 30);
     drop((publisher, subscriber));
     let (sent, got) = (sent.lock().unwrap(), got.lock().unwrap());
-    // The first packets may have come before a keyframe.
+    // The first packets may be older than the first keyframe.
     let first = got.iter().flatten().next().unwrap();
     assert!(first.0.starts_with("timestamp/x-ntp"), "{first:?}");
     let at = sent.iter().position(|s| s.as_ref() == Some(first)).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The examples in other languages and without GStreamer, run as their heads say.
+//! Examples in other languages and without GStreamer, run as their introductions show.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ fn examples() -> PathBuf {
     root().join("examples")
 }
 
-/// A camera that sees nothing but orange.
+/// Starts a camera whose frames are orange.
 fn orange(test: &TestDir) -> ChildGroup {
     let mut launch = test.command("gst-launch-1.0");
     launch.arg("-q").args(
@@ -34,17 +34,17 @@ fn rust_without_gstreamer() {
     assert!(text.lines().any(|l| l.starts_with("packet ") && l.contains(": frame ")), "{text}");
 }
 
-/// A Python that can do this.
+/// Returns a Python interpreter that can run this code.
 fn python(what: &str) -> Option<&'static str> {
     let can = |python: &&str| {
         let mut tried = Command::new(python);
         tried.args(["-c", what]).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
     };
-    // A second Python may hide the system's, which is the one that packages are for.
+    // A second Python may hide that of the system, for which packages are installed.
     ["python3", "/usr/bin/python3"].into_iter().find(can)
 }
 
-/// A camera with its packets.
+/// Starts a camera with packets.
 fn encoded(test: &TestDir) -> ChildGroup {
     let mut launch = test.command("gst-launch-1.0");
     launch.arg("-q").args(
@@ -56,7 +56,7 @@ fn encoded(test: &TestDir) -> ChildGroup {
     ChildGroup::start(&mut launch)
 }
 
-/// Three lines, each with a frame and its packet.
+/// Checks three lines, each with a frame and its packet.
 #[track_caller]
 fn detections(text: &str) {
     let frames: Vec<_> = text.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();

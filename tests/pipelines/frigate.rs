@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What docs/frigate.md says, with the command lines that Frigate makes of that configuration.
+//! The setup of docs/frigate.md, with the command lines that Frigate derives from that configuration.
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use testing::{Camera, ChildGroup, TestDir, built, has, skip, stamp, until};
 
-/// Size of the camera, and of the detector.
+/// Frame sizes of the camera and of the detector.
 const WHOLE: (usize, usize) = (640, 480);
 const SMALL: (usize, usize) = (320, 240);
-/// What Frigate begins every command line with.
+/// The options that Frigate begins every command line with.
 const GLOBAL: &str = "-hide_banner -loglevel warning -threads 2";
 
 fn ffmpeg(test: &TestDir, arguments: &str) -> Command {
@@ -21,7 +21,7 @@ fn ffmpeg(test: &TestDir, arguments: &str) -> Command {
     command
 }
 
-/// A camera, its publisher with a second size, and the packets by RTSP.
+/// Starts a camera, its publisher with a second size, and an RTSP server for its packets.
 fn published(test: &TestDir) -> (Camera, [ChildGroup; 2], String) {
     let camera = Camera::start(&format!("--fps 30 --gop 15 --size {}x{}", WHOLE.0, WHOLE.1));
     let scaled = format!("{}x{}", SMALL.0, SMALL.1);
@@ -35,7 +35,7 @@ fn published(test: &TestDir) -> (Camera, [ChildGroup; 2], String) {
     (camera, [publisher, restream], url)
 }
 
-/// The segments that are complete: all but the one that is being written.
+/// Returns the complete segments: all except the one that is being written.
 fn segments(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
     let mut files: Vec<_> = entries.filter(|p| p.extension().is_some_and(|e| e == "mp4")).collect();
@@ -80,7 +80,7 @@ fn recorded(test: &TestDir, file: &Path) -> Vec<u32> {
     frames.map(|f| stamp::read(f, WHOLE.0, WHOLE.0, WHOLE.1).expect("a whole frame")).collect()
 }
 
-/// A port that was bound and closed again, so that no other program takes it at once.
+/// Returns a port that was bound and closed again, so that no other program takes it at once.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -106,7 +106,7 @@ fn frigate_records_packets_and_detects_in_frames() {
         stamp::read(&frame, SMALL.0, SMALL.0, SMALL.1).expect("a whole frame")
     };
     let mut detected: Vec<_> = (0..30).map(|_| next()).collect();
-    // The detector is stopped for longer than there is room for. It misses frames, and the rest is whole.
+    // The detector is stopped until buffers overflow. It misses frames, and all others are whole.
     detector.signal(Signal::SIGSTOP);
     until(|| segments(&test.dir).len() >= 2);
     detector.signal(Signal::SIGCONT);

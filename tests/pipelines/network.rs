@@ -9,7 +9,7 @@ use testing::{ChildGroup, TestDir, has, skip};
 
 use crate::support::{published, watch};
 
-/// A network of its own, as another host has it.
+/// A network namespace, as another host has it.
 struct Network(ChildGroup);
 
 impl Network {
@@ -20,7 +20,7 @@ impl Network {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "echo; exec sleep 120"]).process_group(0);
         let mut network = ChildGroup::start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
-        // It prints nothing where this user may not make a network.
+        // It prints nothing if this user may not create a network.
         network.stdout().lines().next()?.ok()?;
         Some(Self(network))
     }
@@ -39,7 +39,7 @@ impl Network {
     }
 }
 
-/// Two networks with a cable between them: 10.77.0.1 and 10.77.0.2.
+/// Returns two connected networks, 10.77.0.1 and 10.77.0.2, if this user may create them.
 fn two_hosts() -> Option<(Network, Network)> {
     let (a, b) = (Network::new()?, Network::new()?);
     let cable =

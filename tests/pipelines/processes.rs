@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Publishers and subscribers as processes: every frame, every byte, and nothing left behind.
+//! Publishers and subscribers as processes: every frame, every byte, no leaks.
 
 use gst::prelude::*;
 use nix::sys::signal::Signal;
@@ -9,7 +9,7 @@ use testing_gst::TestPipelineExt;
 
 use crate::support::watch;
 
-/// 2,000 frames at full speed to four processes that want every one of them.
+/// 2,000 frames at full speed, of which four processes get every one.
 #[test]
 fn four_processes_get_every_frame() {
     const FRAMES: u32 = 2_000;
@@ -31,7 +31,7 @@ fn four_processes_get_every_frame() {
         SIZE.0, SIZE.1
     ));
     publisher.stamp("camera", SIZE);
-    // Nothing is published before PLAYING, so all can join first.
+    // Nothing is published before PLAYING, so that all can join first.
     publisher.set_state(gst::State::Paused).unwrap();
     for _ in 0..4 {
         publisher.wait_for("cuframes-subscriber-added");
@@ -52,7 +52,7 @@ fn four_processes_get_every_frame() {
     }
 }
 
-/// What a recorder gets is, byte for byte, what the parser gave the sink.
+/// A recorder gets the stream that the parser produced, byte for byte.
 #[test]
 fn elementary_stream_crosses_unchanged() {
     let test = TestDir::slow("bytes");
@@ -76,7 +76,7 @@ fn elementary_stream_crosses_unchanged() {
     assert!(sent == got, "{} bytes became {}", sent.len(), got.len());
 }
 
-/// SIGKILL on either side: nothing is left that a person has to remove, the other side goes on.
+/// After SIGKILL the other side continues, and no file has to be removed by hand.
 #[test]
 fn killed_processes_leave_no_files() {
     let test = TestDir::slow("kill");
@@ -95,7 +95,7 @@ fn killed_processes_leave_no_files() {
         watched.more(5);
         publisher.signal(Signal::SIGKILL);
     }
-    // The files are still there after SIGKILL, and are replaced; a clean end removes them.
+    // Files stay after SIGKILL, and the next publisher replaces them. A clean end removes them.
     let publisher = publish();
     until(|| watched.stat("reconnects") == 3);
     publisher.signal(Signal::SIGINT);
@@ -103,7 +103,7 @@ fn killed_processes_leave_no_files() {
     until(|| std::fs::read_dir(&test.dir).unwrap().count() == 0);
 }
 
-/// A pipeline under GStreamer's leaks tracer, which writes to `log`.
+/// Starts a pipeline under GStreamer's leaks tracer, which writes to `log`.
 fn traced(test: &TestDir, pipeline: &str, log: &str) -> ChildGroup {
     let mut command = test.launch(pipeline);
     command
@@ -124,7 +124,7 @@ fn no_leaks_in(test: &TestDir, logs: &[&str]) {
     }
 }
 
-/// GStreamer's leaks tracer says nothing about our elements, or about what went through them.
+/// GStreamer's leaks tracer reports neither our elements nor their buffers.
 #[test]
 fn processes_leak_nothing() {
     let test = TestDir::slow("leaks");
@@ -144,7 +144,7 @@ fn processes_leak_nothing() {
     no_leaks_in(&test, &["publisher", "frames", "copies", "packets"]);
 }
 
-/// The same of subscribers whose publishers are killed.
+/// The leaks tracer reports nothing in subscribers whose publishers are killed.
 #[test]
 fn subscribers_leak_nothing_when_publishers_die() {
     let test = TestDir::slow("leaks-kill");
@@ -172,7 +172,7 @@ fn subscribers_leak_nothing_when_publishers_die() {
     no_leaks_in(&test, &["frames", "copies", "packets"]);
 }
 
-/// Decoders of GPUs name types in their caps that a subscriber has never heard of.
+/// GPU decoders use types in their caps that a subscriber has not registered.
 #[test]
 fn caps_with_own_types_are_understood() {
     let test = TestDir::slow("types");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Recordings: whole, with what came before an event, and with sound.
+//! Recordings: complete, with the time before an event, and with audio.
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use testing_gst::TestPipeline;
 
 use crate::support::{camera, check_recording, decode, published, records, watch};
 
-/// A recording made while the publisher plays a file.
+/// A recording of a publisher that plays a file.
 #[test]
 fn file_is_published_and_recorded() {
     let test = TestDir::slow("file");
@@ -32,7 +32,8 @@ fn file_is_published_and_recorded() {
     assert!((30..=90).contains(&frames), "{frames} frames of 90");
 }
 
-/// Ctrl-C reaches every process of a terminal: one interrupt completes the file, a second would end it at once.
+/// Ctrl-C reaches every process of a terminal. One interrupt completes the file. A second would end the
+/// recorder at once.
 #[test]
 fn interrupted_recordings_are_whole() {
     let test = TestDir::slow("interrupt");
@@ -51,7 +52,7 @@ fn interrupted_recordings_are_whole() {
     assert!(files.iter().all(|file| check_recording(file, 0).len() >= 30));
 }
 
-/// An event is recorded from before the recorder knew of it.
+/// The recording of an event begins before the recorder was started.
 #[test]
 fn event_is_recorded_with_its_past() {
     let test = TestDir::slow("event");
@@ -70,7 +71,7 @@ fn event_is_recorded_with_its_past() {
     assert!(last > now, "it goes on to {last}, from {now}");
 }
 
-/// The example that records by itself while the picture changes.
+/// The example `event-recorder`, which records while frames change.
 #[test]
 fn motion_starts_recording_of_its_past() {
     let test = TestDir::slow("motion");
@@ -83,7 +84,7 @@ fn motion_starts_recording_of_its_past() {
     let events = test.path("events");
     recorder.arg("cam1").arg(&events).stdout(Stdio::piped());
     recorder.args("--before 1 --after 1 --events 1".split(' '));
-    // The test picture moves all the time.
+    // The test picture always moves.
     let mut recorder = ChildGroup::start(&mut recorder);
     let mut lines = recorder.stdout().lines();
     assert!(lines.next().unwrap().unwrap().ends_with("of the picture changed"));
@@ -97,7 +98,7 @@ fn motion_starts_recording_of_its_past() {
     assert!(numbers[0] + 15 <= now && *numbers.last().unwrap() > now, "{now}: {numbers:?}");
 }
 
-/// The publisher is killed in the midst of a group of pictures and comes back; so does the camera.
+/// The publisher is killed in the middle of a GOP and restarted, and the camera is disconnected.
 #[test]
 fn recording_has_gap_where_publisher_was_gone() {
     let test = TestDir::slow("gap");
@@ -134,7 +135,7 @@ fn recording_has_gap_where_publisher_was_gone() {
     assert!(numbers.len() >= 120, "{} frames", numbers.len());
 }
 
-/// A camera that is set to another picture size, and back, in the midst of a recording.
+/// A camera changes to another frame size and back during a recording.
 #[test]
 fn recording_continues_when_size_changes() {
     let test = TestDir::slow("size");
@@ -160,7 +161,7 @@ fn recording_continues_when_size_changes() {
     assert!(numbers.len() >= 140, "{} frames", numbers.len());
 }
 
-/// The recorder of the manual: picture and sound of a camera, from the past on, in one file.
+/// The recorder of the manual: video and audio of a camera, from the past on, in one file.
 #[test]
 fn picture_and_sound_are_recorded_together() {
     let test = TestDir::slow("sound");
@@ -171,7 +172,7 @@ fn picture_and_sound_are_recorded_together() {
          ! h264parse config-interval=-1 ! video/x-h264,stream-format=byte-stream,alignment=au ! queue ! pub.packets_0 \
          camera. ! application/x-rtp,media=audio ! rtpmp4gdepay ! aacparse ! queue ! pub.packets_1"
     )));
-    // Some seconds of a past.
+    // Waits for some seconds of packets.
     ChildGroup::start(&mut test.launch("cuframespacketsrc key=cam1 num-buffers=120 ! fakesink"))
         .success();
     let file = test.path("sound.mp4");
@@ -200,7 +201,7 @@ fn picture_and_sound_are_recorded_together() {
     let [video, sound] = times.map(|t| std::mem::take(&mut *t.lock().unwrap()));
     assert!(video.len() == 90 && sound.len() >= 130, "{} and {}", video.len(), sound.len());
     assert!(!video[0].1, "it begins with a keyframe");
-    // What rtspsrc makes of the camera's clock is uneven on a busy machine, but not by a group of pictures.
+    // On a busy machine rtspsrc recovers the camera's clock unevenly, by less than a GOP.
     assert!((sound[0].0 - video[0].0).abs() < 500, "{:?} and {:?}", video[0], sound[0]);
     for times in [&video, &sound] {
         assert!(times.windows(2).all(|pair| pair[1].0 > pair[0].0), "{times:?}");

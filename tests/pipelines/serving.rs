@@ -20,14 +20,14 @@ fn list_of_cameras_makes_mosaic() {
     let publishers = ChildGroup::start(test.script("publish-many.sh").arg(&list));
     let keys = ["cam1", "cam2", "cam2.sub"];
     for watched in keys.map(|key| watch(&test, key, "newest")) {
-        // The camera lets the second client in between two slices: its first pictures may lack a half.
+        // The second client may join between two slices, so that its first frames may be incomplete.
         until(|| watched.numbers.lock().unwrap().iter().flatten().count() >= 5);
     }
-    // None is black.
+    // A tile without a publisher is black.
     let mosaic = ["cam1", "cam2", "nobody", "cam1", "mosaic", "640x480"];
     let _mosaic = ChildGroup::start(test.script("mosaic.sh").args(mosaic));
     let picture = test.path("mosaic.raw");
-    // Some frames later all that are there have delivered.
+    // Some frames later, all publishers have delivered.
     let take = format!(
         "cuframessrc key=mosaic num-buffers=50 ! video/x-raw,format=NV12,width=640,height=480 \
          ! multifilesink location={} max-files=1",

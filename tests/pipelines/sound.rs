@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The sound of cameras: published beside the picture where subscribers know its codec, and recorded with it.
+//! Audio of cameras: published beside the video if its codec is supported, and recorded with it.
 
 use std::io::BufRead;
 use std::process::{Command, Stdio};
@@ -31,14 +31,14 @@ fn tracks(test: &TestDir) -> Vec<String> {
     status.tracks.iter().map(|t| t.caps.split(',').next().unwrap().to_owned()).collect()
 }
 
-/// Counts the buffers of picture and sound in a recording.
+/// Counts the buffers of video and audio in a recording.
 fn buffers(test: &TestDir, file: &str, demuxer: &str) -> [usize; 2] {
     ["video_0", "audio_0"].map(|pad| {
         let launch = format!(
             "-v filesrc location={} ! {demuxer} name=d d.{pad} ! queue ! fakesink silent=false",
             test.dir.join(file).display()
         );
-        // Without -q, which says nothing of buffers.
+        // Without -q, which hides the buffers.
         let mut play = test.command("gst-launch-1.0");
         output(play.args(launch.split_whitespace())).matches(" chain ").count()
     })
@@ -48,7 +48,7 @@ fn recorded(test: &TestDir, file: &str, demuxer: &str) {
     let path = test.dir.join(file);
     output(test.script("record.sh").args(["--sound", "cam1", path.to_str().unwrap(), "4"]));
     let [video, audio] = buffers(test, file, demuxer);
-    // A busy machine takes a part of the four seconds.
+    // A busy machine uses a part of the four seconds to start.
     assert!(video >= 15 && audio >= 10, "{video} and {audio}");
 }
 
@@ -63,13 +63,13 @@ fn aac_is_published_and_recorded() {
 #[test]
 fn g711_is_published_and_recorded() {
     let test = TestDir::slow("g711");
-    // The codec of the picture is learned as well.
+    // The script detects the codec of the video as well.
     let _running = published(&test, "--audio-codec pcmu --codec h265");
     until(|| tracks(&test) == ["video/x-h265", "audio/x-mulaw"]);
     recorded(&test, "sound.mkv", "matroskademux");
 }
 
-/// Camera and host come back together after a power cut: the sound is not forgotten for that.
+/// After a power cut, camera and host start together. The script waits for the camera to detect its audio.
 #[test]
 fn late_camera_has_its_sound() {
     let test = TestDir::slow("late-sound");

@@ -8,7 +8,7 @@ use testing_gst::TestPipelineExt;
 use super::{Seen, add_references, picture, play_for, same, take};
 use crate::{HEIGHT, WIDTH};
 
-/// So many readers get what a tee beside the sink gets.
+/// Checks that so many readers get the same packets as a tee beside the sink.
 fn crosses(name: &str, source: &str, readers: usize) {
     let test = TestDir::new(&format!("cross-{name}-{readers}"));
     let publisher = test.pipeline(&format!(
@@ -46,7 +46,7 @@ fn crosses_to_all(name: &str, source: &str) {
     }
 }
 
-/// For codecs whose encoder is slow, or not everywhere.
+/// As [`crosses`], for codecs whose encoder is slow or not always installed.
 fn crosses_if_there(name: &str, encoder: &str, source: &str) {
     gst::init().unwrap();
     match gst::ElementFactory::find(encoder) {
@@ -121,7 +121,7 @@ fn metadata_crosses() {
     }
 }
 
-/// What an encoder makes of a short picture.
+/// Encodes a short test picture.
 fn encoded(test: &TestDir, size: (u32, u32), encoder: &str, caps: &str) -> Vec<gst::Sample> {
     let pipeline = test.pipeline(&format!(
         "videotestsrc num-buffers=20 ! video/x-raw,format=I420,width={},height={},framerate=30/1 \
@@ -133,7 +133,7 @@ fn encoded(test: &TestDir, size: (u32, u32), encoder: &str, caps: &str) -> Vec<g
     std::iter::from_fn(|| made.pull_sample().ok()).collect()
 }
 
-/// A camera that is set to another size or codec: new caps and codec data arrive with their packet.
+/// A camera changes size or codec. New caps and codec data arrive with their packet.
 #[test]
 fn format_and_codec_change_at_their_packet() {
     let test = TestDir::new("switch");
@@ -187,7 +187,7 @@ fn format_and_codec_change_at_their_packet() {
     }
 }
 
-/// Packets arrive byte for byte as the parser gave them, with caps, times and flags.
+/// Packets arrive byte for byte as the parser produced them, with caps, times and flags.
 #[test]
 fn packets_cross_byte_for_byte() {
     for (codec, encoder, parser, format) in [
@@ -215,7 +215,7 @@ fn packets_cross_byte_for_byte() {
         let got = subscriber.collect("out", "sink", of);
         publisher.play();
         publisher.wait_eos();
-        // The publisher still has all of it.
+        // The publisher still keeps all packets.
         subscriber.play();
         subscriber.wait_eos();
         let (sent, got) = (sent.lock().unwrap(), got.lock().unwrap());

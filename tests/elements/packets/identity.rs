@@ -6,13 +6,13 @@ use testing_gst::TestPipelineExt;
 
 use super::{Seen, add_references, picture, play_for, take};
 
-/// The packet that a buffer says it comes from.
+/// Returns the packet that a buffer names as its source.
 fn packet_of(buffer: &gst::BufferRef) -> Option<(u32, u64)> {
     let meta = gst::meta::CustomMeta::from_buffer(buffer, "GstCuframesPacketMeta").ok()?;
     Some((meta.structure().get("track").unwrap(), meta.structure().get("seq").unwrap()))
 }
 
-/// Through a decoder that reorders, and a conversion that makes new buffers.
+/// Through a decoder that reorders frames, and a conversion that creates new buffers.
 #[test]
 fn frames_name_the_packet_they_were_decoded_from() {
     let test = TestDir::new("identity");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Packets that are lost or left out.
+//! Packets that are lost or skipped.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use testing_gst::TestPipelineExt;
 
 use super::{SIZE, take};
 
-/// A reader that is held up while the ring wraps: it says exactly what it lost, and begins at a keyframe.
+/// A reader is held up while the ring wraps. It reports exactly what it lost, and continues at a keyframe.
 #[test]
 fn loss_is_counted_and_reported() {
     let test = TestDir::new("loss");
@@ -30,7 +30,7 @@ fn loss_is_counted_and_reported() {
         let tracks: gst::Array = publisher.stats("pub").get("tracks").unwrap();
         tracks[0].get::<gst::Structure>().unwrap().get::<u64>(field).unwrap()
     };
-    // Until all that the reader could go on with is overwritten.
+    // Until all packets at which the reader could continue are overwritten.
     let most = 65536 / 128;
     let held_at = track("published");
     until(|| track("published") > held_at + 2 * most);
@@ -47,7 +47,7 @@ fn loss_is_counted_and_reported() {
     assert!(subscriber.stat("src", "lost") >= lost);
 }
 
-/// Nobody reads on from what is said once: see the sink's `truncated-gops` and `oversized`.
+/// Each kind of problem is reported once. The sink's statistics count the others.
 #[test]
 fn packets_that_do_not_fit_are_reported_once() {
     let test = TestDir::new("said-once");

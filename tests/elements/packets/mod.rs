@@ -14,7 +14,7 @@ mod sessions;
 
 pub(crate) const SIZE: (usize, usize) = (320, 240);
 
-/// Said in a failure by their number only.
+/// Bytes of which a failed assertion prints the number only.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Bytes(Vec<u8>);
 
@@ -24,7 +24,7 @@ impl std::fmt::Debug for Bytes {
     }
 }
 
-/// A buffer with all that is promised to cross.
+/// All parts of a buffer that have to arrive.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Seen {
     bytes: Bytes,
@@ -53,7 +53,7 @@ impl Seen {
         }
     }
 
-    /// With its times counted from a zero of one's own.
+    /// Returns the same with times relative to `zero`.
     fn since(&self, zero: i64) -> Self {
         let since = |t: Option<i64>| t.map(|t| t - zero);
         Self { pts: since(self.pts), dts: since(self.dts), ..self.clone() }
@@ -65,7 +65,7 @@ pub(crate) fn zero(all: &[Seen]) -> i64 {
     first.dts.or(first.pts).unwrap_or(0)
 }
 
-/// The two streams are the same but for when their time begins, and for how exact it is, in ns.
+/// Checks that two streams differ only in the begin of their times, and that times agree to `exact` ns.
 #[track_caller]
 pub(crate) fn same(sent: &[Seen], got: &[Seen], exact: i64) {
     let near = |a: Option<i64>, b: Option<i64>| match a.zip(b) {
@@ -86,7 +86,7 @@ pub(crate) fn take<T>(all: &Mutex<Vec<T>>) -> Vec<T> {
     std::mem::take(&mut all.lock().unwrap())
 }
 
-/// Plays a publisher when so many subscribers have joined it.
+/// Plays a publisher once so many subscribers have joined.
 pub(crate) fn play_for(publisher: &TestPipeline, subscribers: usize) {
     // Nothing is published before PLAYING.
     publisher.set_state(gst::State::Paused).unwrap();
@@ -104,7 +104,7 @@ pub(crate) fn picture(frames: u32) -> String {
     )
 }
 
-/// As rtspsrc notes them with add-reference-timestamp-meta, and one more.
+/// Adds reference timestamps as rtspsrc does with add-reference-timestamp-meta, and one more.
 pub(crate) fn add_references(pipeline: &TestPipeline, element: &str) {
     let pad = pipeline.get(element).static_pad("src").unwrap();
     let count = std::sync::atomic::AtomicU64::new(0);

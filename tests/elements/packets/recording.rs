@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Recorders: where they begin, and what they write.
+//! Recorders: where a recording begins, and its content.
 
 use gst::prelude::*;
 use testing::stamp;
@@ -8,7 +8,7 @@ use testing_gst::{TestPipeline, TestPipelineExt};
 
 use super::{SIZE, Seen, picture, play_for, same, take};
 
-/// What is in a file: the video's packets with their times, and the numbers in its frames.
+/// Returns the content of a file: video packets with their times, and the numbers in its frames.
 fn recorded(test: &TestDir, file: &std::path::Path) -> (Vec<Seen>, Vec<Option<u32>>) {
     let pipeline = test.pipeline(&format!(
         "filesrc location={} ! parsebin ! tee name=t t. ! queue ! fakesink name=packets sync=false async=false \
@@ -27,7 +27,7 @@ fn recorded(test: &TestDir, file: &std::path::Path) -> (Vec<Seen>, Vec<Option<u3
     (take(&packets), take(&numbers))
 }
 
-/// With B-frames, in both containers: the same file, packet by packet.
+/// With B-frames, in both containers. The files are the same, packet by packet.
 #[test]
 fn recording_equals_one_made_beside_tee() {
     for (muxer, exact) in [("mp4mux", 1), ("matroskamux", 1_000_001)] {
@@ -52,14 +52,14 @@ fn recording_equals_one_made_beside_tee() {
         drop((publisher, recorder));
         let (sent, sent_numbers) = recorded(&test, &beside);
         let (got, got_numbers) = recorded(&test, &through);
-        // Matroska counts whole milliseconds of a running time that begins elsewhere.
+        // Matroska stores whole milliseconds of a running time that begins elsewhere.
         same(&sent, &got, exact);
         assert_eq!(sent_numbers, (1..=90).map(Some).collect::<Vec<_>>());
         assert_eq!(got_numbers, sent_numbers);
     }
 }
 
-/// A group of pictures of 10 s, and readers that come in its midst.
+/// A GOP of 10 s, and readers that join in the middle of it.
 #[test]
 fn late_reader_gets_long_gop_from_its_keyframe() {
     let test = TestDir::new("long-gop");
@@ -81,7 +81,7 @@ fn late_reader_gets_long_gop_from_its_keyframe() {
     assert_eq!(take(&got), expected);
 }
 
-/// The past, at its own distances, from the time 0 of a pipeline that is younger than it.
+/// Packets of the past keep their distances. They begin at running time 0 of a pipeline that is younger.
 #[test]
 fn recording_begins_in_the_past() {
     let test = TestDir::new("preroll");
@@ -117,7 +117,7 @@ fn recording_begins_in_the_past() {
     }
 }
 
-/// Video and sound of one recorder: both delayed by the same, and begun with a picture.
+/// Video and audio of one recorder are delayed by the same time, and begin with a frame.
 #[test]
 fn video_and_sound_stay_in_sync() {
     let test = TestDir::new("in-sync");
@@ -141,7 +141,7 @@ fn video_and_sound_stay_in_sync() {
     };
     let sent = [times(&publisher, "video", "src"), times(&publisher, "sound", "src")];
     publisher.play();
-    // The recorder comes in the midst of a group of pictures.
+    // The recorder joins in the middle of a GOP.
     until(|| sent[0].lock().unwrap().len() > 60);
     for properties in ["", "preroll-time=500000000"] {
         let recorder = test.pipeline(&format!(
@@ -156,7 +156,7 @@ fn video_and_sound_stay_in_sync() {
         let [video, sound] = [got[0][0], got[1][0]];
         assert!(!video.2, "the first picture is a keyframe");
         assert!((0..=20_000_000).contains(&(sound.1 - video.1)), "sound begins with it");
-        // The offset is the number of the packet. All are later by the same than they were.
+        // The offset is the number of the packet. All packets are later by the same time.
         let delay = |track: usize, (n, time, _): (u64, i64, bool)| {
             time - sent[track].lock().unwrap()[n as usize].1
         };
@@ -168,7 +168,7 @@ fn video_and_sound_stay_in_sync() {
     }
 }
 
-/// A recorder that comes when all is over gets the last group of pictures and the sound that belongs to it.
+/// A recorder that joins after the end gets the last GOP and the audio that belongs to it.
 #[test]
 fn ended_tracks_are_read_together() {
     let test = TestDir::new("ended");
@@ -190,7 +190,7 @@ fn ended_tracks_are_read_together() {
         recorder.play();
         recorder.wait_eos();
         assert_eq!(take(&video), [20, 21, 22, 23, 24]);
-        // 20 pictures of a thirtieth of a second are as long as 33.3 packets of a fiftieth.
+        // 20 frames of 1/30 s last as long as 33.3 packets of 1/50 s.
         assert_eq!(take(&sound), (34..50).collect::<Vec<_>>());
     }
 }

@@ -7,7 +7,7 @@ use testing_gst::TestPipelineExt;
 
 use super::{picture, play_for, take};
 
-/// The source that the others begin with fails before it has begun: they go on without it.
+/// The source that the others align with fails before it has begun. They continue without it.
 #[test]
 fn failed_leader_releases_other_tracks() {
     let test = TestDir::new("leader");
@@ -26,7 +26,7 @@ fn failed_leader_releases_other_tracks() {
     );
     let sound = recorder.collect("s", "sink", |b, _| b.offset());
     recorder.play();
-    // Both have joined, and wait: there is no video to begin with.
+    // Both have joined and wait, because there is no video to begin with.
     let readers = || first.stats("pub").get::<gst::Array>("subscribers").unwrap().len();
     until(|| readers() == 2);
     drop(first);
@@ -34,7 +34,7 @@ fn failed_leader_releases_other_tracks() {
     recorder.message(failed);
     let second = publisher();
     until(|| !sound.lock().unwrap().is_empty());
-    // The same where the application ends it.
+    // The same happens when the application ends the source.
     let recorder = test.pipeline(
         "cuframespacketsrc name=sound key=a track=1 ! fakesink name=s sync=false async=false \
          cuframespacketsrc name=video key=a track=0 ! fakesink async=false",
@@ -47,7 +47,7 @@ fn failed_leader_releases_other_tracks() {
     until(|| !sound.lock().unwrap().is_empty());
 }
 
-/// The next publisher's packets from its first keyframe on: nothing is missing but the gap.
+/// A source gets all packets of the next publisher from its first keyframe on.
 #[test]
 fn source_takes_all_packets_of_next_publisher() {
     let test = TestDir::new("next-publisher");
@@ -79,7 +79,7 @@ fn source_takes_all_packets_of_next_publisher() {
     assert_eq!(subscriber.stat("src", "lost"), 0);
 }
 
-/// A publisher that waits for a reader of packets pauses, plays and stops as one that does not.
+/// A publisher that waits for a packet reader can be paused, played and stopped.
 #[test]
 fn waiting_sink_of_packets_can_be_paused_and_stopped() {
     let test = TestDir::new("waits");
@@ -113,7 +113,7 @@ fn waiting_sink_of_packets_can_be_paused_and_stopped() {
     until(|| published() > before + 500);
     let gate = subscriber.hold("out");
     until(stands);
-    // Longer than the watchdog lives, if it had to wait for the reader.
+    // If this waited for the reader, it would exceed the limit of the watchdog.
     publisher.set_state(gst::State::Null).unwrap();
     drop(gate);
     subscriber.wait_for("cuframes-lost");
