@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Digits drawn into the picture in the manner of a seven-segment display.
+//! Draws digits into a frame, as a seven-segment display shows them.
 //!
-//! GStreamer's own overlays need Pango, which a headless installation often lacks, and cost more.
+//! GStreamer's own overlays cost more, and need Pango, which a headless installation often lacks.
 
 use std::ops::Range;
 
@@ -25,13 +25,13 @@ const SEGMENTS: [(Range<usize>, Range<usize>); 7] = [
 const CELL_WIDTH: usize = 6;
 const CELL_HEIGHT: usize = 9;
 
-/// The size in pixels of `text` with units of `unit` pixels, its margin included.
+/// Returns the size in pixels of `text` with units of `unit` pixels, including its margin.
 pub fn size(text: &str, unit: usize) -> (usize, usize) {
     ((text.len() * CELL_WIDTH + 1) * unit, (CELL_HEIGHT + 2) * unit)
 }
 
-/// Draws white on black, with `x`, `y` as the upper left corner. Digits and colons are drawn,
-/// anything else is a space. What does not fit is left out.
+/// Draws white on black, with `x`, `y` as the upper left corner. Characters other than digits and colons are
+/// spaces. Parts that do not fit are clipped.
 pub fn draw(luma: &mut [u8], stride: usize, (x, y): (usize, usize), unit: usize, text: &str) {
     let mut fill = |columns: Range<usize>, rows: Range<usize>, level: u8| {
         for row in rows {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Plays a media file over and over into appsrcs, without re-encoding, as one stream whose
-//! timestamps go on across the loop.
+//! Plays a media file in a loop into appsrcs, without encoding it again. Timestamps continue across the loop.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
@@ -24,20 +23,20 @@ impl Drop for Running {
     }
 }
 
-/// What happens while a file is opened.
+/// Events while a file is opened.
 enum News {
     /// A track has its first buffer, and so its caps.
     Prerolled,
-    /// All that were found have. Now and then that message is lost, where elements are added while the
-    /// state changes.
+    /// All tracks that were found have theirs. GStreamer sometimes loses that message when elements are added
+    /// during a state change.
     Done,
     Broken(gst::glib::Error),
 }
 
-/// Where the present round lies on the time line of the stream.
+/// The position of the present round in the stream.
 #[derive(Default)]
 struct Round {
-    /// Added to the file's own times.
+    /// Offset from times of the file to times of the stream.
     offset: gst::ClockTime,
     /// The first and last moment of video seen in the file, in its own time.
     video: Option<(gst::ClockTime, gst::ClockTime)>,
@@ -86,13 +85,13 @@ impl Footage {
                 let Some(pipeline) = pipeline.upgrade().filter(|_| slot.is_none()) else {
                     return;
                 };
-                // The demuxer has one thread: no track may hold up the other, whose packets come
+                // The demuxer has one thread, so that no track may block the other, whose packets are
                 // somewhat earlier or later in the file.
                 let queue = make("queue").expect("GStreamer itself has it");
                 queue.set_property("max-size-time", 5 * gst::ClockTime::SECOND.nseconds());
                 queue.set_property("max-size-bytes", 0u32);
                 queue.set_property("max-size-buffers", 0u32);
-                // The appsrc at the other side sets the pace.
+                // The appsrc on the other side sets the pace.
                 let sink = gst_app::AppSink::builder().name(kind).sync(false).max_buffers(1);
                 let tell = tell.clone();
                 let prerolled = move |_: &gst_app::AppSink| {
@@ -109,11 +108,11 @@ impl Footage {
             }
         });
 
-        // Leaving early stops the pipeline as well.
+        // Returning early stops the pipeline as well.
         let pipeline = Running(pipeline);
         let cannot = |reason: &str| format!("cannot play {}: {reason}", path.display());
         let _ = pipeline.0.set_state(gst::State::Paused);
-        // A file without any track for the sinks fails, as nothing takes its data.
+        // A file without a track for the sinks fails, because nothing takes its data.
         let mut missing = 1 + usize::from(with_audio);
         while missing > 0 {
             match news.recv_timeout(Duration::from_secs(10)) {
@@ -132,16 +131,16 @@ impl Footage {
         Ok(Self { pipeline, video, audio })
     }
 
-    /// The media type of the video, such as `video/x-h264`.
+    /// Returns the media type of the video, such as `video/x-h264`.
     pub fn video_type(&self) -> String {
         let caps = caps_of(&self.video.static_pad("sink").unwrap());
         caps.structure(0).unwrap().name().to_string()
     }
 
-    /// Starts to play, and ends the streams after `frames` frames if there is such a limit.
+    /// Starts to play. Ends the streams after `frames` frames if there is such a limit.
     ///
-    /// The appsrcs have to block when full: that keeps the reader no further ahead than they
-    /// allow, while the sinks behind them play in real time.
+    /// The appsrcs have to block when they are full, so that the reader stays at most that far ahead while
+    /// the sinks behind them play in real time.
     pub fn play(
         &self,
         video: gst_app::AppSrc,
@@ -157,7 +156,7 @@ impl Footage {
         let bus = self.pipeline.0.bus().unwrap();
         bus.set_sync_handler(move |_, message| {
             match message.view() {
-                // All tracks are at their end. A seek may not come from this, a streaming thread.
+                // All tracks are at their end. This is a streaming thread, which must not seek.
                 gst::MessageView::Eos(_) => {
                     if let Some(pipeline) = pipeline.upgrade() {
                         round.lock().unwrap().next();
@@ -179,7 +178,7 @@ impl Footage {
 }
 
 impl Round {
-    /// Lets the first frame of the next round follow on the end of the last one of this.
+    /// Lets the first frame of the next round follow the last frame of this one.
     fn next(&mut self) {
         if let Some((first, end)) = self.video.take() {
             self.offset += end - first;
@@ -216,7 +215,7 @@ fn forward(
                     round.video = Some((first.min(pts), end.max(pts + duration)));
                     round.frames += 1;
                 }
-                // Audio that lasted longer than the video: the new round starts in the middle.
+                // Audio lasted longer than video. Its packets at the beginning of the new round are skipped.
                 Some(pts) if pts + offset + duration / 2 < audio_end => {
                     return Ok(gst::FlowSuccess::Ok);
                 }
@@ -238,7 +237,7 @@ fn make(element: &str) -> Result<gst::Element, String> {
     gst::ElementFactory::make(element).build().map_err(|error| error.to_string())
 }
 
-/// The caps that the pad has, or is going to have.
+/// Returns the caps that the pad has or will have.
 fn caps_of(pad: &gst::Pad) -> gst::Caps {
     pad.current_caps().unwrap_or_else(|| pad.query_caps(None))
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! An RTSP server that plays the part of an IP camera on 127.0.0.1: for the demo and the tests.
+//! An RTSP server on 127.0.0.1 that simulates an IP camera, for the demo and the tests.
 //!
-//! Every frame carries its number in its pixels (`testing::stamp`), so a test can tell at the
-//! far end of any chain which frame it has. All clients watch one and the same stream.
+//! Every frame carries its number in its pixels (`testing::stamp`), so that a test can identify it at the end
+//! of any chain. All clients share one stream.
 
 mod clock;
 mod footage;
@@ -26,7 +26,7 @@ use testing::stamp;
 
 use options::{Codec, HELP, Options};
 
-/// The number that the next frame gets.
+/// The number of the next frame.
 static NEXT_FRAME: AtomicU32 = AtomicU32::new(0);
 
 /// Draws the number and the time of day into a raw frame.
@@ -37,7 +37,7 @@ fn mark(pad: &gst::Pad, info: &mut gst::PadProbeInfo) -> Option<()> {
     let mut frame = gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, &video).ok()?;
     let (width, height) = (frame.width() as usize, frame.height() as usize);
 
-    // Without colour, the stamp is black and white after a conversion to RGB as well.
+    // Without colour, the stamp stays black and white after a conversion to RGB.
     for plane in [1, 2] {
         let stride = frame.plane_stride()[plane] as usize;
         let chroma = frame.plane_data_mut(plane as u32).ok()?;
@@ -59,7 +59,7 @@ fn mark(pad: &gst::Pad, info: &mut gst::PadProbeInfo) -> Option<()> {
     Some(())
 }
 
-/// Fits out a new stream: the first client has come, or the first after all were gone.
+/// Configures a new stream, which begins with the first client, and with the first after all have left.
 fn configure(media: &RTSPMedia, options: &Options) {
     let bin = media.element().downcast::<gst::Bin>().expect("the factory makes bins");
     if let Some(format) = bin.by_name("format") {
@@ -86,7 +86,7 @@ fn configure(media: &RTSPMedia, options: &Options) {
     }
 }
 
-/// Writes a line for the program at the other end of the pipe, which may be gone.
+/// Prints a line for the parent process, which may have ended.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
@@ -100,7 +100,7 @@ fn count_clients(server: &RTSPServer) {
                 true => *counts = (counts.0 + 1, counts.1 + 1),
                 false => counts.0 -= 1,
             }
-            // Under the lock, so that the lines come in order.
+            // Under the lock, so that the lines are in order.
             say(&format!("clients {} total {}", counts.0, counts.1));
         };
         change(&counts, true);
@@ -131,7 +131,7 @@ fn serve(mut options: Options, signals: SigSet) -> Result<(), String> {
     let factory = RTSPMediaFactory::new();
     factory.set_launch(&options.launch()?);
     factory.set_shared(true);
-    // For SIGUSR2: the running stream's format, and what its size is divided by.
+    // For SIGUSR2: the capsfilter of the running stream, and the divisor of its size.
     let running = Arc::new(Mutex::new((glib::WeakRef::<gst::Element>::new(), 1)));
     factory.connect_media_configure({
         let (options, running) = (options.clone(), running.clone());
@@ -154,7 +154,7 @@ fn serve(mut options: Options, signals: SigSet) -> Result<(), String> {
     let _source = attached.map_err(|_| format!("port {} cannot be opened", options.port))?;
     say(&format!("ready rtsp://127.0.0.1:{}{}", server.bound_port(), options.path));
 
-    // UDP clients that went without a word are noticed by their sessions' timeout.
+    // UDP clients that disappear are noticed by the timeout of their sessions.
     let sessions = server.session_pool().expect("a new server has one");
     glib::timeout_add(Duration::from_secs(2), move || {
         sessions.cleanup();
@@ -179,7 +179,7 @@ fn serve(mut options: Options, signals: SigSet) -> Result<(), String> {
                         let info = gst_video::VideoInfo::from_caps(&caps).expect("made as such");
                         say(&format!("size {}x{}", info.width(), info.height()));
                     }
-                    // In the loop: before it runs, a `quit` would be lost.
+                    // In the main loop, because a `quit` before it runs would be lost.
                     _ => {
                         glib::idle_add_once(move || main_loop.quit());
                         return;
@@ -194,7 +194,7 @@ fn serve(mut options: Options, signals: SigSet) -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
-    // Before there is any thread: all of them inherit it, so that only `wait` gets these.
+    // Before any thread starts. All threads inherit the mask, so that only `wait` gets these signals.
     let handled = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
     let signals: SigSet = handled.into_iter().collect();
     signals.thread_block().expect("these signals can be blocked");

@@ -69,7 +69,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// `None` where help is asked for.
+    /// Parses arguments; `None` if they ask for help.
     pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let mut options = Self {
             port: 8554,
@@ -144,16 +144,16 @@ impl Options {
         }
     }
 
-    /// The elements of the stream, in the form that a media factory takes.
+    /// Returns the elements of the stream in the syntax of a media factory.
     pub fn launch(&self) -> Result<String, String> {
         let (pay, parse) = match self.codec {
             Codec::H264 => ("rtph264pay aggregate-mode=zero-latency", "h264parse"),
             Codec::H265 => ("rtph265pay aggregate-mode=zero-latency", "h265parse"),
         };
-        // Parameter sets before each keyframe: a client may join, or the size change, at any time.
+        // Parameter sets precede each keyframe, because a client may join, or the size change, at any time.
         let pay = format!("{parse} ! {pay} name=pay0 pt=96 config-interval=-1");
         let pay_audio = "aacparse ! rtpmp4gpay name=pay1 pt=97";
-        // No further ahead of the clock than half a second.
+        // At most half a second ahead of the clock.
         let appsrc = "appsrc is-live=true format=time block=true max-bytes=0 max-time=500000000";
 
         let mut launch = if self.file.is_some() {
@@ -186,7 +186,7 @@ impl Options {
                 );
             }
         }
-        // The words that stand at the start, or after a "!", are the elements.
+        // Words that name no element pass the check.
         launch.split_whitespace().try_for_each(have_element)?;
         Ok(format!("( {launch} )"))
     }
@@ -199,7 +199,7 @@ impl Options {
         let bframes = self.bframes;
         let common = format!("speed-preset=ultrafast key-int-max={gop} bitrate={bitrate}");
         match (self.codec, bframes) {
-            // Otherwise it makes a slice a thread.
+            // With more threads, x264enc would create a slice for each.
             (Codec::H264, 0) => {
                 let slices = self.slices;
                 format!("x264enc tune=zerolatency threads=1 option-string=slices={slices} {common}")
@@ -212,11 +212,11 @@ impl Options {
         }
     }
 
-    /// The raw format, with width and height divided by `divisor`.
+    /// Returns the raw format, with width and height divided by `divisor`.
     pub fn caps(&self, divisor: u32) -> gst::Caps {
         gst_video::VideoCapsBuilder::new()
             .format(gst_video::VideoFormat::I420)
-            // Chroma has half the width and height, so that both have to be even.
+            // Chroma has half the width and height, so that both are even.
             .width((self.width / divisor / 2 * 2) as i32)
             .height((self.height / divisor / 2 * 2) as i32)
             .framerate(gst::Fraction::new(self.fps.0 as i32, self.fps.1 as i32))
@@ -234,7 +234,7 @@ fn pair(value: &str, separator: char) -> Option<(u32, u32)> {
     Some((a.parse().ok()?, b.parse().ok()?))
 }
 
-/// Fails with the Debian package where `word` names an element that is not installed.
+/// Fails with the Debian package if `word` names an element that is not installed.
 fn have_element(word: &str) -> Result<(), String> {
     let package = match word {
         "x264enc" => "gstreamer1.0-plugins-ugly",

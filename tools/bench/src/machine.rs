@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Where figures come from.
+//! The machine and the commit that figures belong to.
 
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-/// Nothing that names it.
+/// Describes the machine without its name.
 pub fn machine() -> Value {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -24,7 +24,7 @@ pub fn machine() -> Value {
     })
 }
 
-/// Of the source, where it is at hand; otherwise as `$CUFRAMES_COMMIT` says.
+/// Returns `$CUFRAMES_COMMIT`, or else the commit of the source if git knows it.
 pub fn commit() -> Option<String> {
     let git = Command::new("git").args(["describe", "--always", "--dirty"]).output().ok();
     let said = git

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The tables of docs/benchmarks.md are what the results beside it say. `make docs` writes them, from what stands
-//! above each:
+//! The tables of docs/benchmarks.md agree with the results beside it. `make docs` writes them from the
+//! comment above each table:
 //!
-//! `<!-- table FILE[,FILE] | KEY=VALUE,… … | COLUMN … [| across KEY] -->` has a row for each result of these
-//! values, in their order, or with `across` for each but those of that key, whose columns stand side by side.
-//! A key with one value is not shown. `<!-- model FILE | system=… | MODEL … -->` has what was fitted,
-//! `<!-- calls FILE | system=… subscribers=… -->` the system calls of a frame, `<!-- packets FILE -->` what
-//! bench-packets writes.
+//! `<!-- table FILE[,FILE] | KEY=VALUE,… … | COLUMN … [| across KEY] -->` has a row for each result with
+//! these values, in their order. With `across`, values of that key are columns side by side. A key with one
+//! value is not shown. `<!-- model FILE | system=… | MODEL … -->` contains fitted models, `<!-- calls FILE |
+//! system=… subscribers=… -->` the system calls per frame, `<!-- packets FILE -->` the results of
+//! bench-packets.
 
 use std::path::PathBuf;
 
@@ -57,7 +57,7 @@ fn filled(page: &str) -> String {
             _ => continue,
         };
         out += &(table + END + "\n");
-        // What was there before; a first time nothing was.
+        // Skips the old table, which a new comment does not have.
         assert!(lines.any(|l| l == END), "nothing ends the table of '{rest}'");
     }
     out
@@ -68,7 +68,7 @@ fn read(file: &str) -> Value {
     serde_json::from_str(&text).expect(file)
 }
 
-/// Keys and their values, as results have them.
+/// Parses keys and their values.
 fn keys(text: &str) -> Vec<(&str, Vec<&str>)> {
     let pairs = text.split_whitespace().map(|word| word.split_once('=').expect(word));
     pairs.map(|(key, values)| (key, values.split(',').collect())).collect()
@@ -78,92 +78,124 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Markdown of a table; its numbers are aligned by nobody.
+/// Formats a table in Markdown, without alignment.
 fn markdown(heads: &[String], rows: &[Vec<String>]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let rule = format!("|{}\n", "---|".repeat(heads.len()));
     line(heads) + &rule + &rows.iter().map(|r| line(r)).collect::<String>()
 }
 
-fn table(parts: &[&str]) -> String {
-    let [files, keys_of_it, columns, rest @ ..] = parts else { panic!("{parts:?}") };
-    let (keys, columns) = (keys(keys_of_it), columns.split_whitespace().collect::<Vec<_>>());
-    let across = rest.first().and_then(|r| r.strip_prefix("across "));
-    let results: Vec<Value> = files
-        .split(',')
-        .flat_map(|file| {
-            let mut all = read(file);
-            let machine = all["machine"]["cores"].clone();
-            let results = all["results"].as_array_mut().expect(file).split_off(0);
-            results.into_iter().map(move |mut r| {
-                r["cores"] = machine.clone();
-                r
-            })
-        })
-        .collect();
-    for (key, values) in &keys {
-        for value in values {
-            assert!(results.iter().any(|r| text(&r[key]) == *value), "{key} is never {value}");
-        }
-    }
-    // Rows by the values of all keys but the one across.
-    let mut rows: Vec<Vec<&str>> = vec![Vec::new()];
-    for (_, values) in keys.iter().filter(|(key, _)| Some(*key) != across) {
-        let longer = |row: &Vec<_>| {
-            values.iter().map(|v| [row.clone(), vec![*v]].concat()).collect::<Vec<_>>()
-        };
-        rows = rows.iter().flat_map(longer).collect();
-    }
-    let down: Vec<_> = keys.iter().filter(|(key, _)| Some(*key) != across).collect();
-    let groups: Vec<Option<&str>> = match across {
-        Some(across) => keys
-            .iter()
-            .find(|(k, _)| *k == across)
-            .expect(across)
-            .1
-            .iter()
-            .map(|v| Some(*v))
-            .collect(),
-        None => vec![None],
-    };
-    let shown = |n: &usize| down[*n].1.len() > 1;
-    let labels: Vec<usize> = (0..down.len()).filter(shown).collect();
-    let mut heads: Vec<String> = labels.iter().map(|n| key_head(down[*n].0).to_owned()).collect();
-    for group in &groups {
-        for (n, column) in columns.iter().enumerate() {
-            let head = column_head(column);
-            heads.push(match group {
-                Some(value) if n == 0 => format!("{} {value}: {head}", across_head(across)),
-                _ => head.to_owned(),
-            });
-        }
-    }
-    let mut cells = Vec::new();
-    for row in rows {
-        let of = |group: &Option<&str>| {
-            only(&results, |r| {
-                let is = |key: &str, value: &str| text(&r[key]) == value;
-                down.iter().zip(&row).all(|((key, _), value)| is(key, value))
-                    && group.is_none_or(|value| is(across.unwrap_or_default(), value))
-            })
-        };
-        if groups.iter().all(|g| of(g).is_none()) {
-            continue;
-        }
-        let mut line: Vec<String> = labels
-            .iter()
-            .map(|n| if down[*n].0 == "system" { format!("`{}`", row[*n]) } else { row[*n].into() })
-            .collect();
-        for group in &groups {
-            line.extend(columns.iter().map(|c| of(group).map_or(String::new(), |r| cell(r, c))));
-        }
-        cells.push(line);
-    }
-    assert!(!cells.is_empty(), "no result of {parts:?}");
-    markdown(&heads, &cells)
+/// What a comment asks of a table.
+struct Table<'a> {
+    results: Vec<Value>,
+    /// Keys that select rows, with their values.
+    down: Vec<(&'a str, Vec<&'a str>)>,
+    /// The key whose values are columns side by side.
+    across: Option<(&'a str, Vec<&'a str>)>,
+    columns: Vec<&'a str>,
 }
 
-/// The result that is meant; of two, a table would have to say which.
+fn table(parts: &[&str]) -> String {
+    let table = Table::parse(parts);
+    let rows: Vec<_> = table.rows().iter().filter_map(|row| table.line(row)).collect();
+    assert!(!rows.is_empty(), "no result of {parts:?}");
+    markdown(&table.heads(), &rows)
+}
+
+impl<'a> Table<'a> {
+    fn parse(parts: &[&'a str]) -> Self {
+        let [files, keys_of_it, columns, rest @ ..] = parts else { panic!("{parts:?}") };
+        let results: Vec<Value> = files.split(',').flat_map(results).collect();
+        let mut down = keys(keys_of_it);
+        for (key, values) in &down {
+            for value in values {
+                assert!(results.iter().any(|r| text(&r[key]) == *value), "{key} is never {value}");
+            }
+        }
+        let across = rest.first().and_then(|r| r.strip_prefix("across ")).map(|across| {
+            let at = down.iter().position(|(key, _)| *key == across).expect(across);
+            down.remove(at)
+        });
+        Self { results, down, across, columns: columns.split_whitespace().collect() }
+    }
+
+    /// Returns the rows by their values of all keys that go down.
+    fn rows(&self) -> Vec<Vec<&'a str>> {
+        let mut rows = vec![Vec::new()];
+        for (_, values) in &self.down {
+            let longer = |row: &Vec<_>| {
+                values.iter().map(|v| [row.clone(), vec![*v]].concat()).collect::<Vec<_>>()
+            };
+            rows = rows.iter().flat_map(longer).collect();
+        }
+        rows
+    }
+
+    /// Returns the indexes of the keys that are shown. A key with one value is not.
+    fn labels(&self) -> impl Iterator<Item = usize> {
+        (0..self.down.len()).filter(|n| self.down[*n].1.len() > 1)
+    }
+
+    /// Returns the values whose columns are side by side; `None` stands for one group.
+    fn groups(&self) -> Vec<Option<&'a str>> {
+        match &self.across {
+            Some((_, values)) => values.iter().copied().map(Some).collect(),
+            None => vec![None],
+        }
+    }
+
+    fn heads(&self) -> Vec<String> {
+        let mut heads: Vec<_> =
+            self.labels().map(|n| key_head(self.down[n].0).to_owned()).collect();
+        let across = across_head(self.across.as_ref().map(|(key, _)| *key));
+        for group in self.groups() {
+            heads.extend(self.columns.iter().enumerate().map(|(n, column)| match group {
+                Some(value) if n == 0 => format!("{across} {value}: {}", column_head(column)),
+                _ => column_head(column).to_owned(),
+            }));
+        }
+        heads
+    }
+
+    /// Returns the cells of a row; `None` without a result.
+    fn line(&self, row: &[&str]) -> Option<Vec<String>> {
+        let label = |n: usize| match self.down[n].0 {
+            "system" => format!("`{}`", row[n]),
+            _ => row[n].to_owned(),
+        };
+        let results: Vec<_> = self.groups().into_iter().map(|g| self.result(row, g)).collect();
+        results.iter().any(Option::is_some).then(|| {
+            let mut line: Vec<_> = self.labels().map(label).collect();
+            for result in results {
+                let cell = |column: &&str| result.map_or(String::new(), |r| cell(r, column));
+                line.extend(self.columns.iter().map(cell));
+            }
+            line
+        })
+    }
+
+    fn result(&self, row: &[&str], group: Option<&str>) -> Option<&Value> {
+        only(&self.results, |r| {
+            let is = |key: &str, value: &str| text(&r[key]) == value;
+            let across = self.across.as_ref().map(|(key, _)| *key).zip(group);
+            self.down.iter().zip(row).all(|((key, _), value)| is(key, value))
+                && across.is_none_or(|(key, value)| is(key, value))
+        })
+    }
+}
+
+/// Returns the results of a file. Each also has the cores of its machine.
+fn results(file: &str) -> Vec<Value> {
+    let mut all = read(file);
+    let cores = all["machine"]["cores"].clone();
+    let mut results = all["results"].as_array_mut().expect(file).split_off(0);
+    for result in &mut results {
+        result["cores"] = cores.clone();
+    }
+    results
+}
+
+/// Returns the result that matches. A table has to select one of several.
 fn only(results: &[Value], is: impl Fn(&Value) -> bool) -> Option<&Value> {
     let mut all = results.iter().filter(|r| is(r));
     let found = all.next();
@@ -214,7 +246,7 @@ fn column_head(column: &str) -> &str {
     }
 }
 
-/// The figure of a result: the median of its turns, of some with the least and the most.
+/// Formats a figure of a result: the median of its turns, for some figures with minimum and maximum.
 fn cell(result: &Value, column: &str) -> String {
     let r = result;
     match column {
@@ -262,7 +294,7 @@ fn spread(figure: &Value, decimals: usize) -> String {
     }
 }
 
-/// With commas between thousands.
+/// Formats a number with commas between thousands.
 fn number(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
@@ -276,7 +308,7 @@ fn number(value: f64, decimals: usize) -> String {
     (out + rest).replace('-', "−")
 }
 
-/// `a + b · S (r², the most that it is off)` for each system and model.
+/// Formats `a + b · S (r², largest error)` for each system and model.
 fn model(parts: &[&str]) -> String {
     let [file, keys_of_it, models] = parts else { panic!("{parts:?}") };
     let models: Vec<&str> = models.split_whitespace().collect();
@@ -323,7 +355,7 @@ fn model(parts: &[&str]) -> String {
     markdown(&heads, &systems.iter().map(row).collect::<Vec<_>>())
 }
 
-/// By name, a publisher's beside those of one that hands frames to nobody; what is rare is left out.
+/// Formats calls by name, without those of a publisher that hands over nothing, and without rare ones.
 fn calls(parts: &[&str]) -> String {
     let [file, keys_of_it] = parts else { panic!("{parts:?}") };
     let keys = keys(keys_of_it);
@@ -361,7 +393,7 @@ fn calls(parts: &[&str]) -> String {
     markdown(&heads, &systems.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Of the readers, the median one.
+/// Formats results of bench-packets. Of the readers, it shows the median one.
 fn packets(file: &str) -> String {
     let all = read(file);
     let rows = all["results"].as_array().unwrap().iter().map(|r| {

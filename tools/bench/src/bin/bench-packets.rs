@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What packets cost, publisher and readers in processes of their own: `bench-packets [--cameras N[,N…]]
-//! [--readers N] [--mbit N] [--fps N] [--seconds N] [--out FILE.json]`.
+//! Measures the cost of packets between processes: `bench-packets [--cameras N[,N…]] [--readers N] [--mbit N]
+//! [--fps N] [--seconds N] [--out FILE.json]`.
 //!
-//! One process publishes all cameras, each with its own key, a keyframe of 8 times the size every second.
-//! Each reader is a process that takes the packets of all cameras. Hand-over is the time from publishing a
-//! packet to having its copy.
+//! One process publishes all cameras, each with a key of its own. Every second there is a keyframe of 8 times
+//! the size of other packets. Each reader is a process that takes the packets of all cameras. Hand-over is
+//! the time from publishing a packet to having its copy.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -55,7 +55,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Bytes of a keyframe and of the others.
+    /// Returns the bytes of a keyframe and of other packets.
     fn sizes(&self) -> (usize, usize) {
         let second = self.mbit * 1e6 / 8.0;
         let delta = second / (self.fps + 7) as f64;
@@ -63,13 +63,13 @@ impl Options {
     }
 }
 
-/// CPU time of this process so far, in seconds.
+/// Returns the CPU time of this process so far, in seconds.
 fn cpu() -> f64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID);
     time.map_or(f64::NAN, |t| t.tv_sec() as f64 + t.tv_nsec() as f64 / 1e9)
 }
 
-/// p50, p95 and p99 in µs.
+/// Returns p50, p95 and p99 in µs.
 fn quantiles(mut ns: Vec<i64>) -> Value {
     ns.sort_unstable();
     let last = ns.len().saturating_sub(1) as f64;
@@ -77,7 +77,7 @@ fn quantiles(mut ns: Vec<i64>) -> Value {
     json!({ "p50": of(0.5), "p95": of(0.95), "p99": of(0.99) })
 }
 
-/// What a process says of itself, for people.
+/// Formats the report of a process.
 fn text(said: &Value) -> String {
     let of = |name: &str| said["us"][name].as_f64().unwrap_or(f64::NAN);
     format!(
@@ -141,7 +141,7 @@ fn publish(options: &Options, cameras: usize) -> Result<Value, Failure> {
         outputs.push(output);
     }
 
-    // Cameras are not in step: their packets are spread over the time of one frame.
+    // Cameras are not synchronized: their packets are spread over the time of one frame.
     let (large, small) = options.sizes();
     let data = vec![0x5a; large];
     let packets = options.fps * options.seconds;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Where one turn of a case runs: its processes, from their start to what they say.
+//! The environment of one turn: its folder, cameras and processes, from their start to their reports.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,12 +30,12 @@ impl Drop for Environment<'_> {
     }
 }
 
-/// What a turn is for, besides how fast frames are.
+/// What a turn measures besides latency.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Probe<'a> {
     None,
     Steps,
-    /// Where strace writes.
+    /// System calls. strace writes into this folder.
     Calls(&'a Path),
 }
 
@@ -58,7 +58,7 @@ impl<'a> Environment<'a> {
         Ok(environment)
     }
 
-    /// What a process does for these cameras.
+    /// Returns the task of a process for these cameras.
     fn task(
         &self,
         cameras: Range<u32>,
@@ -86,7 +86,7 @@ impl<'a> Environment<'a> {
         })
     }
 
-    /// What a process does for a camera, the `n`th of its own.
+    /// Returns the part of a task for a camera, which is the process's `n`th.
     fn branch(&self, n: usize, camera: u32, publishes: bool) -> Result<Camera, Failure> {
         let System { source, sink, subscriber, .. } = self.system;
         let (caps, fps) = (self.case.picture.caps(), self.case.picture.fps);
@@ -105,7 +105,7 @@ impl<'a> Environment<'a> {
         };
         let made = match fps {
             0 => format!("benchsrc ! {caps} ! "),
-            // Cameras of one process are no more in step than others.
+            // Cameras of one process are not synchronized either.
             _ => {
                 let phase = n as u64 * 1_000_000_000 / u64::from(fps * self.case.cameras);
                 format!(
@@ -113,7 +113,7 @@ impl<'a> Environment<'a> {
                 )
             }
         };
-        // Queue-free: the thread that makes a frame hands it over, as a decoder's does.
+        // Without a queue: the thread that creates a frame hands it over, as a decoder's does.
         let before = match source {
             Source::Made => made,
             Source::Uploaded => made + UPLOAD,
@@ -146,9 +146,9 @@ impl<'a> Environment<'a> {
             _ => None,
         };
         let vram = process::vram();
-        // Its sink is there to be connected to; or the subscriber waits, or has had a frame of a camera.
+        // Publishers have a sink to connect to. Subscribers wait, or have received a frame of a camera.
         let (mut publishers, mut subscribers) = (Vec::new(), Vec::new());
-        // The cameras of each process: all, or one.
+        // Cameras of each process: all of them, or one.
         let of_one = if self.system.together { cameras } else { 1 };
         let groups = || (0..cameras).step_by(of_one as usize).map(|n| n..n + of_one);
         for group in groups().filter(|_| self.system.publishes()) {
@@ -168,7 +168,7 @@ impl<'a> Environment<'a> {
         subscribers.iter_mut().try_for_each(Process::go)?;
         for one in &mut publishers {
             one.go()?;
-            // Cameras are not in step.
+            // Cameras are not synchronized.
             std::thread::sleep(Duration::from_secs(1) / cameras / picture.pace());
         }
         let mut round = Round::default();
@@ -193,7 +193,7 @@ impl<'a> Environment<'a> {
             round.dropped += said["dropped"].as_u64().unwrap_or(0);
             round.add_steps(&said);
         }
-        // Behind the last frame that counts, to disturb none; cameras go on.
+        // After the last frame that counts, so that none is disturbed. Cameras continue.
         if probe == Probe::None {
             round.memory = publishers.iter().chain(&subscribers).map(Process::memory).sum();
             round.shared = publishers.iter().map(Process::shared_files).sum();
@@ -226,11 +226,11 @@ impl<'a> Environment<'a> {
         let time = |name: &str| said[name].as_i64().ok_or("no time");
         let mut life =
             Life { first: ms(time("began")?, time("time")?), recovery: None, restarts: 0 };
-        // A camera that is shared is away as long as it takes to decode again, whatever the system.
+        // With a shared camera, recovery takes as long as starting to decode, whatever the system.
         if let Some((old, _)) = old.as_mut().filter(|_| !self.system.has_camera()) {
             std::thread::sleep(Duration::from_millis(200));
             old.kill();
-            // A name that is taken keeps some sinks from starting; who restarts them removes it.
+            // Some sinks do not start while their socket exists. A supervisor would remove it.
             for name in ["unixfd", "shm", "cudaipc"] {
                 let _ = std::fs::remove_file(self.dir.join("0").join(name));
             }
@@ -242,14 +242,14 @@ impl<'a> Environment<'a> {
         Ok(life)
     }
 
-    /// A publisher is silent, and a subscriber waits for it: what both use in a second.
+    /// Measures what a silent publisher and a waiting subscriber use per second.
     pub fn idle(&self) -> Result<Idle, Failure> {
         let silent = |task| Task { silent: true, ..task };
         let mut publisher = Process::role(&silent(self.task(0..1, true, false, false)?), None)?;
         wait_for_word(&mut publisher, "ready")?;
         let mut subscriber = Process::role(&silent(self.task(0..1, false, false, false)?), None)?;
         wait_for_word(&mut subscriber, "playing")?;
-        // Until both have settled.
+        // Waits until both have settled.
         std::thread::sleep(Duration::from_millis(500));
         let seconds = self.options.idle;
         let before = [publisher.used(), subscriber.used()];
@@ -262,7 +262,7 @@ impl<'a> Environment<'a> {
         Ok(Idle { publisher: of(&publisher, before[0]), subscriber: of(&subscriber, before[1]) })
     }
 
-    /// System calls for a frame, of the publisher and of one subscriber.
+    /// Counts system calls per frame, of the publisher and of one subscriber.
     pub fn calls(&self) -> Result<(Calls, Calls), Failure> {
         self.round(Probe::Calls(&self.dir))?;
         let of = |name: &str| -> Result<Calls, Failure> {
@@ -277,7 +277,7 @@ impl<'a> Environment<'a> {
     }
 }
 
-/// What several processes say of themselves.
+/// The sum of several processes' reports.
 #[derive(Default)]
 struct Sum {
     cpu: f64,
@@ -317,7 +317,7 @@ impl Round {
     }
 }
 
-/// A few processes start at a time: contexts of a GPU take seconds where many are made at once.
+/// Limits how many processes start at a time, because creating many GPU contexts at once takes seconds.
 fn settle(all: &mut [Process], last: bool, word: &str) -> Result<(), Failure> {
     const AT_A_TIME: usize = 8;
     if !last && !all.len().is_multiple_of(AT_A_TIME) {

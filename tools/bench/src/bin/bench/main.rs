@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Hand-over between processes, measured the same way for every system: `bench [--frames N] [--fps N[,N…]]
-//! [--size WxH[,WxH…]] [--cameras N[,N…]] [--subscribers N[,N…]] [--rounds N] [--lives N] [--idle SECONDS]
-//! [--settle SECONDS] [--behind ELEMENTS] [--no-steps] [--no-trace] [--file F [--codec h265]] [--out FOLDER]
-//! [SYSTEM…]`.
+//! Measures the hand-over of frames between processes in the same way for every system: `bench [--frames N]
+//! [--fps N[,N…]] [--size WxH[,WxH…]] [--cameras N[,N…]] [--subscribers N[,N…]] [--rounds N] [--lives N]
+//! [--idle SECONDS] [--settle SECONDS] [--behind ELEMENTS] [--no-steps] [--no-trace] [--file F [--codec
+//! h265]] [--out FOLDER] [SYSTEM…]`.
 //!
-//! A publisher notes the time of each frame at the sink's pad, subscribers read it at the element behind
-//! the source: from the frame's own pixels, or else from a page that they share (see [`timestamps::Stamps`]). All
-//! are processes of their own, and each camera has a publisher ([`systems::System::together`] is the other
-//! way); the systems are measured one after another in turns, so that what else the machine does hits all
-//! alike. What a machine lacks is skipped. `--fps 0` is as fast as it goes.
+//! A publisher stores the time of each frame at the sink's pad. Subscribers read it at the element behind the
+//! source, from the pixels or from a shared page (see [`timestamps::Stamps`]). Publishers and subscribers are
+//! processes. Each camera has a publisher, except with [`systems::System::together`]. Systems are measured in
+//! turns, so that other load of the machine affects all alike. Systems that the machine lacks are skipped.
+//! `--fps 0` publishes as fast as possible.
 //!
-//! Behind the turns, which are not disturbed by it, and with one camera: where a frame's time goes
-//! ([`steps`]); and, of the first size and rate, `--lives` subscribers that join a running publisher, which
-//! is then killed and replaced; what everybody uses while a publisher is silent; and one turn of each
-//! system under strace, where that exists.
+//! Further turns follow, with one camera: the steps of a frame ([`steps`]). With the first size and rate,
+//! also: `--lives` subscribers that join a running publisher, which is then killed and replaced; the use of
+//! CPU while a publisher is silent; and one turn of each system under strace, if that is installed.
 //!
-//! Results go to the terminal, and to FOLDER as results.json and pictures.
+//! Results are printed, and written into FOLDER as results.json and plots.
 
 mod environment;
 mod model;
@@ -40,7 +39,7 @@ use report::Report;
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Frames before those that are measured: connections, mappings, first allocations.
+/// Frames before the measurement, for connections, mappings and first allocations.
 pub const WARM_UP: u32 = 30;
 
 fn main() -> Result<(), Failure> {
@@ -64,7 +63,7 @@ enum Turn {
 }
 
 impl Turn {
-    /// Whether it says anything about the case that another turn has not said.
+    /// Returns whether the turn measures something of the case that no other turn has measured.
     fn is_for(self, case: Case, system: &systems::System, options: &Options) -> bool {
         let [first, last] = [options.subscribers.first(), options.subscribers.last()];
         let first_picture = options.cases()[0].0.picture == case.picture;
@@ -133,7 +132,7 @@ fn measure(options: Options) -> Result<Report, Failure> {
                 eprintln!("  failed: {e}");
                 result.failed = Some(format!("failed in a {turn:?}: {e}"));
             }
-            // What is there stays, whatever becomes of the rest.
+            // Results so far are kept if a later turn fails.
             report.save()?;
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What cost is made of: a model for each kind of it, fitted to what was measured.
+//! Linear models of cost, fitted to the measurements.
 
 use serde_json::{Value, json};
 
@@ -11,27 +11,27 @@ pub struct Model {
     name: &'static str,
     unit: &'static str,
     y: fn(Case, &Round) -> Option<f64>,
-    /// What it may grow with: the first is always there.
+    /// The variables. The first is constant.
     of: fn(Case) -> Vec<f64>,
     parts: &'static [Part],
 }
 
-/// Its name, and whether a system has it.
+/// The name of a term, and whether a system has it.
 type Part = (&'static str, fn(&System) -> bool);
 
-/// Of a frame, and of one publisher.
+/// Variables of cost per frame, and of one publisher.
 fn of_one(case: Case) -> Vec<f64> {
     vec![1.0, case.subscribers.into(), f64::from(case.cameras) - 1.0]
 }
 
-/// Of all cameras.
+/// Variables of cost of all cameras.
 fn of_all(case: Case) -> Vec<f64> {
     let (cameras, subscribers) = (f64::from(case.cameras), f64::from(case.subscribers));
     vec![1.0, cameras, subscribers, cameras * subscribers]
 }
 
 const ONE: &[Part] = &[("", |_| true), ("subscribers", |_| true), ("further cameras", |_| true)];
-/// Cameras alone cost something if something publishes them; subscribers, if each is one process for all cameras.
+/// Cameras have a term if they are published. Subscribers have one if each is a process for all cameras.
 const ALL: &[Part] = &[
     ("", |_| true),
     ("cameras", |system| !system.sink.is_empty()),
@@ -62,13 +62,13 @@ impl Model {
         let known =
             |(case, round): &(Case, &Round)| Some(((self.of)(*case), (self.y)(*case, round)?));
         let points: Vec<Point> = rounds.iter().filter_map(known).collect();
-        // What did not vary has no part in it.
+        // A variable that did not vary has no term.
         let first = &points.first()?.0;
         let varies = |i: &usize| points.iter().any(|(x, _)| x[*i] != first[*i]);
         let is_part = |i: &usize| self.parts[*i].1(system) && varies(i);
         let mut used: Vec<usize> =
             [0].into_iter().chain((1..first.len()).filter(is_part)).collect();
-        // With one number of subscribers, they can't be told from the cameras.
+        // With one number of subscribers, their cost cannot be separated from that of the cameras.
         while used.len() > 1 {
             let of_used = |x: &Vec<f64>| used.iter().map(|i| x[*i]).collect();
             let points: Vec<Point> = points.iter().map(|(x, y)| (of_used(x), *y)).collect();
@@ -85,7 +85,7 @@ pub struct Cost {
     system: &'static str,
     picture: Picture,
     model: &'static Model,
-    /// Which parts were fitted.
+    /// Indexes of the fitted terms.
     used: Vec<usize>,
     fit: Fit,
 }

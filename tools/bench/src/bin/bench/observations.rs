@@ -1,35 +1,36 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What a subscriber saw of the frames that it got.
+//! What a subscriber observed of its frames.
 
 use crate::timestamps::Stamp;
 use crate::worker::{BEGIN, Usage};
 
-/// The pixels are complete when a frame gets here, in device memory too: see [`crate::timestamps::Stamps::wait`].
+/// The pixels of a frame are complete when it is added, also in device memory: see
+/// [`crate::timestamps::Stamps::wait`].
 #[derive(Default)]
 pub struct Observations {
     /// In ns.
     pub latencies: Vec<i64>,
-    /// Frames of which it can't be said how long they took: see [`crate::timestamps::Stamps`].
+    /// Frames without a known latency: see [`crate::timestamps::Stamps`].
     pub late: u64,
-    /// Frames since the start, and of these what was wrong.
+    /// Frames since the start, and those that were torn or repeated.
     pub frames: u64,
     pub torn: u64,
     pub repeated: u64,
-    /// Numbers that were left out.
+    /// Numbers that are missing.
     pub gaps: u64,
-    /// The stamp of the last frame, and whether its latency counts.
+    /// The time of the last frame, and whether its latency counts.
     last: (i64, bool),
     pub number: Option<u64>,
-    /// Before the first frame that counts.
+    /// Usage before the first frame that counts.
     pub start: Option<Usage>,
-    /// When the first and the last of them came.
+    /// When the first and the last frame arrived.
     pub times: Option<(i64, i64)>,
-    /// In another memory than that of the system.
+    /// A frame was in other memory than that of the system.
     pub wrong: bool,
 }
 
 impl Observations {
-    /// False if the frame does not count. Frames with a stamp are told apart up to `limit`, if at all.
+    /// Adds a frame. Returns false if it does not count. Latencies from `limit` on are unknown.
     pub fn add(&mut self, now: i64, stamp: Option<Stamp>, limit: i64) -> bool {
         let Some(stamp) = stamp else {
             self.wrong = true;
@@ -50,18 +51,18 @@ impl Observations {
             }
             self.number = Some(number);
         }
-        // No time crosses with what a camera drew, and as fast as it goes a page has none to tell.
+        // Numbers that a camera drew have no time, and at full speed neither has a page.
         if stamp.time < 0 || limit == 0 {
             return true;
         }
-        // Two frames in the time of one: the first was older than its stamp.
+        // Two frames have the same time, so that the first was older than its stamp.
         if limit < i64::MAX && self.last == (stamp.time, true) {
             self.latencies.pop();
             self.late += 1;
         }
         let counts = now - stamp.time < limit;
         if counts {
-            // As fast as it goes, and for long, there are millions.
+            // At full speed there are millions of frames in a long turn.
             if self.latencies.len() < 1_000_000 {
                 self.latencies.push(now - stamp.time);
             }
@@ -72,7 +73,7 @@ impl Observations {
         true
     }
 
-    /// Frames a second.
+    /// Returns frames per second.
     pub fn rate(&self) -> Option<f64> {
         let (first, last) = self.times.filter(|(first, last)| last > first)?;
         Some((self.frames - 1) as f64 * 1e9 / (last - first) as f64)

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::Failure;
 use crate::systems::{SYSTEMS, System};
 
-/// What frames are like. At a rate of 0 they come as fast as they go.
+/// Size and rate of frames. A rate of 0 means full speed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Picture {
     pub width: u32,
@@ -27,7 +27,7 @@ impl Picture {
         }
     }
 
-    /// Frames a second that a turn's length is reckoned by.
+    /// Returns the frames per second that determine the duration of a turn.
     pub fn pace(self) -> u32 {
         if self.fps == 0 { 30 } else { self.fps }
     }
@@ -38,13 +38,13 @@ impl Picture {
     }
 }
 
-/// What one result is of.
+/// The conditions of one result.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Case {
     pub picture: Picture,
     pub system: &'static str,
     pub cameras: u32,
-    /// Of each camera.
+    /// For each camera.
     pub subscribers: u32,
 }
 
@@ -56,16 +56,17 @@ pub struct Options {
     pub subscribers: Vec<u32>,
     pub rounds: u32,
     pub lives: u32,
-    /// For how many seconds a publisher is silent.
+    /// Seconds for which a publisher is silent.
     pub idle: u32,
-    /// For how many seconds everything runs before it is measured: a decoder that starts has to catch up.
+    /// Seconds for which everything runs before the measurement, because a decoder that starts has to catch
+    /// up.
     pub settle: u32,
     pub steps: bool,
     pub trace: bool,
-    /// Elements that work on each frame behind where it is measured.
+    /// Elements that process each frame after the measurement.
     pub behind: String,
-    /// What the simulated camera plays; without, it encodes a test picture. It is said to have the size and the
-    /// rate of the options.
+    /// The file that the simulated camera plays instead of a test picture. Results name the size and rate of
+    /// the options.
     pub file: Option<PathBuf>,
     pub codec: String,
     pub out: PathBuf,
@@ -135,7 +136,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Everything that is measured, in the order of a turn: systems next to each other.
+    /// Returns all cases in the order of a turn. Systems are adjacent.
     pub fn cases(&self) -> Vec<(Case, &'static System)> {
         let mut cases = Vec::new();
         let sizes = self.sizes.iter().flat_map(|size| self.fps.iter().map(move |fps| (size, fps)));
@@ -143,11 +144,11 @@ impl Options {
             for &cameras in &self.cameras {
                 for &count in &self.subscribers {
                     for &system in &self.systems {
-                        // Nobody hands anything over to nobody.
+                        // A system without subscribers hands nothing over.
                         let subscribers = if system.subscriber.is_empty() { 0 } else { count };
                         let picture = Picture { width, height, fps };
                         let case = Case { picture, system: system.name, cameras, subscribers };
-                        // A camera has a clock.
+                        // A camera has a clock, and no full speed.
                         if fps > 0 || !system.has_camera() {
                             cases.push((case, system));
                         }

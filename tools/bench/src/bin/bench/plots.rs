@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Pictures of the results.
+//! Plots of the results.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ fn colour(n: usize) -> RGBColor {
     RGBColor(r, g, b)
 }
 
-/// Lines with names, in order.
+/// Named lines, in order.
 type Lines = Vec<(String, Vec<(f64, f64)>)>;
 
 pub fn draw(report: &Report, folder: &Path) -> Result<(), Failure> {
@@ -53,7 +53,7 @@ pub fn draw(report: &Report, folder: &Path) -> Result<(), Failure> {
         true,
     )?;
 
-    // By what there is most of.
+    // The axis depends on the option with most values.
     let by_cameras = report.options.cameras.len() > report.options.subscribers.len();
     let what = if by_cameras { "cameras" } else { "subscribers" };
     let mut costs = Lines::new();
@@ -124,7 +124,7 @@ fn lines(
     Ok(area.present()?)
 }
 
-/// Each repeat is a point.
+/// Each repetition is a point.
 fn points(path: &Path, title: &str, groups: Vec<(String, Vec<f64>)>) -> Result<(), Failure> {
     let Some(most) = groups.iter().flat_map(|g| &g.1).copied().reduce(f64::max) else {
         return Ok(());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Starts the processes of a system, and looks at them from outside.
+//! Starts the processes of a system, and measures them from outside.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufReader, Write};
@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use crate::Failure;
 use crate::worker::{BEGIN, END, Task};
 
-/// A process of this run. It goes when this is dropped.
+/// A process of this run. It is killed when this is dropped.
 pub struct Process {
     child: Child,
     pub out: BufReader<ChildStdout>,
@@ -18,9 +18,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// This program again, in a role; `trace` is where strace writes its system calls.
+    /// Starts this program again, in a role. With `trace`, strace writes its system calls there.
     pub fn role(task: &Task, trace: Option<&Path>) -> Result<Self, Failure> {
-        // Not current_exe: with a runner that is the runner's loader.
+        // Not current_exe: with a launcher that is a loader.
         let own = std::env::args_os().next().ok_or("a program has a name")?;
         let mut command = match trace {
             Some(trace) => {
@@ -38,18 +38,18 @@ impl Process {
         Ok(Self { input: child.stdin.take(), out, child })
     }
 
-    /// Lets it go on.
+    /// Lets the process continue.
     pub fn go(&mut self) -> Result<(), Failure> {
         Ok(self.input.as_mut().ok_or("no input")?.write_all(b"\n")?)
     }
 
-    /// Without a chance to clean up.
+    /// Kills the process, which cannot clean up.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Lets it end; whether it does so well.
+    /// Lets the process end. Returns whether it succeeds.
     pub fn end(&mut self) -> Result<bool, Failure> {
         self.input = None;
         let status = self.child.wait()?;
@@ -59,7 +59,7 @@ impl Process {
         Ok(status.success())
     }
 
-    /// Its memory in MiB, of what it shares with others its part.
+    /// Returns its memory in MiB. Shared memory counts in proportion.
     pub fn memory(&self) -> Option<f64> {
         let path = format!("/proc/{}/smaps_rollup", self.child.id());
         let text = std::fs::read_to_string(path).ok()?;
@@ -67,7 +67,8 @@ impl Process {
         Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
     }
 
-    /// CPU time in µs and switches of all its threads so far. With a runner, the process is that.
+    /// Returns CPU time in µs and context switches of all its threads so far. A launcher executes the program
+    /// in its own process.
     pub fn used(&self) -> (f64, f64) {
         let mut sum = (0.0, 0.0);
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
@@ -82,7 +83,7 @@ impl Process {
         sum
     }
 
-    /// What its open memfds and files of shared memory take, in MiB.
+    /// Returns the size of its open memfds and files of shared memory, in MiB.
     pub fn shared_files(&self) -> Option<f64> {
         let mut seen = HashSet::new();
         let mut blocks = 0;
@@ -107,7 +108,7 @@ impl Drop for Process {
     }
 }
 
-/// Of all GPUs, what nvidia-smi knows by this name. `None` where there are none, or it does not.
+/// Returns a value of all GPUs, by the name that nvidia-smi has for it; `None` without GPUs or such a value.
 fn gpus(name: &str) -> Option<Vec<f64>> {
     let mut smi = Command::new("nvidia-smi");
     let query = format!("--query-gpu={name}");
@@ -116,12 +117,12 @@ fn gpus(name: &str) -> Option<Vec<f64>> {
     String::from_utf8_lossy(&output.stdout).lines().map(|l| l.trim().parse().ok()).collect()
 }
 
-/// Memory in use of all GPUs, in MiB.
+/// Returns the memory in use of all GPUs, in MiB.
 pub fn vram() -> Option<f64> {
     Some(gpus("memory.used")?.iter().sum())
 }
 
-/// How busy the first GPU's decoders are, in %.
+/// Returns the utilization of the first GPU's decoders, in %.
 pub fn decoder() -> Option<f64> {
     gpus("utilization.decoder")?.first().copied()
 }
@@ -132,17 +133,17 @@ pub fn can_trace() -> bool {
     strace.status().is_ok_and(|s| s.success())
 }
 
-/// How often each system call was made in what counts of a trace.
+/// Counts each system call in the part of a trace that counts.
 pub fn calls(trace: &Path) -> Result<BTreeMap<String, u64>, Failure> {
     let text = String::from_utf8_lossy(&std::fs::read(trace)?).into_owned();
     let mut calls = BTreeMap::new();
     let counted = text.lines().skip_while(|l| !l.contains(BEGIN)).skip(1);
     for line in counted.take_while(|l| !l.contains(END)) {
-        // "PID name(arguments) = result"; the second half of a call that was interrupted is "<... name".
+        // "PID name(arguments) = result". The second half of an interrupted call is "<... name".
         let call = line.split_once(' ').and_then(|(_, rest)| rest.trim_start().split_once('('));
         if let Some((name, arguments)) = call.filter(|(name, _)| !name.contains(' ')) {
             let operation = arguments.split(", ").nth(1).filter(|_| name == "futex");
-            // A strace that is older than the call knows its number only.
+            // An older strace prints the number of the call only.
             let name = if name == "syscall_0x1c1" { "futex_waitv" } else { name };
             let name = operation.map_or(name.to_owned(), |o| o.replace("_PRIVATE", " (private)"));
             *calls.entry(name).or_default() += 1;

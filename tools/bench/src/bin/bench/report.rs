@@ -16,11 +16,11 @@ use cuframes_bench::machine::{commit, machine};
 pub struct Report {
     pub options: Options,
     pub results: BTreeMap<Case, Result>,
-    /// Why there is nothing of a system.
+    /// Reasons for which systems were skipped.
     pub excuses: BTreeMap<&'static str, String>,
 }
 
-/// A column: its head and what stands in it.
+/// A column: its heading, and the function that formats a cell.
 type Column = (&'static str, fn(Case, &Result) -> String);
 
 const TIMES: [Column; 6] = [
@@ -67,7 +67,7 @@ fn calls(all: Option<&Calls>) -> String {
         .map_or("–".into(), |c| format!("{:.1}", c.values().sum::<f64>()))
 }
 
-/// What of these calls is not of `others`: of a publisher that hands frames to nobody.
+/// Returns the calls without those of `others`, a publisher that hands over nothing.
 fn own_calls(calls: &Calls, others: Option<&Calls>) -> String {
     let own = calls.iter().filter_map(|(name, count)| {
         let of_others = others.and_then(|o| o.get(name)).copied().unwrap_or(0.0);
@@ -78,7 +78,7 @@ fn own_calls(calls: &Calls, others: Option<&Calls>) -> String {
 }
 
 impl Report {
-    /// The pictures that were measured, the first first.
+    /// Returns the sizes and rates that were measured, in order.
     pub fn pictures(&self) -> Vec<Picture> {
         let mut pictures: Vec<_> =
             self.options.cases().iter().map(|(case, _)| case.picture).collect();
@@ -137,7 +137,8 @@ impl Report {
         }
     }
 
-    /// By name, the publisher's without those of `alone`, which are its clock's and the upload's.
+    /// Formats calls by name. Those of `alone`, which are of the clock and the upload, are subtracted from
+    /// the publisher's.
     fn print_calls(&self) {
         for (case, result) in &self.results {
             let Some((publisher, subscriber)) = &result.calls else { continue };
@@ -158,7 +159,7 @@ impl Report {
         }
     }
 
-    /// What cost is made of, fitted to all rounds of a system and a picture.
+    /// Returns the models of cost, fitted to all rounds of a system, size and rate.
     fn costs(&self) -> Vec<Cost> {
         let mut costs = Vec::new();
         for picture in self.pictures() {

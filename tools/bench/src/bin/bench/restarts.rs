@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Processes that go on until they are killed, for what a subscriber does when it starts and when its
-//! publisher goes.
+//! Processes that run until they are killed, to measure how a subscriber starts, and how it recovers when its
+//! publisher is restarted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -29,8 +29,8 @@ pub fn publisher(task: &Task) -> Result<(), Failure> {
     run_until(&pipeline, None)
 }
 
-/// Says when the first frame of each publisher came. A source that gives up is started again at once, as
-/// an application would.
+/// Reports when the first frame of each publisher arrived. Restarts a source that fails at once, as an
+/// application would.
 pub fn subscriber(task: &Task) -> Result<(), Failure> {
     let stamps = task.stamps()?[0];
     let (publisher, began) = (Arc::new(Mutex::new(None)), now());

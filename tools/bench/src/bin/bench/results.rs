@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What a run came to, and how repeats become one figure.
+//! Results, and how repetitions become one figure.
 
 use std::collections::BTreeMap;
 
@@ -7,41 +7,41 @@ use serde_json::{Value, json};
 
 use crate::options::Case;
 
-/// One turn of one system; times in µs, with all that the processes do: a publisher's camera too.
+/// One turn of one system. Times are in µs, and include everything that the processes do.
 #[derive(Default)]
 pub struct Round {
     /// Sorted.
     pub latencies: Vec<f64>,
-    /// Frames that all subscribers got.
+    /// Frames that all subscribers received.
     pub frames: u64,
     pub late: u64,
-    /// `None` where frames carry no number.
+    /// `None` if frames have no number.
     pub lost: Option<u64>,
     pub repeated: Option<u64>,
     pub torn: Option<u64>,
-    /// Of a frame: CPU time, context switches. Of a system without a publisher there are none.
+    /// CPU time and context switches per frame; `None` for a system without a publisher.
     pub publisher: Option<(f64, f64)>,
-    /// Of a frame and a subscriber.
+    /// CPU time and context switches per frame and subscriber.
     pub subscriber: Option<(f64, f64)>,
-    /// Frames a second of each publisher, and of each subscriber.
+    /// Frames per second of each publisher, and of each subscriber.
     pub published: Option<f64>,
     pub received: Option<f64>,
-    /// Frames that the publishers had no room for.
+    /// Frames that the publishers dropped.
     pub dropped: u64,
-    /// Processes that did not end well, when all figures were taken.
+    /// Processes that failed after their figures were taken.
     pub bad_ends: u64,
-    /// Of all processes together in MiB, and what the publishers' shared memory is.
+    /// Memory of all processes in MiB, and of it the publishers' shared memory.
     pub memory: Option<f64>,
     pub shared: Option<f64>,
-    /// What the turn added to the GPU's memory in use, in MiB.
+    /// GPU memory that the turn used, in MiB.
     pub vram: Option<f64>,
-    /// How busy the GPU's decoders are, in %.
+    /// Utilization of the GPU's decoders, in %.
     pub decoder: Option<f64>,
-    /// By name; sorted.
+    /// Times of steps by name, sorted.
     pub steps: BTreeMap<&'static str, Vec<f64>>,
 }
 
-/// That part of sorted values is no more than this.
+/// Returns a quantile of sorted values.
 pub fn quantile(all: &[f64], q: f64) -> Option<f64> {
     let last = all.len().checked_sub(1)?;
     all.get((last as f64 * q).round() as usize).copied()
@@ -52,7 +52,7 @@ impl Round {
         quantile(&self.latencies, q)
     }
 
-    /// CPUs that all processes keep busy.
+    /// Returns the CPUs that all processes keep busy.
     pub fn busy(&self, case: Case) -> Option<f64> {
         let one = |usage: Option<(f64, f64)>, rate: Option<f64>| Some(usage?.0 * rate?);
         let publisher = one(self.publisher, self.published);
@@ -63,39 +63,39 @@ impl Round {
     }
 }
 
-/// A new subscriber, and one whose publisher was killed; in ms.
+/// Times of a new subscriber, and of one whose publisher was killed, in ms.
 pub struct Life {
     pub first: f64,
     /// From the new publisher's first frame to the subscriber's first of it.
     pub recovery: Option<f64>,
-    /// How often the source had to be started again for that.
+    /// How often the source had to be restarted for that.
     pub restarts: u64,
 }
 
-/// CPU time in µs and context switches of a second, while nothing is published.
+/// CPU time in µs and context switches per second while nothing is published.
 pub struct Idle {
     pub publisher: (f64, f64),
     pub subscriber: (f64, f64),
 }
 
-/// Calls of each name for a frame.
+/// Calls per frame, by name.
 pub type Calls = BTreeMap<String, f64>;
 
-/// All of a case.
+/// All results of a case.
 #[derive(Default)]
 pub struct Result {
     pub rounds: Vec<Round>,
     pub lives: Vec<Life>,
     pub idle: Option<Idle>,
-    /// In µs, by name; sorted.
+    /// Times of steps in µs, by name, sorted.
     pub steps: BTreeMap<&'static str, Vec<f64>>,
-    /// Why there is no more of it.
+    /// Why no more turns were run.
     pub failed: Option<String>,
-    /// Of the publisher and of a subscriber.
+    /// Calls of the publisher and of a subscriber.
     pub calls: Option<(Calls, Calls)>,
 }
 
-/// Median, least and most.
+/// Median, minimum and maximum.
 #[derive(Clone, Copy)]
 pub struct Spread(pub f64, pub f64, pub f64);
 
@@ -133,7 +133,7 @@ impl Result {
         self.rounds.iter().map(of).sum()
     }
 
-    /// Lost, repeated and torn, of all rounds.
+    /// Returns lost, repeated and torn frames of all rounds.
     pub fn wrong(&self) -> Option<[u64; 3]> {
         Some([self.sum(|r| r.lost)?, self.sum(|r| r.repeated)?, self.sum(|r| r.torn)?])
     }
@@ -203,22 +203,22 @@ impl Result {
     }
 }
 
-/// What y is for some xs.
+/// Values of the variables, and the measured y.
 pub type Point = (Vec<f64>, f64);
 
-/// Least squares of y = c₀·x₀ + c₁·x₁ + …, and which part of the scatter of y that explains.
+/// Least squares of y = c₀·x₀ + c₁·x₁ + …, and the part of the variance of y that it explains.
 pub struct Fit {
     pub factors: Vec<f64>,
     pub r2: f64,
-    /// How far the point that fits least is from what is fitted to it, as a part of itself.
+    /// The largest relative error of a point.
     pub worst: f64,
 }
 
 impl Fit {
-    /// `None` if the points do not tell the factors apart.
+    /// Fits the points; `None` if they do not determine the factors.
     pub fn of(points: &[Point]) -> Option<Self> {
         let n = points.first()?.0.len();
-        // The normal equations, each with its right side behind it.
+        // The normal equations, each followed by its right side.
         let equation = |i: usize| -> Vec<f64> {
             let left = (0..n).map(|j| points.iter().map(|(x, _)| x[i] * x[j]).sum());
             left.chain([points.iter().map(|(x, y)| x[i] * y).sum()]).collect()

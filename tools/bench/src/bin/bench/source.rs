@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! `benchsrc`: frames in the memory that downstream offers, as fast as it takes them. Nothing is painted,
-//! so that what is measured is how fast frames are handed over and not how fast they are made.
+//! `benchsrc`: a source of frames in the memory that downstream offers, as fast as downstream takes them. It
+//! draws nothing, so that the measurement does not depend on how fast frames are created.
 
 use gst::glib;
 use gst::prelude::*;
@@ -8,7 +8,7 @@ use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
-/// Frames that a sink may have before the next is made.
+/// Frames that a sink may hold before the next is created.
 const ON_THE_WAY: u32 = 16;
 
 #[derive(Default)]
@@ -34,7 +34,7 @@ impl ObjectImpl for BenchSrc {
     fn constructed(&self) {
         self.parent_constructed();
         let obj = self.obj();
-        // Live, and without a clock to wait for: nothing comes before PLAYING, and then all at once.
+        // Live, and without a clock: no frame before PLAYING, then all as fast as possible.
         obj.set_live(true);
         obj.set_format(gst::Format::Time);
         obj.set_do_timestamp(true);
@@ -71,13 +71,13 @@ impl BaseSrcImpl for BenchSrc {
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let info = gst_video::VideoInfo::from_caps(caps)?;
-        // How large the buffers are if nobody downstream offers a pool.
+        // The size of buffers if downstream offers no pool.
         self.obj().set_blocksize(info.size() as u32);
         self.parent_set_caps(caps)
     }
 
-    /// With the memory that downstream offers, if it offers no pool: a sink that sends it from there would
-    /// copy what is in other memory, and that is what there is when as much as it has is on its way.
+    /// Uses the allocator that downstream offers without a pool. A sink that shares that memory would copy
+    /// other memory, which a source without a limit falls back to when the allocator is exhausted.
     fn decide_allocation(
         &self,
         query: &mut gst::query::Allocation,

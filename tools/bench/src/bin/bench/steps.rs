@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Where a frame's time goes, step by step. The core says by trace events that a reader woke up, has claimed a
-//! frame, and so on; here they are given times. Only in turns of their own: elsewhere nobody listens.
+//! The time of each step of a frame. The library emits trace events when a reader wakes up, has claimed a
+//! frame, and so on. This module takes their times, in turns of their own. In other turns nothing subscribes
+//! to the events.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,20 +13,20 @@ use tracing::{Event, Metadata};
 
 use crate::worker::now;
 
-/// By name, in ns.
+/// Times by name, in ns.
 pub type Steps = BTreeMap<&'static str, Vec<i64>>;
 
-/// In the order in which a frame takes them.
+/// Names, in the order of a frame.
 pub const NAMES: [&str; 8] =
     ["enqueue", "publish", "ring", "wake", "claim", "ready", "wrap", "push"];
 
-/// What is known of the frame that is under way, and the steps of those before.
+/// The present frame, and the steps of earlier ones.
 #[derive(Default)]
 struct State {
-    /// When the frame came to the sink's `render`, and when it was published.
+    /// When the frame arrived at the sink's `render`, and when it was published.
     captured: i64,
     published: i64,
-    /// When the thread woke up last. A frame that was there before did not wake anybody.
+    /// When the thread woke up last; `None` if it did not sleep.
     woken: Option<i64>,
     claimed: i64,
     ready: i64,
@@ -39,19 +40,19 @@ impl State {
     }
 }
 
-/// A process has one stream of frames, so that there is no need to tell them apart.
+/// Takes the times of one stream. A process has no more than one.
 #[derive(Clone, Default)]
 pub struct Listener(Arc<Mutex<State>>);
 
 impl Listener {
-    /// Before the plugin does it: the first who listens to the core is the only one.
+    /// Subscribes to the events. Has to precede the plugin, because the first subscriber is the only one.
     pub fn start() -> Self {
         let listener = Self::default();
         let _ = tracing::subscriber::set_global_default(listener.clone());
         listener
     }
 
-    /// At the source's own pad.
+    /// Takes the time at the source's pad.
     pub fn at_source(&self, element: &gst::Element) {
         let listener = self.clone();
         let pad = element.static_pad("src").expect("a source has one");
@@ -61,7 +62,7 @@ impl Listener {
         });
     }
 
-    /// The frame that was handed over at `stamp` is behind the source, and counts.
+    /// Adds the steps of a frame that was handed over at `stamp` and has passed the source.
     pub fn done(&self, now: i64, stamp: i64) {
         let mut state = self.0.lock().unwrap();
         let State { captured, published, woken, claimed, ready, wrapped, .. } = *state;
@@ -84,7 +85,7 @@ impl Listener {
     }
 }
 
-/// What an event says of the frame. Nothing is allocated: the next step would wait for it.
+/// The times in an event. Without an allocation, which would delay the next step.
 #[derive(Default)]
 struct Times {
     captured: i64,

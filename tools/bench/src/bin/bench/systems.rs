@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What is compared.
+//! The systems that are compared.
 
-/// How a system is written in pipelines. In them `SITE` is a folder of the camera's own, `CAPS` the caps of
-/// the frames, `URL` where the simulated camera is, `CODEC` what it sends, and `PACKED` the form of that.
+/// The pipelines of a system. In them, `SITE` stands for the camera's folder, `CAPS` for the caps of frames,
+/// `URL` for the simulated camera, `CODEC` for its codec, and `PACKED` for its stream format.
 pub struct System {
     pub name: &'static str,
     pub source: Source,
-    /// What the publisher has behind the source of frames; empty where there is none.
+    /// Elements of the publisher behind the source of frames; empty without a publisher.
     pub sink: &'static str,
-    /// Empty where there is nobody to hand frames to.
+    /// Elements of a subscriber; empty without subscribers.
     pub subscriber: &'static str,
-    /// One process has all cameras: one publishes them, and each subscriber takes all of them.
+    /// One process publishes all cameras, and each subscriber takes all of them.
     pub together: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Source {
-    /// Frames are made in the publisher.
+    /// The publisher creates frames.
     Made,
-    /// As that, and uploaded to the GPU.
+    /// The publisher creates frames and uploads them to the GPU.
     Uploaded,
-    /// The publisher, if the system has one, decodes what a camera sends.
+    /// The publisher, if the system has one, decodes the stream of a camera.
     Camera,
 }
 
-/// What turns frames that are made into those of a CUDA system.
+/// Elements that upload frames to the GPU.
 pub const UPLOAD: &str = "cudaupload ! video/x-raw(memory:CUDAMemory) ! ";
 
 const fn made(name: &'static str, sink: &'static str, subscriber: &'static str) -> System {
@@ -42,7 +42,7 @@ const fn camera(name: &'static str, sink: &'static str, subscriber: &'static str
 const SINK: &str = "cuframessink name=sink key=bench runtime-dir=SITE";
 const SRC: &str = "cuframessrc name=src key=bench runtime-dir=SITE";
 const SPIN: &str = "cuframessrc name=src key=bench busy-poll=500 runtime-dir=SITE";
-// Every frame reaches everybody, at the pace of the slowest.
+// Every frame reaches every subscriber, at the pace of the slowest.
 const WAITING_SINK: &str = "cuframessink name=sink key=bench policy=wait runtime-dir=SITE";
 const STRICT_SRC: &str = "cuframessrc name=src key=bench mode=strict runtime-dir=SITE";
 
@@ -68,7 +68,7 @@ const DECODED_ON_GPU: &str = concat!(
 );
 
 pub const SYSTEMS: [System; 27] = [
-    // What the publisher's CPU time is without a system: the rest of a row is what the system adds.
+    // The publisher's CPU time without a system. The systems add to it.
     made("alone", "fakesink name=sink sync=false", ""),
     made("cuframes", SINK, SRC),
     System { together: true, ..made("cuframes-together", SINK, SRC) },
@@ -112,7 +112,8 @@ pub const SYSTEMS: [System; 27] = [
         "cudaipcsink name=sink sync=false ipc-mode=mmap address=SITE/cudaipc",
         "cudaipcsrc name=src io-mode=import address=SITE/cudaipc",
     ),
-    // The way without sharing: everybody has a connection and a decoder; and the same camera shared.
+    // Without sharing, every subscriber has a connection and a decoder. The same camera shared, for
+    // comparison.
     camera("decode", "", DECODES),
     System { together: true, ..camera("decode-all", "", DECODES) },
     camera("decode-shared", DECODED, SRC),
@@ -128,7 +129,7 @@ impl System {
         SYSTEMS.iter().find(|s| s.name == name)
     }
 
-    /// Otherwise each subscriber is on its own.
+    /// Returns whether the system has a publisher.
     pub fn publishes(&self) -> bool {
         !self.sink.is_empty()
     }
@@ -137,18 +138,18 @@ impl System {
         self.source == Source::Camera
     }
 
-    /// Whether frames come to a subscriber through our elements.
+    /// Returns whether a subscriber uses our elements.
     pub fn is_ours(&self) -> bool {
         self.subscriber.starts_with("cuframessrc")
     }
 
-    /// What this machine does not have of it.
+    /// Returns what the machine lacks for the system.
     pub fn missing(&self, codec: &str) -> Option<String> {
         let upload = if self.source == Source::Uploaded { UPLOAD } else { "" };
         let words = [upload, self.sink, self.subscriber];
         let elements =
             words.iter().flat_map(|p| p.split('!')).filter_map(|p| p.split_whitespace().next());
-        // What has a slash is caps.
+        // Words with a slash are caps.
         let mut missing = elements
             .filter(|w| !w.contains('/') && *w != "CAPS")
             .map(|w| w.replace("CODEC", codec))

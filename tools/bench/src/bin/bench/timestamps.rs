@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! How a subscriber learns which frame it has, and when that frame reached the sink.
+//! How a subscriber learns the number of a frame, and when that frame reached the sink.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -12,32 +12,32 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use crate::Failure;
 use ::testing::stamp;
 
-/// What stands in a frame.
+/// The stamp of a frame.
 pub struct Stamp {
-    /// 0 while the publisher warms up; negative where none is known.
+    /// In ns of CLOCK_MONOTONIC; 0 while the publisher warms up, negative if unknown.
     pub time: i64,
     pub number: Option<u64>,
-    /// The process.
+    /// The process id of the publisher.
     pub publisher: i64,
-    /// Its parts are of different frames.
+    /// Parts of the frame have different stamps.
     pub torn: bool,
 }
 
-/// Where a frame says which it is.
+/// Where the stamp of a frame is.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Place {
-    /// At the beginning, in the middle and at the end of the frame's bytes; also when it was handed over.
+    /// At the beginning, in the middle and at the end of the frame's bytes, with the time.
     Pixels,
-    /// The number that examples/camera draws; it survives a codec.
+    /// The number that examples/camera draws, which survives a codec. It has no time.
     Drawn,
-    /// In device memory nothing is written or read without work that would be measured as well.
+    /// None: writing to or reading from device memory would be measured as well.
     Device,
 }
 
-/// What can't be in the pixels: the publisher keeps the time of its last frame on a page that both share,
-/// and a subscriber takes it for that of the frame it just got. That holds while a frame takes less than
-/// the time to the next one, so what seems to take `limit`, half of that, or more is not counted but
-/// reported as late.
+/// Times that cannot be in the pixels. The publisher stores the time of its last frame in a shared page, and
+/// a subscriber assumes that it belongs to the frame just received. That is true while a frame takes less
+/// than the time to the next one. Frames that seem to take `limit`, which is half of that, or more are
+/// reported as late and have no latency.
 #[derive(Clone, Copy)]
 struct Page {
     words: &'static [AtomicI64; 2],
@@ -48,7 +48,7 @@ struct Page {
 pub struct Stamps {
     pub place: Place,
     page: Option<Page>,
-    /// Our source says of each frame which it is.
+    /// Our source numbers frames.
     numbered: bool,
 }
 
@@ -60,7 +60,7 @@ fn places(len: usize) -> Option<[usize; 3]> {
 }
 
 impl Stamps {
-    /// `page` is where the page is, if there is one.
+    /// Opens the stamps, with the path of a page if there is one.
     pub fn open(place: Place, page: &str, limit: i64, numbered: bool) -> Result<Self, Failure> {
         let stamps = Self { place, page: None, numbered };
         if page.is_empty() {
@@ -71,10 +71,10 @@ impl Stamps {
         let file = options.create(true).truncate(false).read(true).write(true).open(page)?;
         file.set_len(len as u64)?;
         let (all, shared) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
-        // SAFETY: a new mapping, which nothing else in this process refers to.
+        // SAFETY: a new mapping, to which nothing else in this process refers.
         let at = unsafe { mmap(None, len.try_into()?, all, shared, &file, 0) }?;
         // SAFETY: the mapping is as long as the atomics and aligned to a page, never unmapped, and every
-        // process uses it as these atomics only. Nobody makes the file shorter.
+        // process uses it as these atomics only. No process truncates the file.
         let words = unsafe { at.cast::<[AtomicI64; 2]>().as_ref() };
         Ok(Self { page: Some(Page { words, limit }), ..stamps })
     }
@@ -83,7 +83,7 @@ impl Stamps {
         self.place == Place::Pixels
     }
 
-    /// What takes as long can't be told.
+    /// Returns the latency from which on it is unknown.
     pub fn limit(self) -> i64 {
         self.page.map_or(i64::MAX, |page| page.limit)
     }
@@ -99,7 +99,7 @@ impl Stamps {
                 map[at..at + LEN].copy_from_slice(words.as_flattened());
             }
         }
-        // cudaupload hands on frames that are still being uploaded.
+        // cudaupload pushes frames that are still being uploaded.
         self.wait(buffer);
         if let Some(Page { words: [last, process], .. }) = self.page {
             process.store(publisher, Ordering::Relaxed);
@@ -107,14 +107,14 @@ impl Stamps {
         }
     }
 
-    /// Until the frame is complete: what copies frames on a GPU hands them on before.
+    /// Waits until the frame is complete. Elements that copy on a GPU push frames before.
     pub fn wait(self, buffer: &gst::BufferRef) {
         if self.place == Place::Device {
             testing::sync(buffer.peek_memory(0));
         }
     }
 
-    /// `None` if the frame is in another memory than it should be.
+    /// Reads the stamp; `None` if the frame is in unexpected memory.
     pub fn read(self, buffer: &gst::BufferRef, pad: &gst::Pad) -> Option<Stamp> {
         let page = self.page.map(|p| p.words.each_ref().map(|w| w.load(Ordering::Acquire)));
         let [time, publisher] = page.unwrap_or([-1, 0]);

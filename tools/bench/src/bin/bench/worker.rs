@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What the processes do: a publisher or a subscriber of one system, told by [`Task`].
+//! The worker processes: a publisher or a subscriber of one system, as a [`Task`] describes.
 
 use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -15,34 +15,34 @@ use crate::steps::Listener;
 use crate::timestamps::{Place, Stamps};
 use crate::{Failure, WARM_UP, restarts, source};
 
-/// Names that are looked for in a trace; nothing else touches them.
+/// Paths that mark a trace. Nothing else accesses them.
 pub const BEGIN: &str = "/cuframes-bench/begin";
 pub const END: &str = "/cuframes-bench/end";
 
 pub struct Task {
     pub publishes: bool,
-    /// Goes on until it is killed, and says when frames begin; otherwise it measures `frames` of them.
+    /// Runs until it is killed, and reports when frames begin. Otherwise it measures `frames` frames.
     pub lives: bool,
-    /// Times the steps of each frame.
+    /// Takes the times of each frame's steps.
     pub steps: bool,
-    /// A publisher that is there and has nothing to say.
+    /// A publisher that publishes nothing.
     pub silent: bool,
-    /// Usually one.
+    /// The cameras of the process, usually one.
     pub cameras: Vec<Camera>,
-    /// Where frames say which they are.
+    /// Where the stamps of frames are.
     pub place: Place,
-    /// Of each camera.
+    /// For each camera.
     pub frames: u32,
-    /// 0 as fast as it goes.
+    /// 0 means full speed.
     pub fps: u32,
-    /// For how many seconds the others may take to start.
+    /// Seconds that other processes may take to start.
     pub patience: u32,
 }
 
-/// What a process does for one camera: the names of its elements end in its place among them.
+/// The part of a task for one camera. Its index is appended to the names of its elements.
 pub struct Camera {
     pub pipeline: String,
-    /// The page that has the times of its frames; empty if none has.
+    /// The page with the times of its frames; empty without one.
     pub page: String,
 }
 
@@ -80,8 +80,8 @@ impl Task {
         })
     }
 
-    /// Frames come before everybody is there, as a camera's do and where processes take long to begin with
-    /// them, and go on until everybody has counted his own.
+    /// Returns whether frames start before all processes are ready, and continue until all have counted
+    /// theirs. This holds for cameras, and for memory with which processes take long to start.
     pub fn is_endless(&self) -> bool {
         let device = self.place == Place::Device && self.fps > 0;
         !self.silent && (device || self.place == Place::Drawn)
@@ -91,7 +91,7 @@ impl Task {
         if self.fps == 0 { 30 } else { self.fps }
     }
 
-    /// Of each camera.
+    /// For each camera.
     pub fn stamps(&self) -> Result<Vec<Stamps>, Failure> {
         let limit = 1_000_000_000_i64.checked_div(self.fps.into()).unwrap_or(0) / 2;
         let open = |Camera { pipeline, page }: &Camera| {
@@ -100,7 +100,7 @@ impl Task {
         self.cameras.iter().map(open).collect()
     }
 
-    /// All cameras in one.
+    /// Returns one pipeline for all cameras.
     pub fn pipeline(&self) -> Result<gst::Pipeline, Failure> {
         let all: Vec<_> = self.cameras.iter().map(|c| c.pipeline.as_str()).collect();
         let parsed = gst::parse::launch(&all.join(" "))?;
@@ -114,7 +114,7 @@ pub fn run(task: &str) -> Result<(), Failure> {
     gst::init()?;
     gstcuframes::plugin_register_static()?;
     source::register()?;
-    // No source of any system can hang the rest.
+    // A source that hangs does not block the other processes.
     let seconds = u64::from((task.frames + WARM_UP) / task.pace() + task.patience);
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(seconds));
@@ -133,7 +133,7 @@ pub fn now() -> i64 {
     cuframes::sync::clock::now_ns()
 }
 
-/// What this process has used so far: CPU time in µs, and how often it was put to sleep or interrupted.
+/// Resources that this process has used so far: CPU time in µs, and context switches.
 #[derive(Clone, Copy)]
 pub struct Usage {
     time: i64,
@@ -142,7 +142,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Also tells a trace that what counts begins or ends here.
+    /// Takes the usage. Also marks in a trace where the measurement begins or ends.
     pub fn at(mark: &str) -> Self {
         let _ = nix::unistd::access(mark, nix::unistd::AccessFlags::F_OK);
         let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID);
@@ -152,14 +152,14 @@ impl Usage {
         Self { time: now(), cpu, switches }
     }
 
-    /// Since `start`, for each frame.
+    /// Returns the usage since `start`, per frame.
     fn per_frame(self, start: Self, frames: u64) -> (f64, f64) {
         let frames = frames as f64;
         ((self.cpu - start.cpu) / frames, (self.switches - start.switches) as f64 / frames)
     }
 }
 
-/// Until it ends, or the time is over.
+/// Waits for the end of the pipeline, or for this time.
 pub fn run_until(pipeline: &gst::Pipeline, time: Option<gst::ClockTime>) -> Result<(), Failure> {
     let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
     let types = [gst::MessageType::Eos, gst::MessageType::Error];
@@ -170,7 +170,7 @@ pub fn run_until(pipeline: &gst::Pipeline, time: Option<gst::ClockTime>) -> Resu
     }
 }
 
-/// For each buffer at the sink pad of the element of that name.
+/// Calls a function for each buffer at the sink pad of an element.
 pub fn each_buffer(
     pipeline: &gst::Pipeline,
     element: &str,
@@ -196,12 +196,12 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let cameras = all_stamps.len() as u64;
     let (start, go) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
     let flat_out = task.fps == 0;
-    // Counted together, those of all cameras.
+    // Frames of all cameras are counted together.
     let warm_up = u64::from(WARM_UP) * cameras;
     let end = if flat_out { u64::MAX } else { u64::from(WARM_UP + task.frames) * cameras };
     let end = Arc::new(AtomicU64::new(end));
     let endless = task.is_endless();
-    // The time of the last frame that counts, and how many frames there were.
+    // The time of the last frame that counts, and the number of frames.
     let last = Arc::new((AtomicI64::new(0), AtomicU64::new(0)));
     let silent = Arc::new(AtomicU64::new(cameras));
     for (n, stamps) in all_stamps.iter().copied().enumerate() {
@@ -221,7 +221,7 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
             if warm {
                 begin.get_or_init(|| Usage::at(BEGIN));
             }
-            // Frames that do not count, before and behind, have no time.
+            // Frames before and after the measurement have no time.
             let timed = endless || warm && of_all < end.load(Ordering::Relaxed);
             if let Some(buffer) = info.buffer_mut().filter(|_| counts || endless) {
                 stamps.write(buffer, if timed { now() } else { 0 }, number);
@@ -242,7 +242,7 @@ fn publish(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     go.store(true, Ordering::Relaxed);
     pipeline.set_state(gst::State::Playing)?;
     if flat_out {
-        // For as long as at an ordinary rate.
+        // For as long as at the usual rate.
         let time = gst::ClockTime::from_seconds(task.frames.into()) / u64::from(task.pace());
         run_until(&pipeline, Some(time))?;
         end.store(0, Ordering::Relaxed);
@@ -278,14 +278,14 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     let all_stamps = task.stamps()?;
     let cameras = all_stamps.len() as u64;
     let (endless, count) = (task.is_endless(), Arc::new(AtomicU64::new(0)));
-    // Counted together, those of all cameras.
+    // Frames of all cameras are counted together.
     let warm_up = u64::from(WARM_UP) * cameras;
     let last = u64::from(WARM_UP + task.frames) * cameras;
     let (silent, going) = (Arc::new(AtomicU64::new(cameras)), Arc::new(AtomicBool::new(!endless)));
     if let Some(listener) = &steps {
         listener.at_source(&pipeline.by_name("src0").ok_or("no source")?);
     }
-    // Cameras that have not come to the frames behind those that count.
+    // Cameras whose measurement has not ended.
     let open = Arc::new(AtomicU64::new(cameras));
     let mut seen = Vec::new();
     for (n, stamps) in all_stamps.iter().copied().enumerate() {
@@ -340,7 +340,7 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
     } else {
         println!("playing");
     }
-    // All others stay until everybody has counted, so what breaks off is wrong.
+    // All processes stay until all have counted, so that any earlier end is an error.
     run_until(&pipeline, None)?;
     let end = Usage::at(END);
     let line = {
@@ -356,7 +356,7 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
         let known = |n: u64| seen.iter().any(|s| s.number.is_some()).then_some(n);
         let repeated = sum(|s| s.repeated);
         let lost = match task.place == Place::Pixels && task.fps > 0 {
-            // Also what was missed before the first and after the last.
+            // This includes frames before the first and after the last.
             true => (u64::from(task.frames) * cameras).checked_sub(frames - repeated),
             false => known(sum(|s| s.gaps)),
         };
@@ -369,19 +369,19 @@ fn subscribe(task: &Task, steps: Option<Listener>) -> Result<(), Failure> {
         })
     };
     print_json(&line)?;
-    // Not a part of the system, whose memory is looked at next.
+    // The line is not part of the system, whose memory is measured next.
     drop(line);
     linger(&pipeline)
 }
 
-/// Everything stays as it is until all have counted their frames, and were looked at.
+/// Keeps everything until all processes have counted their frames and were measured.
 fn linger(pipeline: &gst::Pipeline) -> Result<(), Failure> {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     pipeline.set_state(gst::State::Null)?;
     Ok(())
 }
 
-/// The next line that a process says, as JSON.
+/// Reads the next line of a process as JSON.
 pub fn read_json(from: &mut impl BufRead) -> Result<Value, Failure> {
     let mut line = String::new();
     if from.read_line(&mut line)? == 0 {
