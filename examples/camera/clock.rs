@@ -26,13 +26,19 @@ const CELL_WIDTH: usize = 6;
 const CELL_HEIGHT: usize = 9;
 
 /// Returns the size in pixels of `text` with units of `unit` pixels, including its margin.
-pub fn size(text: &str, unit: usize) -> (usize, usize) {
+pub(crate) fn size(text: &str, unit: usize) -> (usize, usize) {
     ((text.len() * CELL_WIDTH + 1) * unit, (CELL_HEIGHT + 2) * unit)
 }
 
 /// Draws white on black, with `x`, `y` as the upper left corner. Characters other than digits and colons are
 /// spaces. Parts that do not fit are clipped.
-pub fn draw(luma: &mut [u8], stride: usize, (x, y): (usize, usize), unit: usize, text: &str) {
+pub(crate) fn draw(
+    luma: &mut [u8],
+    stride: usize,
+    (x, y): (usize, usize),
+    unit: usize,
+    text: &str,
+) {
     let mut fill = |columns: Range<usize>, rows: Range<usize>, level: u8| {
         for row in rows {
             let start = row * stride;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use gst::prelude::*;
 
 /// A file, opened and ready to play. Dropping it stops it.
-pub struct Footage {
+pub(crate) struct Footage {
     pipeline: Running,
     video: gst_app::AppSink,
     audio: Option<gst_app::AppSink>,
@@ -45,7 +45,7 @@ struct Round {
 
 impl Footage {
     /// Opens the first H.264 or H.265 and, if asked for, the first AAC track.
-    pub fn open(path: &Path, with_audio: bool) -> Result<Self, String> {
+    pub(crate) fn open(path: &Path, with_audio: bool) -> Result<Self, String> {
         let pipeline = gst::Pipeline::new();
         let source = make("filesrc")?;
         source.set_property("location", path);
@@ -132,7 +132,7 @@ impl Footage {
     }
 
     /// Returns the media type of the video, such as `video/x-h264`.
-    pub fn video_type(&self) -> String {
+    pub(crate) fn video_type(&self) -> String {
         let caps = caps_of(&self.video.static_pad("sink").unwrap());
         caps.structure(0).unwrap().name().to_string()
     }
@@ -141,7 +141,7 @@ impl Footage {
     ///
     /// The appsrcs have to block when they are full, so that the reader stays at most that far ahead while
     /// the sinks behind them play in real time.
-    pub fn play(
+    pub(crate) fn play(
         &self,
         video: gst_app::AppSrc,
         audio: Option<gst_app::AppSrc>,

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Plays the part of an IP camera: an RTSP server on 127.0.0.1.
 
 Usage: camera [OPTION]...
@@ -39,38 +39,40 @@ Frame numbers go up for the life of the process, also from one stream to the nex
 ";
 
 #[derive(Clone, Copy, PartialEq)]
-pub enum Codec {
+pub(crate) enum Codec {
     H264,
     H265,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub enum Sound {
+pub(crate) enum Sound {
     Aac,
     Pcmu,
     L16,
 }
 
-pub struct Options {
-    pub port: u16,
-    pub path: String,
-    pub codec: Codec,
-    pub width: u32,
-    pub height: u32,
-    pub fps: (u32, u32),
-    pub gop: Option<u32>,
-    pub bitrate: Option<u32>,
-    pub bframes: u32,
-    pub slices: u32,
-    pub audio: bool,
-    pub sound: Sound,
-    pub file: Option<PathBuf>,
-    pub frames: Option<u32>,
+pub(crate) struct Options {
+    pub(crate) port: u16,
+    pub(crate) path: String,
+    pub(crate) codec: Codec,
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    pub(crate) fps: (u32, u32),
+    pub(crate) gop: Option<u32>,
+    pub(crate) bitrate: Option<u32>,
+    pub(crate) bframes: u32,
+    pub(crate) slices: u32,
+    pub(crate) audio: bool,
+    pub(crate) sound: Sound,
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) frames: Option<u32>,
 }
 
 impl Options {
     /// Parses arguments; `None` if they ask for help.
-    pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+    pub(crate) fn parse(
+        mut arguments: impl Iterator<Item = String>,
+    ) -> Result<Option<Self>, String> {
         let mut options = Self {
             port: 8554,
             path: "/cam".into(),
@@ -145,7 +147,7 @@ impl Options {
     }
 
     /// Returns the elements of the stream in the syntax of a media factory.
-    pub fn launch(&self) -> Result<String, String> {
+    pub(crate) fn launch(&self) -> Result<String, String> {
         let (pay, parse) = match self.codec {
             Codec::H264 => ("rtph264pay aggregate-mode=zero-latency", "h264parse"),
             Codec::H265 => ("rtph265pay aggregate-mode=zero-latency", "h265parse"),
@@ -213,7 +215,7 @@ impl Options {
     }
 
     /// Returns the raw format, with width and height divided by `divisor`.
-    pub fn caps(&self, divisor: u32) -> gst::Caps {
+    pub(crate) fn caps(&self, divisor: u32) -> gst::Caps {
         gst_video::VideoCapsBuilder::new()
             .format(gst_video::VideoFormat::I420)
             // Chroma has half the width and height, so that both are even.

@@ -295,6 +295,12 @@ mod roles {
         }
     }
 
+    fn unmount(dir: &Path) {
+        let dir = std::ffi::CString::new(dir.to_str().unwrap()).unwrap();
+        // SAFETY: a pointer to a live C string.
+        assert_eq!(unsafe { libc::umount(dir.as_ptr()) }, 0);
+    }
+
     pub(super) fn directory_without_space(test: &TestDir) {
         // SAFETY: the call concerns this process only, and no other thread uses paths.
         let own = unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0;
@@ -319,12 +325,9 @@ mod roles {
         refused("No space left");
         assert!(mount(&test.dir, "", libc::MS_RDONLY));
         refused("can't be written to (EROFS");
-        // SAFETY: a pointer to a C string.
-        let dir = std::ffi::CString::new(test.dir.to_str().unwrap()).unwrap();
-        // SAFETY: as above.
-        assert_eq!(unsafe { libc::umount(dir.as_ptr()) }, 0);
+        unmount(&test.dir);
         std::fs::remove_file(test.dir.join("full")).unwrap_or_default();
-        assert_eq!(unsafe { libc::umount(dir.as_ptr()) }, 0);
+        unmount(&test.dir);
         drop(open(test).unwrap());
         assert_eq!(test.files(), [""; 0]);
     }
