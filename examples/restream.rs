@@ -55,7 +55,7 @@ fn launch(key: &str) -> Result<String, String> {
 mod imp {
     use super::*;
 
-    #[derive(Default)]
+    #[derive(Debug, Default)]
     pub struct Factory;
 
     #[glib::object_subclass]

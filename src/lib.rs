@@ -16,6 +16,8 @@
 //! | `gstcuda` | GStreamer's CUDA library |
 //! | `log` | the debug category |
 
+#![allow(missing_docs, reason = "plugin_define! generates items without documentation")]
+
 use gst::glib;
 use gst::prelude::*;
 
