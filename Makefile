@@ -28,6 +28,7 @@ CAMERAS ?= 1
 SUITE ?= bookworm
 
 BENCH ?= --subscribers 1,2,4,8
+OUT ?= out/bench
 
 # Packages that a release consists of. All targets build them with the same features: see Cargo.toml.
 RELEASE = --release --locked -p gst-plugin-cuframes -p cuframes-cli
@@ -70,7 +71,9 @@ gpu-test: packages
 
 bench: packages
 	cargo build --release --locked -p cuframes-bench -p gst-plugin-cuframes --lib --bins --example camera
-	$(TARGET)/release/bench $(BENCH)
+	cargo build --release --locked -p cuframes-plot
+	$(TARGET)/release/bench --out $(OUT) $(BENCH)
+	$(TARGET)/release/plot $(OUT)/results.json
 
 bench-core: packages
 	cargo bench --locked -p cuframes --bench core

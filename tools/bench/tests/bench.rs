@@ -68,9 +68,6 @@ fn short_run_has_all_figures() {
     let measured = results.iter().any(|r| r["system"] == "unixfd");
     assert!(measured != skipped.contains_key("unixfd"), "{log}");
     check_model(all["model"].as_array().unwrap());
-    for picture in ["latency.svg", "cpu.svg", "recovery.svg"] {
-        assert!(std::fs::read_to_string(out.join(picture)).unwrap().starts_with("<svg"));
-    }
     std::fs::remove_dir_all(out).unwrap();
 }
 

@@ -20,7 +20,6 @@ mod environment;
 mod model;
 mod observations;
 mod options;
-mod plots;
 mod process;
 mod report;
 mod restarts;

@@ -10,7 +10,7 @@ use crate::model::{Cost, MODELS};
 use crate::options::{Case, Options, Picture};
 use crate::results::{Calls, Result, Spread, quantile};
 use crate::systems::SYSTEMS;
-use crate::{Failure, plots, steps};
+use crate::{Failure, steps};
 use cuframes_bench::machine::{commit, machine};
 
 pub struct Report {
@@ -183,8 +183,7 @@ impl Report {
 
     pub fn write(&self) -> std::result::Result<(), Failure> {
         let path = self.save()?;
-        plots::draw(self, &self.options.out)?;
-        println!("\n{} and pictures beside it", path.display());
+        println!("\n{}", path.display());
         Ok(())
     }
 
