@@ -336,6 +336,9 @@ impl TrackWriter {
             published_ns,
             references_len: references.len() as u64,
         };
+        // SYNC(eos/end): before `head`, which `write` stores with Release. A reader that has seen this packet therefore
+        // does not report the earlier end again behind it.
+        h.eos.store(0, Ordering::Relaxed);
         let written = writer.write(ring, [data, references], &header.to_words());
         let seq = written.expect("the caller has checked the length");
 
@@ -353,7 +356,6 @@ impl TrackWriter {
         }
         state.broken = false;
         state.published += 1;
-        h.eos.store(0, Ordering::Relaxed);
         seq
     }
 
