@@ -182,6 +182,35 @@ fn track_continues_after_its_end() {
 }
 
 #[test]
+fn end_is_not_reported_behind_a_later_packet() {
+    let source = Source::new("packets-old-end", bounds(1 << 20, LONG));
+    let mut reader = source.reader(Start::default());
+    // Number of packets, stored before the end behind the last of them is marked.
+    let ended = Arc::new(AtomicU64::new(0));
+    let (track, count) = (source.track.clone(), ended.clone());
+    let pushes = std::thread::spawn(move || {
+        for n in 1..=100_000 {
+            track.push(info(true), &[]).unwrap();
+            count.store(n, Ordering::SeqCst);
+            track.end();
+        }
+    });
+    let mut last = None;
+    while !pushes.is_finished() {
+        match reader.look() {
+            Next::Item(packet) => last = Some(packet.seq),
+            Next::Eos => {
+                let ended = ended.load(Ordering::SeqCst);
+                assert!(last < Some(ended), "an old end behind packet {last:?}");
+            }
+            Next::TimedOut => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    pushes.join().unwrap();
+}
+
+#[test]
 fn last_packet_arrives_before_publisher_closes() {
     for n in 0..100 {
         let source = Source::new(&format!("packets-last-{n}"), bounds(1 << 20, LONG));
