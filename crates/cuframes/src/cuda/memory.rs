@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Memory that a device can access: [`Mapped`] and its kinds.
 //!
-//! Every kind waits for the work of its context before it releases the memory: the driver would
-//! otherwise take it away under a copy that is still enqueued.
+//! No kind releases memory while enqueued work uses it. Most wait for the work of their context first, because
+//! the driver would otherwise take the memory away under a copy that is still enqueued.
 
 use std::any::Any;
 use std::ffi::{c_char, c_void};
@@ -23,12 +23,15 @@ pub(super) mod sealed {
     pub trait Release: Sized {
         /// Name of the type in debug output.
         const NAME: &'static str;
+        /// Whether to wait for the context's work first, because the driver's call does not.
+        const WAITS_FIRST: bool = true;
 
         /// Releases the memory.
         ///
         /// # Safety
-        /// Called once, by `drop`, with the memory's context current and without work in it. (Sealing
-        /// the trait is not enough to keep others out: generic code can call the functions of a bound.)
+        /// Called once, by `drop`, with the memory's context current. With [`Self::WAITS_FIRST`] no work
+        /// uses the memory any more. (Sealing the trait is not enough to keep others out: generic code can
+        /// call the functions of a bound.)
         unsafe fn release(memory: &Mapped<Self>) -> Result<()>
         where
             Self: MemoryKind;
@@ -57,8 +60,10 @@ impl<K: MemoryKind> fmt::Debug for Mapped<K> {
 
 impl<K: MemoryKind> Drop for Mapped<K> {
     fn drop(&mut self) {
-        let _ = self.context.synchronize();
-        // SAFETY: called once, with the context current; its work is done.
+        if K::WAITS_FIRST {
+            let _ = self.context.synchronize();
+        }
+        // SAFETY: called once, with the context current; its work is done if the kind needs that.
         let _ = self.context.with(|| unsafe { K::release(self) });
     }
 }
@@ -96,6 +101,8 @@ impl MemoryKind for Allocated {}
 
 impl sealed::Release for Allocated {
     const NAME: &'static str = "DeviceMemory";
+    // `cuMemFree` waits for the work that uses the memory, and for no other work of the context.
+    const WAITS_FIRST: bool = false;
 
     unsafe fn release(memory: &Mapped<Self>) -> Result<()> {
         // SAFETY: allocated by `new`; the caller's contract.
