@@ -54,13 +54,13 @@ impl Footage {
         source.link(&demuxer).unwrap();
 
         let sinks = Arc::new(Mutex::new((None, None)));
-        let (tell, news) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         pipeline.bus().unwrap().set_sync_handler({
-            let tell = tell.clone();
+            let sender = sender.clone();
             move |_, message| {
                 let _ = match message.view() {
-                    gst::MessageView::AsyncDone(_) => tell.send(News::Done),
-                    gst::MessageView::Error(error) => tell.send(News::Broken(error.error())),
+                    gst::MessageView::AsyncDone(_) => sender.send(News::Done),
+                    gst::MessageView::Error(error) => sender.send(News::Broken(error.error())),
                     _ => Ok(()),
                 };
                 gst::BusSyncReply::Drop
@@ -93,9 +93,9 @@ impl Footage {
                 queue.set_property("max-size-buffers", 0u32);
                 // The appsrc on the other side sets the pace.
                 let sink = gst_app::AppSink::builder().name(kind).sync(false).max_buffers(1);
-                let tell = tell.clone();
+                let sender = sender.clone();
                 let prerolled = move |_: &gst_app::AppSink| {
-                    let _ = tell.send(News::Prerolled);
+                    let _ = sender.send(News::Prerolled);
                     Ok(gst::FlowSuccess::Ok)
                 };
                 let callbacks = gst_app::AppSinkCallbacks::builder().new_preroll(prerolled);
@@ -115,7 +115,7 @@ impl Footage {
         // A file without a track for the sinks fails, because nothing takes its data.
         let mut missing = 1 + usize::from(with_audio);
         while missing > 0 {
-            match news.recv_timeout(Duration::from_secs(10)) {
+            match receiver.recv_timeout(Duration::from_secs(10)) {
                 Ok(News::Prerolled) => missing -= 1,
                 Ok(News::Done) => break,
                 Ok(News::Broken(error)) if error.matches(gst::StreamError::Failed) => break,

@@ -87,7 +87,7 @@ fn configure(media: &RTSPMedia, options: &Options) {
 }
 
 /// Prints a line for the parent process, which may have ended.
-fn say(line: &str) {
+fn report(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
@@ -101,7 +101,7 @@ fn count_clients(server: &RTSPServer) {
                 false => counts.0 -= 1,
             }
             // Under the lock, so that the lines are in order.
-            say(&format!("clients {} total {}", counts.0, counts.1));
+            report(&format!("clients {} total {}", counts.0, counts.1));
         };
         change(&counts, true);
         let counts = counts.clone();
@@ -152,7 +152,7 @@ fn serve(mut options: Options, signals: SigSet) -> Result<(), String> {
     count_clients(&server);
     let attached = server.attach(None);
     let _source = attached.map_err(|_| format!("port {} cannot be opened", options.port))?;
-    say(&format!("ready rtsp://127.0.0.1:{}{}", server.bound_port(), options.path));
+    report(&format!("ready rtsp://127.0.0.1:{}{}", server.bound_port(), options.path));
 
     // UDP clients that disappear are noticed by the timeout of their sessions.
     let sessions = server.session_pool().expect("a new server has one");
@@ -167,7 +167,7 @@ fn serve(mut options: Options, signals: SigSet) -> Result<(), String> {
         move || {
             loop {
                 match signals.wait() {
-                    Ok(Signal::SIGUSR1) => say(&format!("cut {}", cut(&server))),
+                    Ok(Signal::SIGUSR1) => report(&format!("cut {}", cut(&server))),
                     Ok(Signal::SIGUSR2) => {
                         let mut running = running.lock().unwrap();
                         let Some(format) = running.0.upgrade() else {
@@ -177,7 +177,7 @@ fn serve(mut options: Options, signals: SigSet) -> Result<(), String> {
                         let caps = options.caps(running.1);
                         format.set_property("caps", &caps);
                         let info = gst_video::VideoInfo::from_caps(&caps).expect("made as such");
-                        say(&format!("size {}x{}", info.width(), info.height()));
+                        report(&format!("size {}x{}", info.width(), info.height()));
                     }
                     // In the main loop, because a `quit` before it runs would be lost.
                     _ => {

@@ -11,7 +11,7 @@ use crate::gstcuda::{self, CudaContext, CudaStream};
 use cuframes::cuda::{
     Address, Context, Copy2d, DeviceMemory, Event, HostAccess, RegisteredHost, Stream,
 };
-use cuframes::memory::Attached;
+use cuframes::memory::Extensions;
 use cuframes::sync::lock;
 use cuframes::{Frame, SharedPage, Subscriber};
 
@@ -163,7 +163,7 @@ impl CudaEmitter {
     ) -> Result<gst::Memory, gstcuda::Error> {
         let layout = layout(&frame, video)?;
         let memories: MemoryCache<FrameGuard> =
-            frame.memory().attached().map(Attached::get).unwrap_or_default();
+            frame.memory().extensions().map(Extensions::get).unwrap_or_default();
         let region = self.region(frame.address(), &layout);
         // SAFETY: the caller has checked that the frame's planes are within its slot. The slot stays mapped
         // while the guard exists. The publisher writes it only after the claim is cleared, which happens

@@ -28,7 +28,7 @@ use cuframes::Publisher;
 use cuframes::cuda::{Address, Context, Copy2d, HostAccess, RegisteredHost, Stream};
 use cuframes::memory::cuda::CudaBackend;
 use cuframes::memory::cuda_ipc::CudaIpcBackend;
-use cuframes::memory::{Attached, Backend};
+use cuframes::memory::{Backend, Extensions};
 use cuframes::sync::lock;
 use cuframes::{FrameInfo, Loan, Planes, SharedWord};
 
@@ -172,7 +172,7 @@ impl CudaSlots {
         loan: &Loan,
         stream: Option<&CudaStream>,
     ) -> Result<ChunkData, gstcuda::Error> {
-        let chunk: ChunkData = loan.memory().attached().map(Attached::get).unwrap_or_default();
+        let chunk: ChunkData = loan.memory().extensions().map(Extensions::get).unwrap_or_default();
         self.switch(lock(&chunk.streams).entry(loan.address()).or_default(), stream)?;
         Ok(chunk)
     }

@@ -81,7 +81,7 @@ impl SourcePad {
             return Ok(());
         }
         let obj = element.obj();
-        // Queried first, because the result of the CAPS event does not tell a rejection from a flush.
+        // Queried first, because the result of the CAPS event does not distinguish a rejection from a flush.
         if !obj.src_pad().peer_query_accept_caps(caps) {
             gst::element_imp_error!(
                 element,

@@ -33,7 +33,7 @@ const OTHERS: [&str; 18] = [
 ];
 
 /// Sentences without advice.
-const WITHOUT_ADVICE: [&str; 15] = [
+const WITHOUT_ADVICE: [&str; 12] = [
     // Subjects, whose predicates have it, and the beginning of a sentence that ends elsewhere.
     "A subscriber",
     "The frame pool",
@@ -46,13 +46,10 @@ const WITHOUT_ADVICE: [&str; 15] = [
     "There is no {wanted}, nor any other GPU: {}",
     // What the caller asked for.
     "The wait was interrupted",
-    // A mistake of ours, not of whoever reads it.
+    // Errors of the sources themselves, which a user cannot fix.
     "The memory is registered in another context than the stream's",
     "There is no word to write at byte {offset} of {self:?}",
-    // Not shown to anybody who has something to mend.
-    "Importer of device memory",
-    "Importer of device memory, when there is some",
-    "Importer of host memory",
+    // The description of the log category, no error.
     "Sharing of frames and packets between processes",
 ];
 

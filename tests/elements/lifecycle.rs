@@ -130,7 +130,7 @@ fn waiting_sources_can_be_flushed() {
     sees_frames(&subscriber);
 }
 
-/// The 33rd of 32 subscribers is told why it has to wait, and gets the place of one that leaves.
+/// The 33rd of 32 subscribers gets the reason why it has to wait, and gets the place of one that leaves.
 #[test]
 fn subscriber_over_limit_waits_for_place() {
     let test = TestDir::new("lifecycle-crowd");

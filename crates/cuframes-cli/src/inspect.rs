@@ -67,9 +67,10 @@ fn facts(s: &PublisherStatus) -> String {
 }
 
 fn track_counts(t: &TrackStatus) -> String {
-    let oversized = if t.too_big > 0 { format!(", {} too big", t.too_big) } else { String::new() };
+    let oversized =
+        if t.oversized > 0 { format!(", {} too big", t.oversized) } else { String::new() };
     let ring = format::bytes(t.bytes);
-    format!("{} published, {} in the ring of {ring}{oversized}", t.published, t.in_ring)
+    format!("{} published, {} in the ring of {ring}{oversized}", t.published, t.buffered)
 }
 
 fn subscribers(subscribers: &[SubscriberStatus]) -> Table {

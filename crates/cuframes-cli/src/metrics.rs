@@ -171,9 +171,9 @@ const TRACK: [Metric<TrackStatus>; 4] = [
     metric("cuframes_packets_published_total", Counter, "Packets published.",
         |t| Count(t.published)),
     metric("cuframes_packets_too_big_total", Counter, "Packets dropped because they are larger than the ring.",
-        |t| Count(t.too_big)),
+        |t| Count(t.oversized)),
     metric("cuframes_packets_kept", Gauge, "Packets in the ring.",
-        |t| Count(t.in_ring)),
+        |t| Count(t.buffered)),
     metric("cuframes_packet_memory_bytes", Gauge, "Size of the packet ring.",
         |t| Count(t.bytes)),
 ];

@@ -120,7 +120,7 @@ fn track_row(s: &PublisherStatus, t: &TrackStatus, previous: Option<&PublisherSt
         String::new(),
         String::new(),
         String::new(),
-        t.too_big.to_string(),
+        t.oversized.to_string(),
         format::bytes(t.bytes),
     ]
 }

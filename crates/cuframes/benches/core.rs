@@ -18,7 +18,7 @@ use cuframes::{
 const SIZE: usize = 1920 * 1080 * 3 / 2;
 const PACKETS: [usize; 4] = [256, 4096, 32_768, 262_144];
 
-struct Site {
+struct Fixture {
     publisher: Publisher,
     subscribers: Vec<Subscriber>,
     interrupt: Interrupt,
@@ -34,7 +34,7 @@ impl Drop for Dir {
     }
 }
 
-impl Site {
+impl Fixture {
     fn new(subscribers: usize) -> Self {
         let dir = Dir(std::env::temp_dir().join(format!("cuframes-core-{}", std::process::id())));
         std::fs::create_dir_all(&dir.0).unwrap();
@@ -42,10 +42,10 @@ impl Site {
             PublisherConfig { runtime_dir: Some(dir.0.clone()), ..PublisherConfig::new("core") };
         let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
         publisher.set_format("video/x-raw", SIZE).unwrap();
-        let mut site =
+        let mut fixture =
             Self { publisher, subscribers: vec![], interrupt: Interrupt::new().unwrap(), dir };
-        site.subscribers = (0..subscribers).map(|_| site.subscriber()).collect();
-        site
+        fixture.subscribers = (0..subscribers).map(|_| fixture.subscriber()).collect();
+        fixture
     }
 
     fn subscriber(&self) -> Subscriber {
@@ -57,7 +57,7 @@ impl Site {
     }
 
     fn publish(&self) {
-        let loan = self.publisher.loan(SIZE).unwrap().expect("nobody holds a frame");
+        let loan = self.publisher.loan(SIZE).unwrap().expect("no frame is held");
         let planes = [Plane { offset: 0, stride: 1920 }].into_iter().collect();
         let info = FrameInfo { pts: Some(1), size: SIZE, planes, ..Default::default() };
         black_box(self.publisher.publish(loan, &info));
@@ -72,35 +72,35 @@ impl Site {
 fn publish(c: &mut Criterion) {
     let mut group = c.benchmark_group("publish");
     for subscribers in [0, 1, 8, 32] {
-        let site = Site::new(subscribers);
+        let fixture = Fixture::new(subscribers);
         group.bench_function(BenchmarkId::from_parameter(subscribers), |b| {
-            b.iter(|| site.publish());
+            b.iter(|| fixture.publish());
         });
     }
 }
 
 /// Publishes a frame, which a subscriber claims and releases. Also polls without a new frame.
 fn take(c: &mut Criterion) {
-    let mut site = Site::new(1);
-    let mut subscriber = site.subscribers.pop().unwrap();
+    let mut fixture = Fixture::new(1);
+    let mut subscriber = fixture.subscribers.pop().unwrap();
     c.bench_function("publish, claim and release", |b| {
         b.iter(|| {
-            site.publish();
-            let next = subscriber.next_frame(&site.wait()).unwrap();
+            fixture.publish();
+            let next = subscriber.next_frame(&fixture.wait()).unwrap();
             assert!(matches!(next, Next::Item(_)));
         });
     });
     c.bench_function("look for a frame in vain", |b| {
-        b.iter(|| assert!(matches!(subscriber.next_frame(&site.wait()), Ok(Next::TimedOut))));
+        b.iter(|| assert!(matches!(subscriber.next_frame(&fixture.wait()), Ok(Next::TimedOut))));
     });
 }
 
 fn packets(c: &mut Criterion) {
-    let site = Site::new(1);
+    let fixture = Fixture::new(1);
     let config = TrackConfig { bytes: 4 << 20, ..Default::default() };
-    let track = site.publisher.add_track(0, "video/x-h264", config).unwrap();
+    let track = fixture.publisher.add_track(0, "video/x-h264", config).unwrap();
     let info = || PacketInfo { keyframe: true, ..Default::default() };
-    let mut reader = site.subscribers[0].packets(0, Start::LatestKeyframe);
+    let mut reader = fixture.subscribers[0].packets(0, Start::LatestKeyframe);
     let data = vec![0x5a; PACKETS[PACKETS.len() - 1]];
     let mut group = c.benchmark_group("packet");
     for len in PACKETS {
@@ -111,7 +111,7 @@ fn packets(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("write and read", len), |b| {
             b.iter(|| {
                 track.push(info(), &data[..len]).unwrap();
-                let next = reader.next(&site.wait()).unwrap();
+                let next = reader.next(&fixture.wait()).unwrap();
                 let Next::Item(packet) = next else { panic!("the packet is there") };
                 black_box(packet.data.len())
             });

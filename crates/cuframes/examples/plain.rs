@@ -39,8 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn publish(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
     // The publisher's own thread calls the closure when subscribers join and leave.
-    let tell = |event| eprintln!("{event:?}");
-    let publisher = Publisher::open(PublisherConfig::new(key), Arc::new(HostBackend), tell)?;
+    let print = |event| eprintln!("{event:?}");
+    let publisher = Publisher::open(PublisherConfig::new(key), Arc::new(HostBackend), print)?;
     publisher.set_format(CAPS, WIDTH * HEIGHT)?;
     let track =
         publisher.add_track(0, "text/x-raw, format=(string)utf8", TrackConfig::default())?;

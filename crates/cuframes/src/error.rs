@@ -4,7 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::types::code::RefusalReason;
+use crate::types::refusal::RefusalReason;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 

@@ -98,9 +98,10 @@ pub use subscriber::{
     Subscriber, SubscriberConfig, Wait,
 };
 pub use sync::interrupt::Interrupt;
-pub use types::code::{Mode, RefusalReason};
 pub use types::frame::{Crop, FrameInfo, PacketId, Plane, Planes};
+pub use types::mode::Mode;
 pub use types::packet::{PacketInfo, ReferenceTimestamp};
+pub use types::refusal::RefusalReason;
 
 /// Statistics and status of publishers and subscribers.
 pub mod info {

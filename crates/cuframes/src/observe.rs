@@ -164,8 +164,8 @@ fn request_part(
             {
                 Ok(Some((*status, next)))
             }
-            Ok(Received::Message(Message::Refused { code, text }, _)) => {
-                Err(Error::Refused { key: key.to_owned(), reason: code, text })
+            Ok(Received::Message(Message::Refused { reason, text }, _)) => {
+                Err(Error::Refused { key: key.to_owned(), reason, text })
             }
             Ok(Received::Message(..)) => {
                 Err(protocol_error(key, "its answer is not a STATUS message".into()))

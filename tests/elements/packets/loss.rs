@@ -35,15 +35,15 @@ fn loss_is_counted_and_reported() {
     let held_at = track("published");
     until(|| track("published") > held_at + 2 * most);
     drop(gate);
-    let told = subscriber.wait_for("cuframes-packets-lost");
+    let message = subscriber.wait_for("cuframes-packets-lost");
     until(|| got.lock().unwrap().len() > 30);
     let got = take(&got);
     let gap = got.windows(2).find(|pair| pair[1].0 != pair[0].0 + 1).expect("there is a gap");
     let lost = gap[1].0 - gap[0].0 - 1;
     assert!(gap[1].1.contains(gst::BufferFlags::DISCONT));
     assert!(!gap[1].1.contains(gst::BufferFlags::DELTA_UNIT), "it goes on at a keyframe");
-    assert_eq!(told.get::<u64>("lost").unwrap(), lost);
-    assert_eq!((told.get::<&str>("key").unwrap(), told.get::<u32>("track").unwrap()), ("a", 0));
+    assert_eq!(message.get::<u64>("lost").unwrap(), lost);
+    assert_eq!((message.get::<&str>("key").unwrap(), message.get::<u32>("track").unwrap()), ("a", 0));
     assert!(subscriber.stat("src", "lost") >= lost);
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Attached, Backend, Chunk, Geometry, Imported, Kind};
+use super::{Backend, Chunk, Extensions, Geometry, Imported, Kind};
 use crate::cuda::{Access, Context, Error, Uuid, VmmAllocation, VmmMapping};
 
 /// Alignment of slots in bytes. Textures, which have the largest requirement, need 512.
@@ -72,13 +72,13 @@ impl Backend for CudaBackend {
         let allocation = VmmAllocation::create(&self.context, len)?;
         let fd = allocation.export()?;
         let map = VmmMapping::new(&self.context, &allocation, len, Access::ReadWrite)?;
-        Ok(Arc::new(CudaChunk { attached: Attached::default(), map, fd, geometry }))
+        Ok(Arc::new(CudaChunk { extensions: Extensions::default(), map, fd, geometry }))
     }
 }
 
 #[derive(Debug)]
 struct CudaChunk {
-    attached: Attached,
+    extensions: Extensions,
     map: VmmMapping,
     fd: OwnedFd,
     geometry: Geometry,
@@ -98,15 +98,15 @@ unsafe impl Chunk for CudaChunk {
         self.geometry.address(self.map.address(), slot)
     }
 
-    fn attached(&self) -> Option<&Attached> {
-        Some(&self.attached)
+    fn extensions(&self) -> Option<&Extensions> {
+        Some(&self.extensions)
     }
 }
 
 /// A chunk of another process, mapped read-only for the subscriber's device.
 #[derive(Debug)]
 pub(super) struct CudaImport {
-    attached: Attached,
+    extensions: Extensions,
     map: VmmMapping,
     geometry: Geometry,
 }
@@ -117,7 +117,7 @@ impl CudaImport {
         let allocation = VmmAllocation::import(context, fd.as_fd())?;
         // The driver refuses to map more than the allocation has, so its real length needs no check.
         let map = VmmMapping::new(context, &allocation, len, Access::ReadOnly)?;
-        Ok(Self { attached: Attached::default(), map, geometry })
+        Ok(Self { extensions: Extensions::default(), map, geometry })
     }
 }
 
@@ -139,7 +139,7 @@ unsafe impl Imported for CudaImport {
         Some(self.map.context())
     }
 
-    fn attached(&self) -> Option<&Attached> {
-        Some(&self.attached)
+    fn extensions(&self) -> Option<&Extensions> {
+        Some(&self.extensions)
     }
 }

@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::cuda::device_geometry;
-use super::{Attached, Backend, Chunk, Geometry, Imported, Kind, invalid};
+use super::{Backend, Chunk, Extensions, Geometry, Imported, Kind, invalid};
 use crate::cuda::{Context, DeviceMemory, Event, IpcHandle, IpcMemory, Uuid};
 use crate::shm::layout::MAX_SLOTS;
 
@@ -99,14 +99,14 @@ impl Backend for CudaIpcBackend {
             memory: memory.ipc_handle()?,
             events: events.iter().map(Event::ipc_handle).collect::<Result<_, _>>()?,
         };
-        let (attached, fd) = (Attached::default(), handles.write()?);
-        Ok(Arc::new(CudaIpcChunk { attached, memory, events, fd, geometry }))
+        let (extensions, fd) = (Extensions::default(), handles.write()?);
+        Ok(Arc::new(CudaIpcChunk { extensions, memory, events, fd, geometry }))
     }
 }
 
 #[derive(Debug)]
 struct CudaIpcChunk {
-    attached: Attached,
+    extensions: Extensions,
     memory: DeviceMemory,
     /// One for each slot, or none.
     events: Vec<Event>,
@@ -132,15 +132,15 @@ unsafe impl Chunk for CudaIpcChunk {
         self.events.get(slot as usize)
     }
 
-    fn attached(&self) -> Option<&Attached> {
-        Some(&self.attached)
+    fn extensions(&self) -> Option<&Extensions> {
+        Some(&self.extensions)
     }
 }
 
 /// A chunk of another process.
 #[derive(Debug)]
 pub(super) struct CudaIpcImport {
-    attached: Attached,
+    extensions: Extensions,
     memory: IpcMemory,
     events: Vec<Event>,
     geometry: Geometry,
@@ -156,7 +156,7 @@ impl CudaIpcImport {
         }
         let open = |handle| Event::open(context, handle);
         let events = handles.events.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { attached: Attached::default(), memory, events, geometry })
+        Ok(Self { extensions: Extensions::default(), memory, events, geometry })
     }
 }
 
@@ -182,8 +182,8 @@ unsafe impl Imported for CudaIpcImport {
         Some(self.memory.context())
     }
 
-    fn attached(&self) -> Option<&Attached> {
-        Some(&self.attached)
+    fn extensions(&self) -> Option<&Extensions> {
+        Some(&self.extensions)
     }
 }
 

@@ -144,7 +144,7 @@ pub unsafe trait Chunk: Send + Sync {
     }
 
     /// Returns the user data stored with this chunk; `None` for host memory.
-    fn attached(&self) -> Option<&Attached> {
+    fn extensions(&self) -> Option<&Extensions> {
         None
     }
 }
@@ -180,7 +180,7 @@ pub unsafe trait Imported: Send + Sync {
     }
 
     /// Returns the user data stored with this chunk; `None` for host memory.
-    fn attached(&self) -> Option<&Attached> {
+    fn extensions(&self) -> Option<&Extensions> {
         None
     }
 }
@@ -189,15 +189,15 @@ pub unsafe trait Imported: Send + Sync {
 ///
 /// Must be the owner's first field, so that it is dropped before the memory.
 #[derive(Default)]
-pub struct Attached(OnceLock<Box<dyn Any + Send + Sync>>);
+pub struct Extensions(OnceLock<Box<dyn Any + Send + Sync>>);
 
-impl fmt::Debug for Attached {
+impl fmt::Debug for Extensions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Attached").field(&self.0.get().is_some()).finish()
+        f.debug_tuple("Extensions").field(&self.0.get().is_some()).finish()
     }
 }
 
-impl Attached {
+impl Extensions {
     /// Returns a clone of the stored `T`, creating it on first use. A chunk stores one type; asking for
     /// another returns a fresh, unstored value.
     pub fn get<T: Any + Clone + Default + Send + Sync>(&self) -> T {

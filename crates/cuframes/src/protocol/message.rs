@@ -6,7 +6,8 @@
 
 use super::status::PublisherStatus;
 use super::wire::{HELLO_MAGIC, MAX_MESSAGE, MAX_NAME, Malformed, Reader, Writer};
-use crate::types::code::{Mode, RefusalReason};
+use crate::types::mode::Mode;
+use crate::types::refusal::RefusalReason;
 
 /// Versions of the protocol that this side speaks.
 pub const VERSIONS: std::ops::RangeInclusive<u16> = 2..=2;
@@ -47,7 +48,7 @@ pub enum Message {
     /// Publisher: refuses a HELLO or STATUS_REQUEST.
     Refused {
         /// The reason.
-        code: RefusalReason,
+        reason: RefusalReason,
         /// The reason as a sentence for a log.
         text: String,
     },
@@ -97,7 +98,7 @@ pub enum Message {
     /// Publisher: evicts the subscriber, or exits.
     Bye {
         /// The reason.
-        code: RefusalReason,
+        reason: RefusalReason,
         /// The reason as a sentence for a log.
         text: String,
     },
@@ -148,7 +149,7 @@ impl Message {
             Self::Welcome { version, epoch, id, slots, index } => {
                 w(WELCOME).u16(*version).u64(*epoch).u32(*id).u32(*slots).u32(*index)
             }
-            Self::Refused { code, text } => w(REFUSED).u32(*code as u32).text(text),
+            Self::Refused { reason, text } => w(REFUSED).u32(*reason as u32).text(text),
             Self::Format { generation, caps } => w(FORMAT).u32(*generation).text(caps),
             Self::Chunk { id, kind, device, slots, stride, size } => {
                 let mut w = w(CHUNK).u32(*id).u32(*kind);
@@ -160,7 +161,7 @@ impl Message {
             Self::TrackFormat { track, generation, caps } => {
                 w(TRACK_FORMAT).u32(*track).u32(*generation).text(caps)
             }
-            Self::Bye { code, text } => w(BYE).u32(*code as u32).text(text),
+            Self::Bye { reason, text } => w(BYE).u32(*reason as u32).text(text),
             Self::Leave => w(LEAVE),
             Self::StatusRequest { versions, from } => {
                 w(STATUS_REQUEST).u64(HELLO_MAGIC).u16(versions.0).u16(versions.1).u64(*from)
@@ -200,7 +201,7 @@ impl Message {
                 slots: r.u32()?,
                 index: r.u32()?,
             },
-            REFUSED => Self::Refused { code: r.u32()?.into(), text: r.text(MAX_MESSAGE)? },
+            REFUSED => Self::Refused { reason: r.u32()?.into(), text: r.text(MAX_MESSAGE)? },
             FORMAT => Self::Format { generation: r.u32()?, caps: r.text(MAX_MESSAGE)? },
             CHUNK => Self::Chunk {
                 id: r.u32()?,
@@ -217,7 +218,7 @@ impl Message {
                 generation: r.u32()?,
                 caps: r.text(MAX_MESSAGE)?,
             },
-            BYE => Self::Bye { code: r.u32()?.into(), text: r.text(MAX_MESSAGE)? },
+            BYE => Self::Bye { reason: r.u32()?.into(), text: r.text(MAX_MESSAGE)? },
             LEAVE => Self::Leave,
             STATUS_REQUEST => Self::StatusRequest { versions: r.versions()?, from: r.u64()? },
             STATUS => Self::Status {

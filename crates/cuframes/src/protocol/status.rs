@@ -3,7 +3,7 @@
 
 use super::wire::{MAX_MESSAGE, MAX_NAME, Malformed, Reader, Writer};
 use crate::memory::Kind;
-use crate::types::code::Mode;
+use crate::types::mode::Mode;
 
 /// Maximum number of tracks of a publisher.
 pub(crate) const MAX_TRACKS: usize = 256;
@@ -67,9 +67,9 @@ pub struct TrackStatus {
     /// Number of packets published so far.
     pub published: u64,
     /// Number of packets in the ring.
-    pub in_ring: u64,
+    pub buffered: u64,
     /// Number of packets rejected because they are larger than the ring.
-    pub too_big: u64,
+    pub oversized: u64,
     /// Size of the ring, in bytes.
     pub bytes: u64,
 }
@@ -183,8 +183,8 @@ impl PublisherStatus {
             .u32(self.max_frames_per_subscriber)
             .u32(self.tracks.len() as u32);
         for t in &self.tracks {
-            w = w.u32(t.track).text(&t.caps).u64(t.published).u64(t.in_ring);
-            w = w.u64(t.too_big).u64(t.bytes);
+            w = w.u32(t.track).text(&t.caps).u64(t.published).u64(t.buffered);
+            w = w.u64(t.oversized).u64(t.bytes);
         }
         w = w.u32(self.subscribers.len() as u32);
         for s in &self.subscribers {
@@ -224,8 +224,8 @@ impl PublisherStatus {
                 track: r.u32()?,
                 caps: r.text(MAX_CAPS)?,
                 published: r.u64()?,
-                in_ring: r.u64()?,
-                too_big: r.u64()?,
+                buffered: r.u64()?,
+                oversized: r.u64()?,
                 bytes: r.u64()?,
             });
         }

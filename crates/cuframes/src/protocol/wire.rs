@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::types::code::Mode;
+use crate::types::mode::Mode;
 
 /// Maximum size of a message in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;

@@ -40,7 +40,7 @@ use std::time::Duration;
 use super::registry::{Registry, SubscriberHandle};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::sync::{clock, futex};
-use crate::types::code::RefusalReason;
+use crate::types::refusal::RefusalReason;
 
 /// What happens to a new frame or packet while subscribers still need the old ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

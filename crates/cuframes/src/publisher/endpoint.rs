@@ -52,7 +52,7 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Takes the key and listens. Other publishers that want the key are told `name`.
+    /// Locks the key and listens. Writes `name` into the lock file, for the error of other publishers of the key.
     ///
     /// # Errors
     /// The key is invalid or taken, the directory is unusable, the group does not exist, or this user is not a member

@@ -7,7 +7,7 @@ use super::registry::SubscriberHandle;
 use super::track::{TrackStats, TrackWriter};
 use crate::shm::layout::{READER_IN_USE, ReaderWords};
 use crate::sync::{atomic::Ordering, lock};
-use crate::types::code::Mode;
+use crate::types::mode::Mode;
 
 /// Identity and counters of a connected subscriber.
 ///

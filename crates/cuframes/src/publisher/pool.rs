@@ -66,7 +66,8 @@ use crate::protocol::message::Message;
 use crate::shm::claim;
 use crate::shm::segments::Control;
 use crate::sync::atomic::Ordering;
-use crate::types::code::{Mode, RefusalReason};
+use crate::types::mode::Mode;
+use crate::types::refusal::RefusalReason;
 
 /// Maximum number of slots on loan: a decoder's reference frames, and those in its threads.
 pub(super) const MAX_LOANS: u32 = 64;

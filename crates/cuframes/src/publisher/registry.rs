@@ -15,11 +15,12 @@ use crate::shm::claim;
 use crate::shm::segments::SubscriberPage;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock;
-use crate::types::code::{Mode, RefusalReason};
+use crate::types::mode::Mode;
+use crate::types::refusal::RefusalReason;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::UnixCredentials;
 
-/// Why a subscriber is refused or evicted: a code for its program and a text for its user.
+/// Why a subscriber is refused or evicted: a reason for its program and a text for its user.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     pub(crate) reason: RefusalReason,

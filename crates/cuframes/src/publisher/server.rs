@@ -22,7 +22,8 @@ use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::segments::SubscriberPage;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::clock;
-use crate::types::code::{Mode, RefusalReason};
+use crate::types::mode::Mode;
+use crate::types::refusal::RefusalReason;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, SockFlag, UnixCredentials, accept4, shutdown};
@@ -123,7 +124,7 @@ impl Server {
             progress.retain(|id, _| subscribers.iter().any(|s| s.id == *id));
         }
         let text = format!("the publisher of '{}' ends", self.state.key);
-        let bye = Message::Bye { code: RefusalReason::Closing, text };
+        let bye = Message::Bye { reason: RefusalReason::Closing, text };
         for subscriber in self.state.registry.subscribers() {
             let _ = subscriber.socket.send(&bye, &[]);
         }
@@ -221,7 +222,7 @@ impl Server {
         };
         let Refusal { reason, text } = refusal;
         tracing::info!(key = self.state.key, text, "refused a connection");
-        let _ = socket.send(&Message::Refused { code: reason, text }, &[]);
+        let _ = socket.send(&Message::Refused { reason, text }, &[]);
         None
     }
 
@@ -358,7 +359,7 @@ impl Server {
             if !last.dismissed {
                 // The connection stays open until the subscriber closes it. Only that proves that the process no
                 // longer reads its frames.
-                let _ = subscriber.socket.send(&Message::Bye { code: reason, text }, &[]);
+                let _ = subscriber.socket.send(&Message::Bye { reason, text }, &[]);
                 let _ = shutdown(subscriber.socket.as_fd().as_raw_fd(), Shutdown::Write);
                 last.dismissed = true;
             }

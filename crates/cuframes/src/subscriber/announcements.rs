@@ -9,7 +9,7 @@ use super::wait::Next;
 use crate::memory::Imported;
 use crate::shm::segments::TrackSegment;
 use crate::sync::lock;
-use crate::types::code::RefusalReason;
+use crate::types::refusal::RefusalReason;
 
 /// Maximum number of chunks, and of generations per stream, that a subscriber keeps. It bounds the memory
 /// that a hostile publisher can make this process use.

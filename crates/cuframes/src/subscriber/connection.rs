@@ -20,7 +20,8 @@ use crate::shm::segments::{Control, SubscriberPage, TrackSegment};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::interrupt::{Doorbell, Interrupt};
 use crate::sync::{clock, futex, lock};
-use crate::types::code::{Mode, RefusalReason};
+use crate::types::mode::Mode;
+use crate::types::refusal::RefusalReason;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -295,8 +296,8 @@ impl Connection {
                 lock(&view.formats).add(generation, caps);
                 self.announce();
             }
-            Message::Bye { code, text } => {
-                self.close(code, text);
+            Message::Bye { reason, text } => {
+                self.close(reason, text);
                 return Ok(false);
             }
             Message::Hello(_)

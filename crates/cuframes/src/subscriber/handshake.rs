@@ -130,8 +130,8 @@ fn shake_hands(
             Ok(Received::Message(message, fds)) => (message, fds),
         };
         return match message {
-            Message::Refused { code, text } => {
-                Err(Error::Refused { key: key.to_owned(), reason: code, text })
+            Message::Refused { reason, text } => {
+                Err(Error::Refused { key: key.to_owned(), reason, text })
             }
             Message::Welcome { version, epoch, slots, index, .. } => {
                 if !VERSIONS.contains(&version) {

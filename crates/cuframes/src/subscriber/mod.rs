@@ -26,7 +26,7 @@ use crate::protocol::message::{Hello, VERSIONS};
 use crate::protocol::wire::MAX_NAME;
 use crate::sync::atomic::Ordering;
 use crate::sync::interrupt::Interrupt;
-use crate::types::code::Mode;
+use crate::types::mode::Mode;
 use connection::{Connection, Listener};
 use frame_reader::FrameReader;
 use handshake::{Offer, connect};

@@ -14,8 +14,9 @@ use crate::shm::retention;
 use crate::shm::ring::Entry;
 use crate::sync::atomic::Ordering;
 use crate::sync::{clock, lock};
-use crate::types::code::{Mode, RefusalReason};
+use crate::types::mode::Mode;
 use crate::types::packet::PacketInfo;
+use crate::types::refusal::RefusalReason;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ const RECLAIM_POLL: Duration = Duration::from_millis(1);
 
 /// Where a [`PacketReader`] starts.
 ///
-/// "Present" and "new" packets are told apart by the time at which the reader was created; with
+/// "Present" and "new" packets are distinguished by the time at which the reader was created; with
 /// [`Mode::Strict`] and without credit for frames, by the time at which the subscriber connected.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Start {

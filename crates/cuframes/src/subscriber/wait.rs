@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::sync::interrupt::Interrupt;
-use crate::types::code::RefusalReason;
+use crate::types::refusal::RefusalReason;
 
 /// How long to wait for a frame or packet, and what ends the wait early.
 #[derive(Debug, Clone, Copy)]

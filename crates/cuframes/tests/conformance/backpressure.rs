@@ -113,8 +113,9 @@ pub(crate) fn exhausted_credit_does_not_starve_others<M: MemoryFixture>(test: &T
 pub(crate) fn stalled_subscriber_is_evicted<M: MemoryFixture>(test: &TestDir) {
     let mut config = test.config();
     config.stall_timeout = Some(Duration::from_millis(1));
-    let (tell, told) = channel();
-    let publisher = Publisher::open(config, M::backend(), move |e| tell.send(e).unwrap()).unwrap();
+    let (sender, events) = channel();
+    let publisher =
+        Publisher::open(config, M::backend(), move |e| sender.send(e).unwrap()).unwrap();
     publisher.set_format(CAPS, SIZE).unwrap();
     let mut hog = test.subscriber(|c| {
         c.name = "hog".into();
@@ -133,7 +134,7 @@ pub(crate) fn stalled_subscriber_is_evicted<M: MemoryFixture>(test: &TestDir) {
     });
     intact::<M>(&held);
     drop((held, hog));
-    let (who, reason) = std::iter::from_fn(|| told.recv().ok())
+    let (who, reason) = std::iter::from_fn(|| events.recv().ok())
         .find_map(|event| match event {
             PublisherEvent::SubscriberRemoved(who, reason) => Some((who, reason)),
             _ => None,

@@ -92,12 +92,12 @@ pub(crate) fn intact<M: MemoryFixture>(frame: &Frame) {
 
 /// Runs `f` in a thread of its own, and returns when that thread sleeps.
 pub(crate) fn asleep<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    let (tell, told) = channel();
+    let (sender, receiver) = channel();
     let thread = std::thread::spawn(move || {
-        tell.send(std::fs::read_link("/proc/thread-self").unwrap()).unwrap();
+        sender.send(std::fs::read_link("/proc/thread-self").unwrap()).unwrap();
         f()
     });
-    let stat = std::path::Path::new("/proc").join(told.recv().unwrap()).join("stat");
+    let stat = std::path::Path::new("/proc").join(receiver.recv().unwrap()).join("stat");
     until(|| {
         let stat = std::fs::read_to_string(&stat).unwrap_or_default();
         thread.is_finished() || stat.rsplit_once(") ").is_some_and(|(_, s)| s.starts_with('S'))

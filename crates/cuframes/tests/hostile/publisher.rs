@@ -282,7 +282,7 @@ fn impossible_track_is_reported() {
 
 #[test]
 fn message_out_of_order_is_reported() {
-    let refused = Message::Refused { code: RefusalReason::Full, text: "a".into() };
+    let refused = Message::Refused { reason: RefusalReason::Full, text: "a".into() };
     let mut cases = Vec::new();
     for (wrong, fds) in [(welcome(2, 4, 4), 2), (refused, 0)] {
         assert_eq!(fds, wrong.fds());
@@ -356,7 +356,7 @@ fn evicted_subscriber_gets_bye() {
     let publisher = FakePublisher::new(&test.dir);
     let mut stream = FakeStream::new();
     stream.script.push(RawMessage::new(
-        Message::Bye { code: RefusalReason::Stalled, text: "go".into() },
+        Message::Bye { reason: RefusalReason::Stalled, text: "go".into() },
         &[],
     ));
     let mut subscriber = join(&test, &publisher, stream, Mode::Newest);
@@ -394,7 +394,7 @@ fn refusal_is_no_protocol_error() {
     let publisher = FakePublisher::new(&test.dir);
     let mut stream = FakeStream::new();
     stream.script = vec![RawMessage::new(
-        Message::Refused { code: RefusalReason::Other, text: "no".into() },
+        Message::Refused { reason: RefusalReason::Other, text: "no".into() },
         &[],
     )];
     publisher.serve(stream);

@@ -28,10 +28,10 @@ impl<'a> Stage<'a> {
     pub(crate) fn new(test: &'a TestDir, adjust: impl FnOnce(&mut PublisherConfig)) -> Self {
         let mut config = test.config();
         adjust(&mut config);
-        let (tell, gone) = channel();
+        let (sender, gone) = channel();
         let publisher = Publisher::open(config, Arc::new(HostBackend), move |event| {
             if let PublisherEvent::SubscriberRemoved(_, reason) = event {
-                let _ = tell.send(reason);
+                let _ = sender.send(reason);
             }
         });
         let publisher = publisher.unwrap();
@@ -73,23 +73,23 @@ pub(crate) fn hello_of(first: u16, last: u16, rest: &[u8]) -> Vec<u8> {
 
 #[test]
 fn malformed_hello_is_refused_with_reason() {
-    let test = TestDir::new("hostile-strangers");
+    let test = TestDir::new("hostile-pending");
     let mut stage = Stage::new(&test, |_| {});
     let fd = std::fs::File::open("/dev/null").unwrap();
     let refused =
-        |stage: &Stage<'_>, bytes: &[u8], fds: usize, code: RefusalReason, expected: &str| {
+        |stage: &Stage<'_>, bytes: &[u8], fds: usize, reason: RefusalReason, expected: &str| {
             let peer = stage.connect();
             peer.send(bytes, &vec![fd.as_fd(); fds]);
-            let Some((Message::Refused { code: said, text }, _)) = peer.receive() else {
+            let Some((Message::Refused { reason: said, text }, _)) = peer.receive() else {
                 panic!("not refused: {bytes:x?}")
             };
-            assert_eq!(said, code, "{text}");
+            assert_eq!(said, reason, "{text}");
             assert!(text.contains(expected), "{text}");
             assert!(peer.receive().is_none());
         };
     use RefusalReason::*;
     let joins = hello(2, "x");
-    for (bytes, code, expected) in [
+    for (bytes, reason, expected) in [
         (hello_of(3, 9, b"anything"), Version, "speaks versions 3 to 9"),
         (
             hello_of(0, 0, b""),
@@ -108,7 +108,7 @@ fn malformed_hello_is_refused_with_reason() {
         (hello(9, "greedy"), OverCredit, "max-frames-per-subscriber=8"),
         (hello(u32::MAX, "greedy"), OverCredit, "max-frames-per-subscriber=8"),
     ] {
-        refused(&stage, &bytes, 0, code, expected);
+        refused(&stage, &bytes, 0, reason, expected);
         stage.check();
     }
     for fds in [1, 4, 253] {
@@ -128,11 +128,11 @@ fn subscriber_that_violates_protocol_is_evicted() {
     for bytes in [hello(1, "again"), vec![0; 3], welcome(2, 4, 4).encode(), vec![7; 66_000]] {
         let (peer, ..) = stage.join(1);
         assert!(peer.send(&bytes, &[]));
-        let code = std::iter::from_fn(|| peer.receive()).find_map(|(message, _)| match message {
-            Message::Bye { code, .. } => Some(code),
+        let reason = std::iter::from_fn(|| peer.receive()).find_map(|(message, _)| match message {
+            Message::Bye { reason, .. } => Some(reason),
             _ => None,
         });
-        assert_eq!(code, Some(RefusalReason::Malformed));
+        assert_eq!(reason, Some(RefusalReason::Malformed));
         stage.check();
         // Its place is free once it is gone.
         drop(peer);
@@ -198,11 +198,11 @@ fn random_page_disturbs_no_other_subscriber() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let code = std::iter::from_fn(|| peer.receive()).find_map(|(message, _)| match message {
-        Message::Bye { code, .. } => Some(code),
+    let reason = std::iter::from_fn(|| peer.receive()).find_map(|(message, _)| match message {
+        Message::Bye { reason, .. } => Some(reason),
         _ => None,
     });
-    assert_eq!(code, Some(RefusalReason::OverCredit));
+    assert_eq!(reason, Some(RefusalReason::OverCredit));
 }
 
 /// No subscriber can write to memory that others read.

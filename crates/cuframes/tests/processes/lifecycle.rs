@@ -31,9 +31,9 @@ fn child() {
 fn panic_in_event_handler_is_contained() {
     let test = TestDir::new("lifecycle-panic");
     let count = Arc::new(AtomicU64::new(0));
-    let told = count.clone();
+    let counter = count.clone();
     let publisher = Publisher::open(test.config(), Arc::new(HostBackend), move |_| {
-        told.fetch_add(1, Ordering::Relaxed);
+        counter.fetch_add(1, Ordering::Relaxed);
         panic!("of the test");
     });
     let publisher = publisher.unwrap();

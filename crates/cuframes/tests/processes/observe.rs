@@ -103,13 +103,13 @@ fn rates_are_between_two_snapshots() {
 fn status_requests_take_no_place() {
     let test = TestDir::new("places");
     let _publisher = publisher(&test, |c| c.max_subscribers = 1);
-    let strangers: Vec<_> = (0..3).map(|_| connect(&test.dir)).collect();
+    let pending: Vec<_> = (0..3).map(|_| connect(&test.dir)).collect();
     for _ in 0..100 {
         status("cam", Some(&test.dir)).unwrap();
     }
     let _viewer = test.subscriber(|_| {});
     until(|| status("cam", Some(&test.dir)).unwrap().subscribers.len() == 1);
-    drop(strangers);
+    drop(pending);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn status_request_of_other_version_is_refused() {
     let _publisher = publisher(&test, |_| {});
     let later = Message::StatusRequest { versions: (70, 99), from: 0 };
     match request(&connect(&test.dir), &later.encode()) {
-        Some(Message::Refused { code: RefusalReason::Version, text }) => {
+        Some(Message::Refused { reason: RefusalReason::Version, text }) => {
             assert!(text.contains("the observer speaks versions 70 to 99"), "{text}");
         }
         other => panic!("{other:?}"),

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use crate::config;
 
-fn code() -> impl Strategy<Value = RefusalReason> {
+fn reason() -> impl Strategy<Value = RefusalReason> {
     // Known codes, and some unknown ones.
     (0..12u32).prop_map(RefusalReason::from)
 }
@@ -42,7 +42,7 @@ fn message() -> impl Strategy<Value = Message> {
         any::<(u16, u64, u32, u32, u32)>().prop_map(|(version, epoch, id, slots, index)| {
             Message::Welcome { version, epoch, id, slots, index }
         }),
-        (code(), text()).prop_map(|(code, text)| Message::Refused { code, text }),
+        (reason(), text()).prop_map(|(reason, text)| Message::Refused { reason, text }),
         (any::<u32>(), text()).prop_map(format),
         any::<(u32, u32, [u8; 16], u32, u64, u64)>().prop_map(
             |(id, kind, device, slots, stride, size)| {
@@ -54,7 +54,7 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<(u32, u32)>(), text()).prop_map(|((track, generation), caps)| {
             Message::TrackFormat { track, generation, caps }
         }),
-        (code(), text()).prop_map(|(code, text)| Message::Bye { code, text }),
+        (reason(), text()).prop_map(|(reason, text)| Message::Bye { reason, text }),
         Just(Message::Leave),
         any::<((u16, u16), u64)>()
             .prop_map(|(versions, from)| Message::StatusRequest { versions, from }),
@@ -66,7 +66,7 @@ fn message() -> impl Strategy<Value = Message> {
 
 fn status() -> impl Strategy<Value = PublisherStatus> {
     let track = (any::<(u32, u64, u64)>(), text()).prop_map(|((track, published, bytes), caps)| {
-        TrackStatus { track, caps, published, in_ring: bytes / 2, too_big: 1, bytes }
+        TrackStatus { track, caps, published, buffered: bytes / 2, oversized: 1, bytes }
     });
     let subscriber = (any::<(u32, i32, u64)>(), "\\PC{0,40}", any::<Option<u32>>()).prop_map(
         |((id, pid, received), name, latency)| SubscriberStatus {
@@ -122,9 +122,9 @@ fn check_strange(bytes: &[u8]) {
         assert_eq!(fds, message.fds());
         let again = message.encode();
         match message {
-            // This version does not tell codes of later versions apart.
-            Message::Refused { code: RefusalReason::Other, .. }
-            | Message::Bye { code: RefusalReason::Other, .. } => {
+            // This version maps all codes of later versions to `Other`.
+            Message::Refused { reason: RefusalReason::Other, .. }
+            | Message::Bye { reason: RefusalReason::Other, .. } => {
                 assert_eq!(again[..4], bytes[..4]);
                 assert_eq!(again[8..], bytes[8..]);
             }
@@ -178,8 +178,8 @@ proptest! {
     }
 
     #[test]
-    fn texts_with_control_characters_are_refused(before in "\\PC{0,9}", control in "\\p{Cc}", code in code()) {
-        let message = Message::Refused { code, text: before + &control };
+    fn texts_with_control_characters_are_refused(before in "\\PC{0,9}", control in "\\p{Cc}", reason in reason()) {
+        let message = Message::Refused { reason, text: before + &control };
         prop_assert_eq!(Message::decode(&message.encode(), 0), Err(Malformed::Text));
     }
 

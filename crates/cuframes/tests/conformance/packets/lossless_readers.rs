@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use cuframes::{Counters, Next, PushError, RefusalReason, Start};
 
-use super::{LONG, Reader, info, lossless, patient};
+use super::{LONG, Reader, info, lossless, waiting_source};
 use crate::fixture::asleep;
 
 #[test]
 fn lossless_reader_gets_every_packet() {
     const PACKETS: u64 = 5_000;
-    let source = patient("packets-lossless", LONG, 10);
+    let source = waiting_source("packets-lossless", LONG, 10);
     let push = |seq: u64| source.track.push(info(seq.is_multiple_of(25)), &seq.to_ne_bytes());
     // A reader counts from its joining on, although it has not read anything.
     let readers: Vec<_> = (0..4).map(|_| lossless(&source.test, Start::OldestKeyframe)).collect();
@@ -52,7 +52,7 @@ fn lossless_reader_gets_every_packet() {
 
 #[test]
 fn publisher_waits_for_lossless_reader() {
-    let source = patient("packets-waits", LONG, 4);
+    let source = waiting_source("packets-waits", LONG, 4);
     let mut reader = lossless(&source.test, Start::default());
     source.push("K---");
     let track = source.track.clone();
@@ -82,7 +82,7 @@ fn publisher_waits_for_lossless_reader() {
 
 #[test]
 fn stalled_lossless_reader_is_evicted() {
-    let source = patient("packets-stalled", Duration::from_millis(30), 4);
+    let source = waiting_source("packets-stalled", Duration::from_millis(30), 4);
     let mut reader = lossless(&source.test, Start::default());
     source.push("K---K---K---");
     let end = loop {

@@ -93,7 +93,7 @@ fn bounds(bytes: u64, time: Duration) -> TrackConfig {
 }
 
 /// A publisher that waits for lossless readers, and the small ring of its track.
-fn patient(test: &str, timeout: Duration, packets: u64) -> Source {
+fn waiting_source(test: &str, timeout: Duration, packets: u64) -> Source {
     let test = TestDir::new(test);
     let config = PublisherConfig { policy: Policy::Wait(timeout), ..test.config() };
     let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();

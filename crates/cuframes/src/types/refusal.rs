@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Codes of the protocol: modes, and reasons for a refusal.
+//! Reasons for which a publisher refuses or evicts a subscriber.
 
 /// Why a publisher refuses or evicts a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,16 +43,4 @@ impl From<u32> for RefusalReason {
             .find(|c| *c as u32 == code)
             .unwrap_or(Other)
     }
-}
-
-/// Which frames a subscriber takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(u32)]
-pub enum Mode {
-    /// The newest frame at the time of the call; skips the frames before it.
-    #[default]
-    Newest = 0,
-    /// Each frame in order, as far as the publisher still has it. A publisher with
-    /// [`Policy::Wait`](crate::Policy) waits for this subscriber.
-    Strict = 1,
 }
