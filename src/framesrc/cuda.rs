@@ -62,6 +62,8 @@ impl Drop for FrameGuard {
             if matches!(self.stream.is_idle(), Ok(true)) {
                 return false;
             }
+            // SYNC(release/is_held): pairs with the Acquire in `claim::is_held`. The stream orders this write behind the
+            // reads of the frame.
             let cleared = self.claims.as_ref().map(|c| self.stream.write_value(c, offset, 0));
             if matches!(cleared, Some(Ok(()))) {
                 return true;

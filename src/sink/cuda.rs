@@ -355,6 +355,8 @@ impl CudaPublisher {
             set_layout(frame, &source, map.address() - loan.address());
             if let Some(seq) = publisher.publish_in_place(loan, frame, complete) {
                 if !complete {
+                    // SYNC(ready/complete): pairs with the Acquire in the subscriber's `FrameReader`. The stream orders
+                    // this write behind those of the pixels.
                     stream.write_value(&ready.memory, ready.offset, seq)?;
                 }
                 return Ok(Outcome::InPlace);
@@ -369,6 +371,7 @@ impl CudaPublisher {
         let published = publisher.publish_in_place(&loan, frame, false);
         let seq = published.expect("a new loan of this publisher");
         self.copy(&stream, &source, &map, &loan)?;
+        // SYNC(ready/complete): as above.
         stream.write_value(&ready.memory, ready.offset, seq)?;
         Ok(Outcome::Copied)
     }

@@ -125,6 +125,7 @@ impl FrameSink {
         buffer: &gst::BufferRef,
         info: &mut FrameInfo,
     ) -> Result<bool, gst::FlowError> {
+        // SYNC(unlock/render): pairs with the stores in `unlock` and `unlock_stop`.
         let unlocked = || self.unlocked.load(Ordering::Acquire);
         let outcome = device.publish(publisher, buffer, info, &unlocked);
         let outcome = outcome.map_err(|e| self.fail(&e))?;
@@ -198,6 +199,7 @@ impl FrameSink {
         buffer: &gst::BufferRef,
         info: &gst_video::VideoInfo,
     ) -> Result<Option<gst::Buffer>, gst::FlowError> {
+        // SYNC(unlock/render): pairs with the stores in `unlock` and `unlock_stop`.
         let unlocked = || self.unlocked.load(Ordering::Acquire);
         let host = &self.published().host;
         let slot = slot_buffer(publisher, host, info.size(), &unlocked);
@@ -433,6 +435,7 @@ impl BaseSinkImpl for FrameSink {
             match published {
                 // The wait for a slot was cancelled by a pause, after which the frame is tried again, or by a flush, which is the
                 // error here.
+                // SYNC(unlock/render): as in `publish_on_device`.
                 Ok(false) if self.unlocked.load(Ordering::Acquire) => {
                     if let Err(e) = obj.wait_preroll() {
                         break Err(e);
@@ -460,11 +463,13 @@ impl BaseSinkImpl for FrameSink {
     }
 
     fn unlock(&self) -> Result<(), gst::ErrorMessage> {
+        // SYNC(unlock/render): pairs with the load in `render`.
         self.unlocked.store(true, Ordering::Release);
         Ok(())
     }
 
     fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
+        // SYNC(unlock/render): pairs with the load in `render`.
         self.unlocked.store(false, Ordering::Release);
         Ok(())
     }

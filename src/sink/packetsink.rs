@@ -203,13 +203,14 @@ impl BaseSinkImpl for PacketSink {
         self.parent_event(event)
     }
 
-    // SYNC(unlock/render): the stores pair with the load in `render`.
     fn unlock(&self) -> Result<(), gst::ErrorMessage> {
+        // SYNC(unlock/render): pairs with the load in `render`.
         self.unlocked.store(true, Ordering::Release);
         Ok(())
     }
 
     fn unlock_stop(&self) -> Result<(), gst::ErrorMessage> {
+        // SYNC(unlock/render): pairs with the load in `render`.
         self.unlocked.store(false, Ordering::Release);
         Ok(())
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The documents agree with the sources.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use testing::root;
@@ -34,9 +35,50 @@ fn explained_errors_are_in_sources() {
     }
 }
 
-/// Returns README, the changelog and the pages of docs/.
+/// Returns the names in `SYNC(name)` comments, with the number of their occurrences.
+fn sync_names(text: &str) -> BTreeMap<&str, usize> {
+    let mut names = BTreeMap::new();
+    for part in text.split("SYNC(").skip(1) {
+        let name = part.split(')').next().unwrap();
+        // Not the search command of correctness.md.
+        if name.contains('/') && !name.contains(char::is_whitespace) {
+            *names.entry(name).or_default() += 1;
+        }
+    }
+    names
+}
+
+/// A name stands at both ends of a pair of atomic accesses, and correctness.md has the argument for it.
+#[test]
+fn sync_names_match() {
+    let sources = sources(&root().join("crates/cuframes/src"));
+    let names = sync_names(&sources);
+    assert!(names.len() > 20, "{names:?}");
+    let single: Vec<_> = names.iter().filter(|(_, count)| **count < 2).collect();
+    assert!(single.is_empty(), "names at one end only: {single:?}");
+    let page = |name| std::fs::read_to_string(root().join("docs").join(name)).unwrap();
+    let (correctness, protocol) = (page("correctness.md"), page("protocol.md"));
+    let (correctness, protocol) = (sync_names(&correctness), sync_names(&protocol));
+    assert!(protocol.len() > 15, "{protocol:?}");
+    let unknown = |page: &BTreeMap<&str, usize>| -> Vec<String> {
+        page.keys().filter(|n| !names.contains_key(*n)).map(|n| n.to_string()).collect()
+    };
+    assert_eq!(unknown(&correctness), [""; 0], "correctness.md: names without a source");
+    assert_eq!(unknown(&protocol), [""; 0], "protocol.md: names without a source");
+    let unproven: Vec<_> = names.keys().filter(|n| !correctness.contains_key(*n)).collect();
+    assert!(unproven.is_empty(), "names that correctness.md does not mention: {unproven:?}");
+}
+
+/// Returns the pages that are checked for links.
 fn pages() -> Vec<PathBuf> {
-    let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let pages = [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "crates/cuframes/README.md",
+    ];
+    let mut pages: Vec<_> = pages.map(|page| root().join(page)).into();
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().path());
     pages.extend(docs.filter(|p| p.extension().is_some_and(|e| e == "md")));
     pages

@@ -43,7 +43,10 @@ fn loss_is_counted_and_reported() {
     assert!(gap[1].1.contains(gst::BufferFlags::DISCONT));
     assert!(!gap[1].1.contains(gst::BufferFlags::DELTA_UNIT), "it goes on at a keyframe");
     assert_eq!(message.get::<u64>("lost").unwrap(), lost);
-    assert_eq!((message.get::<&str>("key").unwrap(), message.get::<u32>("track").unwrap()), ("a", 0));
+    assert_eq!(
+        (message.get::<&str>("key").unwrap(), message.get::<u32>("track").unwrap()),
+        ("a", 0)
+    );
     assert!(subscriber.stat("src", "lost") >= lost);
 }
 

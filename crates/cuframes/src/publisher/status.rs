@@ -136,8 +136,8 @@ fn published_ns(frames: &FramePublisher, seq: u64) -> Option<i64> {
     }
     let record = Record::load(control.record(slot))?;
     // No claim protects the slot, so the number is checked again behind the record. The publisher removes the
-    // number before it writes a newer record, and that record's number is stored with Release behind the SC
-    // fence of `claim::retire`, which this fence pairs with.
+    // number before it writes a newer record. SYNC(claim/retire): this fence pairs with the SC fence in
+    // `retire`, which separates the two.
     fence(Ordering::Acquire);
     (control.slot(slot).load(Ordering::Relaxed) == seq && record.seq == seq)
         .then_some(record.published_ns)

@@ -3,7 +3,7 @@
 //!
 //! [`layout`] has the structures, [`segments`] the three kinds of segments that are made of them.
 //! [`claim`], [`retention`] and [`ring`] are the lock-free protocols; `tests/loom.rs` models them. Pairs of
-//! atomic operations carry a name, `SYNC(first/second)`, at both ends.
+//! atomic operations carry a name at both ends, such as `SYNC(claim/retire)`.
 //!
 //! All shared words are atomics. A peer may write any of them at any time, so no other reference to shared
 //! memory is ever created, and each value is checked before it is used as an index or a length.

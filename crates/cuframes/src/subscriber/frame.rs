@@ -22,8 +22,8 @@ pub(super) struct Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.handed_over {
-            // The device clears the claim after the work that still reads the frame. No doorbell rings
-            // then, so a reader that waits for this frame has to poll.
+            // SYNC(release/is_held): the device clears the claim after the work that still reads the frame.
+            // No doorbell rings then, so a reader that waits for this frame has to poll.
             self.connection.add_clearing(self.slot);
         } else {
             claim::release(self.connection.page.held(self.slot));

@@ -87,6 +87,7 @@ impl Interrupt {
 
     /// Sets the interrupt: ends all current and future waits that use it.
     pub fn set(&self) {
+        // SYNC(set/is_set): pairs with the Acquire in `is_set`.
         self.set.store(true, Ordering::Release);
         // SYNC(interrupt/event): pairs with the fence in `fd`. Either this thread sees the event, or the
         // thread that creates the event sees that the interrupt is set.
@@ -100,6 +101,7 @@ impl Interrupt {
 
     /// Clears the interrupt: future waits block again.
     pub fn clear(&self) {
+        // SYNC(set/is_set): pairs with the Acquire in `is_set`.
         self.set.store(false, Ordering::Release);
         if let Some(event) = self.event.get() {
             // An error means that the event was not set.
@@ -109,6 +111,7 @@ impl Interrupt {
 
     /// Returns whether the interrupt is set.
     pub fn is_set(&self) -> bool {
+        // SYNC(set/is_set): pairs with the Release in `set` and `clear`.
         self.set.load(Ordering::Acquire)
     }
 
