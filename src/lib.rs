@@ -2,15 +2,15 @@
 //! GStreamer plugin that shares a camera's frames and encoded packets between processes.
 //!
 //! One process decodes the camera and publishes it with `cuframessink`. Every other process on the
-//! host subscribes with `cuframessrc` (frames) or `cuframespacketsrc` (packets). The elements stand
-//! on the library [`cuframes`], which works without GStreamer.
+//! host subscribes with `cuframessrc` (frames) or `cuframespacketsrc` (packets). The elements use
+//! the library [`cuframes`], which works without GStreamer.
 //!
 //! Modules use only modules of the lines below them:
 //!
 //! | modules | content |
 //! |---|---|
 //! | `sink`, `framesrc`, `packetsrc`, `device` | the elements and the device provider |
-//! | `source` | what both sources share |
+//! | `source` | common parts of both sources |
 //! | `uri`, `meta`, `messages` | URIs, metadata of buffers, messages on the bus |
 //! | `caps`, `properties`, `time` | caps, properties, timestamps |
 //! | `gstcuda` | GStreamer's CUDA library |

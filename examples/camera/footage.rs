@@ -140,7 +140,7 @@ impl Footage {
     /// Starts to play. Ends the streams after `frames` frames if there is such a limit.
     ///
     /// The appsrcs have to block when they are full, so that the reader stays at most that far ahead while
-    /// the sinks behind them play in real time.
+    /// the sinks after them play in real time.
     pub(crate) fn play(
         &self,
         video: gst_app::AppSrc,

@@ -11,7 +11,7 @@ use crate::caps::parse_caps;
 use cuframes::LiveKey;
 use cuframes::info::PublisherStatus;
 
-/// The stream that a device stands for. Equal targets make equal devices.
+/// The stream that the device represents. Equal targets make equal devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) key: LiveKey,

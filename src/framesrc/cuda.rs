@@ -23,10 +23,10 @@ pub(super) struct CudaEmitter {
     /// enqueued on it.
     stream: CudaStream,
     driver_stream: Arc<Stream>,
-    /// Stream behind all work that downstream has enqueued: `driver_stream` if downstream announced it,
+    /// Stream that runs after all work that downstream has enqueued: `driver_stream` if downstream announced it,
     /// otherwise the default stream.
     downstream: Arc<Stream>,
-    /// Orders `driver_stream` behind `downstream`.
+    /// Orders `driver_stream` after `downstream`.
     event: Event,
     /// The page of the claims, registered so that the device can clear claims. `None` if the device can't
     /// write values; then the CPU waits for downstream's work before it releases a frame.
@@ -62,7 +62,7 @@ impl Drop for FrameGuard {
             if matches!(self.stream.is_idle(), Ok(true)) {
                 return false;
             }
-            // SYNC(release/is_held): pairs with the Acquire in `claim::is_held`. The stream orders this write behind the
+            // SYNC(release/is_held): pairs with the Acquire in `claim::is_held`. The stream orders this write after the
             // reads of the frame.
             let cleared = self.claims.as_ref().map(|c| self.stream.write_value(c, offset, 0));
             if matches!(cleared, Some(Ok(()))) {
@@ -138,7 +138,7 @@ impl CudaEmitter {
             self.driver_stream.synchronize()?;
             self.driver_stream = Arc::new(stream.driver_stream(&self.driver));
             self.stream = stream;
-            // Old copies that downstream still holds are freed behind its work instead of being reused.
+            // Old copies that downstream still holds are freed after its work instead of being reused.
             self.spare = SpareCopies::default();
         }
         self.downstream = self.driver_stream.clone();
@@ -169,7 +169,7 @@ impl CudaEmitter {
         let region = self.region(frame.address(), &layout);
         // SAFETY: the caller has checked that the frame's planes are within its slot. The slot stays mapped
         // while the guard exists. The publisher writes it only after the claim is cleared, which happens
-        // behind the work on the stream.
+        // after the work on the stream.
         unsafe { memories.wrap(region, BufferAccess::Read, self.guard(frame, &self.downstream)) }
     }
 
@@ -196,7 +196,7 @@ impl CudaEmitter {
             self.driver_stream.wait_for(&self.event)?;
         }
         let (from, to) = (frame.address(), memory.memory.address());
-        // SAFETY: the frame stays mapped and unchanged until its claim is released below, behind the copy.
+        // SAFETY: the frame stays mapped and unchanged until its claim is released below, after the copy.
         // The destination has at least `size` bytes and is kept by the memory that is returned. Earlier
         // reads of the destination are ordered before the copy.
         unsafe {

@@ -197,7 +197,7 @@ impl CuframesSrc {
     /// that it proposes.
     ///
     /// A converter reads frames on that stream and drops them before the work is done. Therefore, frames
-    /// have to be released behind that work.
+    /// have to be released after that work.
     fn downstream_stream(&self, context: &CudaContext, format: &Format) -> Option<CudaStream> {
         if !is_cuda(&format.caps) {
             return None;

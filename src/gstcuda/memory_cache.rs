@@ -211,7 +211,7 @@ impl<T: Sync + 'static> MemoryCache<T> {
     /// Returns the `T` that the memory holds, if it was made by a cache of `T`. Any other memory returns `None`.
     pub(crate) fn held_by(memory: &gst::MemoryRef) -> Option<&T> {
         // SAFETY: the memory is valid during the borrow. Only `make` uses the quark, and its `UserData` lives as long as
-        // the memory; `held` changes only while nobody else refers to the memory. A part of a memory has the whole one
+        // the memory; `held` changes only while there is no other reference to the memory. A part of a memory has the whole one
         // as its parent.
         unsafe {
             let memory = memory.as_ptr().cast_mut();

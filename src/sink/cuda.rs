@@ -8,7 +8,7 @@
 //! # Why a frame is never ready before its pixels
 //!
 //! With [`SyncMode::Timeline`] the GPU writes the frame's sequence number to the publisher's ready word. The write
-//! follows the copy in the same stream, and the driver orders it behind all earlier writes of that stream. The
+//! follows the copy in the same stream, and the driver orders it after all earlier writes of that stream. The
 //! ready word is a single number, so frames have to become complete in their order: when upstream's stream
 //! changes, the sink waits for the previous stream first.
 
@@ -118,7 +118,7 @@ impl CudaSlots {
         caps: &gst::Caps,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gstcuda::Error> {
-        // The other modes need an event or a wait behind upstream's work, before the frame is published.
+        // The other modes need an event or a wait after upstream's work, before the frame is published.
         if self.sync != SyncMode::Timeline {
             return Ok(());
         }
@@ -356,7 +356,7 @@ impl CudaPublisher {
             if let Some(seq) = publisher.publish_in_place(loan, frame, complete) {
                 if !complete {
                     // SYNC(ready/complete): pairs with the Acquire in the subscriber's `FrameReader`. The stream orders
-                    // this write behind those of the pixels.
+                    // this write after those of the pixels.
                     stream.write_value(&ready.memory, ready.offset, seq)?;
                 }
                 return Ok(Outcome::InPlace);
@@ -405,7 +405,7 @@ impl CudaPublisher {
         {
             // SAFETY: both ranges have `layout.size()` bytes: the frame by the check above, the slot because it was loaned
             // for that size. The frame may be released when this function returns, because its next writer enqueues
-            // its work on the same stream, behind this copy. The next writer of the slot follows too, by the order
+            // its work on the same stream, after this copy. The next writer of the slot follows too, by the order
             // of the stream or by `settle`.
             return Ok(unsafe { stream.copy(map.address(), slot, self.layout.size()) }?);
         }
@@ -427,7 +427,7 @@ impl CudaPublisher {
     }
 }
 
-/// Sets size and planes of a frame that begins `start` bytes behind the start of its slot.
+/// Sets size and planes of a frame that begins `start` bytes after the start of its slot.
 fn set_layout(frame: &mut FrameInfo, layout: &VideoInfo, start: u64) {
     frame.size = layout.size() + start as usize;
     frame.planes = Planes::new(layout.offset(), layout.stride()).moved(start as u32);

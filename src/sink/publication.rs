@@ -27,7 +27,7 @@ pub(super) struct Publication {
     no_eos: AtomicBool,
     /// Configuration of new tracks.
     tracks: Mutex<TrackConfig>,
-    /// Recent packets, which tag each frame with the packet behind it.
+    /// Recent packets, which tag each frame with the packet that it was decoded from.
     pub(super) recent: RecentPackets,
     /// Frames for which `recent` had no packet of the same time.
     pub(super) unmatched_frames: AtomicU64,

@@ -86,7 +86,7 @@ impl SourcePad {
             gst::element_imp_error!(
                 element,
                 gst::StreamError::Format,
-                ("Downstream does not take what is published ({caps}): put a converter behind the source, such as videoconvert, or cudaconvertscale for frames on a GPU")
+                ("Downstream does not take what is published ({caps}): put a converter after the source, such as videoconvert, or cudaconvertscale for frames on a GPU")
             );
             return Err(gst::FlowError::NotNegotiated);
         }

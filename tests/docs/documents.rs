@@ -17,7 +17,7 @@ fn sources(dir: &Path) -> String {
     entries.iter().map(text).collect()
 }
 
-/// Users search the page for the errors that they were shown.
+/// Users search the page for the error text that they got.
 #[test]
 fn explained_errors_are_in_sources() {
     let page = std::fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();

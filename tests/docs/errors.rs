@@ -34,17 +34,17 @@ const OTHERS: [&str; 18] = [
 
 /// Sentences without advice.
 const WITHOUT_ADVICE: [&str; 12] = [
-    // Subjects, whose predicates have it, and the beginning of a sentence that ends elsewhere.
+    // Subjects of sentences whose second part has the advice, and a sentence that another literal continues.
     "A subscriber",
     "The frame pool",
     "The packet buffer's number of bytes",
     "The socket's group",
     "GPU with cuda-device-id {ordinal}",
     "No publisher of '{key}' in",
-    // What is put in has it.
+    // The inserted text contains the advice.
     "The publisher of '{key}' refused: {text}",
     "There is no {wanted}, nor any other GPU: {}",
-    // What the caller asked for.
+    // The caller caused it.
     "The wait was interrupted",
     // Errors of the sources themselves, which a user cannot fix.
     "The memory is registered in another context than the stream's",
@@ -55,7 +55,7 @@ const WITHOUT_ADVICE: [&str; 12] = [
 
 /// Returns the texts of a file: literals of several words, without comments and arguments of `OTHERS`.
 ///
-/// It parses as much of Rust as these sources use. The list would show what it misses.
+/// It parses as much of Rust as these sources use. A text that it misses would be absent from the list.
 fn texts(source: &str) -> Vec<String> {
     let mut texts = Vec::new();
     let mut calls: Vec<String> = Vec::new(); // what each open bracket belongs to
@@ -164,7 +164,7 @@ fn error_list_is_up_to_date() {
             writeln!(list, "  {text}").unwrap();
         }
     }
-    assert!(silent.is_empty(), "sentences that do not say what to do, behind a colon: {silent:#?}");
+    assert!(silent.is_empty(), "sentences that do not say what to do, after a colon: {silent:#?}");
     let path = root().join("tests/errors.txt");
     if std::env::var_os("CUFRAMES_WRITE").is_some() {
         std::fs::write(&path, &list).unwrap();

@@ -43,7 +43,7 @@ fn waiting_sink_can_be_flushed() {
     drop(closed);
 }
 
-/// Upstream may wait for a slot of the pool that it was offered. A flushing seek ends at once all the same.
+/// Upstream may wait for a slot of the offered pool. A flushing seek ends nevertheless at once.
 #[test]
 fn waiting_upstream_can_seek() {
     let test = TestDir::new("seek-waits");

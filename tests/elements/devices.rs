@@ -148,7 +148,7 @@ fn element(test: &TestDir) {
     device(Some(2)).reconfigure_element(&other).unwrap_err();
 }
 
-/// A killed publisher leaves its files. Its device disappears all the same.
+/// A killed publisher leaves its files. Its device disappears nevertheless.
 #[test]
 fn device_of_killed_publisher_is_removed() {
     run("killed");

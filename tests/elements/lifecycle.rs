@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What a process can do to the elements in it: any order of states, flushes, other keys, crowds.
+//! Elements under any order of states, flushes and key changes, and with many subscribers.
 
 use gst::prelude::*;
 use testing::{Child, Resources, TestDir, until};

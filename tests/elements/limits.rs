@@ -33,7 +33,7 @@ fn child() {
     let sink = test.pipeline("videotestsrc ! cuframessink key=other");
     limit(Resource::RLIMIT_NOFILE, Resources::now().fds as u64 + 40);
     let full = FullTable::with_room_for(0);
-    // Elements can be created all the same.
+    // Elements can be created nevertheless.
     let _another = gst::ElementFactory::make("cuframespacketsrc").build().unwrap();
     assert!(sink.set_state(gst::State::Paused).is_err());
     assert!(sink.error().message().contains("Too many open files"));

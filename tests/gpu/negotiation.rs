@@ -17,7 +17,7 @@ fn caps_change_while_frames_flow() {
     let seen = watched.collect("out", "sink", |buffer, pad| {
         let caps = pad.current_caps().unwrap();
         let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
-        // The content agrees with the caps, whatever memory it is in.
+        // The content agrees with the caps in every kind of memory.
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).unwrap();
         assert_eq!(
             frame.plane_data(0).unwrap().len() / frame.plane_stride()[0] as usize,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What the tests with a GPU share.
+//! Helpers of the tests with a GPU.
 
 use std::path::PathBuf;
 
@@ -50,7 +50,7 @@ pub(crate) fn decoder(options: &str, codec: &str) -> (Camera, String) {
     (camera, decode)
 }
 
-/// Returns the numbers in raw NV12 frames, all of which have to be whole and in order.
+/// Returns the numbers in raw NV12 frames. All frames have to be whole and in order.
 pub(crate) fn numbers(raw: &[u8]) -> Vec<u32> {
     let frames = raw.chunks(SIZE.0 * SIZE.1 * 3 / 2);
     let numbers: Vec<u32> =

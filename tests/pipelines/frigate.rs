@@ -70,7 +70,7 @@ fn start_detector(test: &TestDir, port: u16) -> ChildGroup {
     ChildGroup::start(detector.stdout(Stdio::piped()))
 }
 
-/// Returns the numbers in the frames of a segment, all of which have to be whole.
+/// Returns the numbers in the frames of a segment. All frames have to be whole.
 fn recorded(test: &TestDir, file: &Path) -> Vec<u32> {
     let decode =
         format!("-v fatal -i {} -vf format=gray -f rawvideo -vsync 0 pipe:", file.display());

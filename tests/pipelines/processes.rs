@@ -9,7 +9,7 @@ use testing_gst::TestPipelineExt;
 
 use crate::support::watch;
 
-/// 2,000 frames at full speed, of which four processes get every one.
+/// 2,000 frames at full speed. Four processes get every one.
 #[test]
 fn four_processes_get_every_frame() {
     const FRAMES: u32 = 2_000;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What the tests of pipelines share: cameras, and the numbers in the frames that arrive.
+//! Helpers of the tests of pipelines: cameras, and the numbers in received frames.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -41,7 +41,7 @@ impl FrameWatch {
         until(|| self.count() >= before + frames);
     }
 
-    /// Checks that every frame so far was whole, and that their numbers rise.
+    /// Checks that every frame so far was whole, and that the numbers rise.
     pub(crate) fn check(&self) -> Vec<u32> {
         let numbers = self.numbers.lock().unwrap();
         let numbers: Vec<u32> = numbers.iter().map(|n| n.expect("a whole frame")).collect();
@@ -54,7 +54,7 @@ impl FrameWatch {
     }
 }
 
-/// Returns the numbers in the frames of a recording, all of which have to decode.
+/// Returns the numbers in the frames of a recording. All frames have to decode.
 pub(crate) fn decode(file: &Path) -> Vec<Option<u32>> {
     let description = format!(
         "filesrc location={} ! parsebin ! decodebin ! videoconvert ! video/x-raw,format=NV12 ! fakesink name=out sync=false",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What the library does for one frame and one packet, with publisher and subscribers in one process: `make
-//! bench-core`. No thread sleeps, so that the figures contain no wake-up. `make bench` measures those between
+//! Time of the library for one frame and one packet, with publisher and subscribers in one process: `make
+//! bench-core`. No thread sleeps, so the figures contain no wake-up. `make bench` measures wake-ups between
 //! processes.
 
 use std::hint::black_box;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Helpers for tests of the GStreamer plugin. They are apart from `cuframes-testing`, so that tests of the
+//! Helpers for tests of the GStreamer plugin. They are separate from `cuframes-testing`, so that tests of the
 //! library do not link GStreamer.
 
 use std::ops::Deref;

@@ -140,7 +140,7 @@ impl Child {
         self.process.wait().unwrap();
     }
 
-    /// Stops the child, and waits until it stands.
+    /// Stops the child with SIGSTOP, and waits until it has stopped.
     pub fn stop(&self) {
         self.signal(Signal::SIGSTOP);
         let stat = format!("/proc/{}/stat", self.pid());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The wire protocol by hand, as docs/protocol.md has it: peers that can send anything.
+//! The wire protocol by hand, as docs/protocol.md describes it: peers that can send anything.
 //!
 //! Everything is valid until a test changes it.
 

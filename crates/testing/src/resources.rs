@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What a process has, and limits of it.
+//! Resources of a process, and limits on them.
 
 use std::fs::File;
 

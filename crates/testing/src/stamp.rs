@@ -6,7 +6,7 @@
 //! transform, which keeps them readable at the lowest bit rates. Their corners are fractions of
 //! the picture's size, so a scaled picture reads like the original.
 //!
-//! The stamp stands in the top left corner and again in the bottom left one: a picture whose
+//! The stamp is in the top left corner and again in the bottom left one: a picture whose
 //! stamps are both readable but differ was put together from two frames.
 //!
 //! Works on the luma plane of any 8-bit YUV format, and on GRAY8.
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_torn_from_unreadable() {
+    fn distinguishes_torn_from_unreadable() {
         let (width, height) = (320, 240);
         let mut luma = vec![0; width * height];
         write(&mut luma, width, width, height, 7);

@@ -22,7 +22,7 @@ impl TestSubscriber {
         self.subscriber.next_frame(&Wait::forever(&self.interrupt)).unwrap()
     }
 
-    /// Returns what is there without a wait.
+    /// Returns the next frame if there is one, without waiting.
     pub fn poll(&mut self) -> Next<Frame> {
         let wait = Wait {
             timeout: Some(Duration::ZERO),
@@ -92,8 +92,8 @@ pub struct FrameLog {
 impl FrameLog {
     /// Takes frames to the end of the stream and checks each of them.
     ///
-    /// A frame is whole when it arrives, and still whole after it was held for a while. Frames are
-    /// in order, and what was skipped is counted to the frame.
+    /// Each frame is whole on arrival, and still whole after it was held for a while. Frames are in
+    /// order, and each gap equals the number of skipped frames that the next frame reports.
     pub fn record(subscriber: &mut TestSubscriber, read: impl Fn(&Frame) -> Option<u64>) -> Self {
         let check = |frame: &Frame| {
             assert_eq!(read(frame), Some(frame.seq), "a torn frame");

@@ -14,7 +14,7 @@ mod sessions;
 
 pub(crate) const SIZE: (usize, usize) = (320, 240);
 
-/// Bytes of which a failed assertion prints the number only.
+/// Bytes. A failed assertion prints only their number.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Bytes(Vec<u8>);
 

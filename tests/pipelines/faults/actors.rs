@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What publishers and subscribers share: numbered frames and packets, and what a process owns.
+//! Common parts of publishers and subscribers: numbered frames and packets, and resources of a process.
 
 use std::io::BufRead;
 
@@ -52,7 +52,7 @@ pub(super) fn resources() -> String {
 /// The objects of a pipeline, by name.
 pub(super) type Objects = Vec<(String, glib::WeakRef<glib::Object>)>;
 
-/// Returns the objects of a pipeline, and those that its elements share, such as CUDA contexts.
+/// Returns the objects of a pipeline, and the objects that its elements share, such as CUDA contexts.
 pub(super) fn objects(pipeline: &gst::Pipeline) -> Objects {
     let elements = pipeline.iterate_recurse().into_iter().flatten();
     let elements: Vec<gst::Element> = elements.chain([pipeline.clone().upcast()]).collect();
@@ -65,7 +65,7 @@ pub(super) fn objects(pipeline: &gst::Pipeline) -> Objects {
     elements.into_iter().map(name).chain(shared).collect()
 }
 
-/// Waits until this process owns what it owned before. Reports what is left after 5 s.
+/// Waits until this process has the same resources as `before`. Reports the difference after 5 s.
 pub(super) fn settle(actor: &str, before: &str, objects: &Objects) {
     for _ in 0..500 {
         if resources() == before {

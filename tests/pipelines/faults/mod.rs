@@ -2,8 +2,8 @@
 //! Processes under faults: publishers and subscribers are killed, stopped, continued, restarted, replaced and
 //! sent random messages, by a schedule that a seed determines.
 //!
-//! Subscribers read every frame and every byte of every packet. What they miss has to be counted, and a
-//! process that survived has to own what it owned before, and no more.
+//! Subscribers read every frame and every byte of every packet. Missed frames and packets have to be
+//! counted, and a process that survived has to own the same resources as before.
 //!
 //! `CUFRAMES_SEED` repeats a schedule, `CUFRAMES_SECONDS` sets its duration, `CUFRAMES_CAMERAS` the number of
 //! publishers. `make soak` prints the figures.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The schedule of faults, and what the processes report of them.
+//! The schedule of faults, and the reports of the processes.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -46,7 +46,7 @@ struct Report {
 struct Actor {
     child: Child,
     id: usize,
-    /// Since then, no fault of its own explains what it sees. CLOCK_MONOTONIC.
+    /// Time of its last fault, ns of CLOCK_MONOTONIC. Later losses need another explanation.
     undisturbed_since_ns: i64,
     stopped: bool,
 }
@@ -97,7 +97,7 @@ pub(super) struct Figures {
     resumes_ns: Vec<i64>,
     /// The longest time between two frames of publishers that were not stopped.
     slowest_ns: i64,
-    /// Processes that ended with what they began with.
+    /// Processes that ended with the resources that they began with.
     clean: u64,
 }
 
@@ -186,7 +186,7 @@ impl<'a> Stage<'a> {
         self.recover();
     }
 
-    /// Ends all processes, and checks that each has what it began with.
+    /// Ends all processes, and checks that each has the resources that it began with.
     pub(super) fn end(&mut self) {
         self.round_began = Instant::now();
         let (mut publishers, mut subscribers) = (Vec::new(), Vec::new());
@@ -194,7 +194,7 @@ impl<'a> Stage<'a> {
             publishers.push(camera.publisher);
             subscribers.extend(camera.subscribers);
         }
-        // Subscribers first: a publisher has to be as it was once they are gone.
+        // Subscribers first: afterwards a publisher has to have its initial resources.
         for mut actors in [subscribers, publishers] {
             let clean = self.figures.clean + actors.len() as u64;
             for actor in &mut actors {

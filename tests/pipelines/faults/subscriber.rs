@@ -65,13 +65,13 @@ impl Received {
     }
 }
 
-/// A source, and what it received.
+/// A source, and the buffers that it received.
 struct Subscriber {
     pipeline: TestPipeline,
     received: Arc<Mutex<Received>>,
     /// Keeps more buffers than it may hold without copies.
     holding: Arc<AtomicBool>,
-    /// The statistic that counts what was missed.
+    /// The statistic that counts missed items.
     missed: &'static str,
 }
 
@@ -96,7 +96,7 @@ impl Subscriber {
         Self { pipeline, received, holding, missed }
     }
 
-    /// Checks that what was missed was counted, to the last one, and begins again.
+    /// Checks that every missed item was counted, and starts a new count.
     fn account(&self) {
         let stats = self.pipeline.stats("src");
         let count = |field| stats.get::<u64>(field).unwrap();

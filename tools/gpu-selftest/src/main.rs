@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Checks on an NVIDIA GPU what sharing frames in its memory relies on.
+//! Checks the features of an NVIDIA GPU and its driver that sharing frames relies on.
 //!
 //! ```sh
 //! cargo run --release -p gpu-selftest

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Encoding of values as bytes of a message: little-endian, texts with their length in front.
+//! Encoding of values as bytes of a message: little-endian, texts prefixed with their length.
 
 use std::fmt;
 
@@ -43,7 +43,7 @@ impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Short => f.write_str("the message ends too early"),
-            Self::Long => f.write_str("the message has bytes behind its end"),
+            Self::Long => f.write_str("the message has bytes after its end"),
             Self::Type(t) => write!(f, "unknown message type {t}"),
             Self::Text => {
                 f.write_str("a text is too long, not UTF-8, or contains control characters")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Backpressure: what the publisher does when subscribers are slower than it is.
+//! Backpressure: the publisher waits for slow subscribers, or evicts them.
 //!
 //! Under [`Policy::Wait`] a frame that a strict subscriber has yet to take (its `cursor` is smaller than the
 //! frame's sequence number) keeps its slot, and a packet that a lossless reader has yet to take keeps its
@@ -42,7 +42,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::sync::{clock, futex};
 use crate::types::refusal::RefusalReason;
 
-/// What happens to a new frame or packet while subscribers still need the old ones.
+/// How the publisher treats subscribers that are slower than it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
     /// The publisher never waits. A frame without a free slot is dropped, and slow subscribers miss frames.

@@ -232,7 +232,7 @@ impl FramePublisher {
         }
     }
 
-    /// Marks the end of the stream behind the newest frame. The next frame takes the mark back.
+    /// Marks the end of the stream after the newest frame. The next frame removes the mark.
     pub(super) fn end(&self) {
         let h = self.slots.control.header();
         // SYNC(eos/end): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
@@ -363,7 +363,7 @@ impl Loan {
         self.len() == 0
     }
 
-    /// The CUDA event that subscribers wait for, if the memory has events. It has to be recorded behind the work that
+    /// The CUDA event that subscribers wait for, if the memory has events. It has to be recorded after the work that
     /// writes the frame, before the frame is published.
     pub fn event(&self) -> Option<&crate::cuda::Event> {
         self.memory.event(self.index)
@@ -377,7 +377,7 @@ impl Loan {
     /// [`Publisher::publish_in_place`]: super::Publisher::publish_in_place
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         assert_eq!(self.kind, Kind::Host, "the bytes of a slot in device memory");
-        // `&mut self` orders this load behind a store in `publish_in_place`, which had `&self`.
+        // `&mut self` orders this load after a store in `publish_in_place`, which had `&self`.
         let published = self.published.load(Ordering::Relaxed);
         assert!(!published, "the bytes of a frame that was published");
         // SAFETY: the slot is `len()` bytes of a mapping that the loan keeps alive. The slot is on loan and was not

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What a publisher reports about its subscribers.
+//! Events and statistics that a publisher reports about its subscribers.
 
 use std::sync::{Arc, Mutex};
 

@@ -354,7 +354,7 @@ impl Publisher {
         self.frames.slots.control.header().status.latency_ns.store(ns, Ordering::Relaxed);
     }
 
-    /// Marks the end of the stream behind the newest frame. A later frame takes the mark back.
+    /// Marks the end of the stream after the newest frame. A later frame removes the mark.
     pub fn end_of_frames(&self) {
         self.frames.end();
     }

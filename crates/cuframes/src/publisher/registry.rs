@@ -2,7 +2,7 @@
 //! Registry of connected subscribers, and of every announcement (caps, chunks, tracks) that a new subscriber
 //! receives on joining.
 //!
-//! An announcement is sent to the subscribers that are connected, and stored for those that join later. One lock
+//! An announcement is sent to the subscribers that are connected, and stored for later subscribers. One lock
 //! orders both, so that each subscriber receives every announcement exactly once.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -176,7 +176,7 @@ impl Registry {
         let mut state = lock(&self.state);
         state.subscribers.push(subscriber.clone());
         // SYNC(add/version): pairs with the Acquire in `version`. The store precedes the first message, and so
-        // every claim of the subscriber: a publisher that loads the version behind the fence of
+        // every claim of the subscriber: a publisher that loads the version after the fence of
         // `claim::retire` either finds the subscriber or precedes its claim.
         self.version.fetch_add(1, Ordering::Release);
         let socket = &subscriber.socket;
@@ -325,7 +325,7 @@ pub(super) struct SubscriberSnapshot {
 impl SubscriberSnapshot {
     /// Renews the copy if subscribers were added or removed.
     ///
-    /// Behind the fence of `claim::retire` or `retention::try_reclaim` this finds every subscriber whose fence is
+    /// After the fence of `claim::retire` or `retention::try_reclaim` this finds every subscriber whose fence is
     /// earlier; see [`Registry::version`].
     pub(super) fn refresh(&mut self, registry: &Registry) {
         if registry.version() == self.version {

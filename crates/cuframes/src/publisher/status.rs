@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Answers STATUS_REQUEST: tells observers about the publisher, without a subscription.
+//! Answers STATUS_REQUEST: sends the status of the publisher to observers.
 //!
 //! An observer is a pending connection that sends STATUS_REQUEST instead of HELLO. It occupies no subscriber's
 //! place, and is subject to the time limit and the maximum number of pending connections. The server thread
-//! answers from a snapshot that it takes at most 20 times a second, however many observers ask.
+//! answers from a snapshot that it takes at most 20 times a second, for any number of observers.
 
 use std::time::Duration;
 

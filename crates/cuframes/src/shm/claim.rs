@@ -17,7 +17,7 @@
 //!
 //! # Why no frame is overwritten while a subscriber reads it
 //!
-//! All `SeqCst` fences have one total order, and the load behind the second fence sees the store before
+//! All `SeqCst` fences have one total order, and the load after the second fence sees the store before
 //! the first.
 //!
 //! - The subscriber's fence is first: the publisher's second check sees the claim, and the publisher gives
@@ -51,8 +51,8 @@
 //! A claim protects a frame only if the publisher checks it. `Registry::add_subscriber` adds the subscriber
 //! to the list and raises the registry's version before it sends WELCOME, so the store of the version
 //! precedes the subscriber's first claim and the fence of that claim. A publisher whose fence is later
-//! sees the new version behind its fence and loads the new list; this is why `held_by_any` runs again
-//! behind the fence and compares the version there.
+//! sees the new version after its fence and loads the new list; this is why `held_by_any` runs again
+//! after the fence and compares the version there.
 //!
 //! At present a subscriber is added only under the pool's lock, which the publisher also holds in [`retire`],
 //! so that `head`, the slots for the new credit and the list change together. The version keeps the
@@ -108,7 +108,7 @@ pub fn is_held(held: &AtomicU64) -> bool {
 
 /// Publisher: removes the frame from the slot if no subscriber reads it, and returns whether it did.
 ///
-/// `held_by_any` checks every subscriber with [`is_held`]. It is called a second time behind the fence, and
+/// `held_by_any` checks every subscriber with [`is_held`]. It is called a second time after the fence, and
 /// has to include subscribers that were added in the meantime.
 #[must_use]
 pub fn retire(slot: &AtomicU64, mut held_by_any: impl FnMut() -> bool) -> bool {

@@ -61,7 +61,7 @@ pub struct ControlHeader {
 pub struct StreamFlags {
     /// Number of the publisher's threads that wait for a subscriber, under the policy *wait*.
     pub publisher_waits: AtomicU32,
-    /// 1 when the stream has ended behind `head`, else 0.
+    /// 1 when the stream has ended after `head`, else 0.
     pub eos: AtomicU32,
     /// Number of frames that were dropped because no slot was free.
     pub dropped: AtomicU64,
@@ -126,7 +126,7 @@ pub const READER_LOSSLESS: u64 = 1 << 33;
 /// Flag of [`ReaderWords::track`]: the reader has yet to choose a track, so it counts for all tracks.
 pub const READER_ANY_TRACK: u64 = 1 << 34;
 
-/// Words of a packet's header behind sequence number and length.
+/// Words of a packet's header after sequence number and length.
 pub const PACKET_META_WORDS: usize = 14;
 
 /// Header of a track's segment, which the ring of packets follows. Written by the publisher; subscribers map
@@ -150,7 +150,7 @@ pub struct TrackHeader {
     pub keyframe: CacheAligned<AtomicU64>,
     /// Futex that readers sleep on. It changes with every packet and at the end of the stream.
     pub futex: CacheAligned<AtomicU32>,
-    /// 1 when the stream has ended behind `head`, else 0.
+    /// 1 when the stream has ended after `head`, else 0.
     pub eos: AtomicU32,
     /// Zero.
     pub _reserved2: AtomicU32,

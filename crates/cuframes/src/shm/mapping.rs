@@ -66,7 +66,7 @@ impl Mapping {
     ///
     /// # Errors
     /// The fd is not a memfd, or is shorter than `len`, or the address space is full. A memfd that could
-    /// shrink is refused because a read behind its end would kill this process. Huge pages are refused because
+    /// shrink is refused because a read past its end would kill this process. Huge pages are refused because
     /// they cannot be unmapped by the length that was mapped.
     pub fn import(fd: BorrowedFd<'_>, len: usize, sharing: Sharing) -> io::Result<Self> {
         let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());

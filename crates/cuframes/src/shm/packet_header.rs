@@ -5,7 +5,7 @@ use super::layout::PACKET_META_WORDS;
 use super::words::{duration_from_word, duration_to_word, time_from_word, time_to_word};
 use crate::types::packet::PacketInfo;
 
-/// The words of a packet's header behind sequence number and length.
+/// The words of a packet's header after sequence number and length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PacketHeader {
     pub info: PacketInfo,

@@ -88,7 +88,7 @@ impl<I: Borrow<FrameInfo>> Record<I> {
 impl Record {
     /// Reads the record of a slot that the caller has claimed; `None` if it is invalid.
     pub fn load(words: &[AtomicU64]) -> Option<Self> {
-        // SYNC(publish/claim): ordered behind the slot's number, which was loaded with Acquire.
+        // SYNC(publish/claim): ordered after the slot's number, which was loaded with Acquire.
         let w = |n: usize| words[n].load(Ordering::Relaxed);
         let (generation, chunk) = halves(w(1));
         let (slot_in_chunk, flags) = halves(w(2));

@@ -7,7 +7,7 @@
 //! # Why no packet is torn
 //!
 //! Before the writer overwrites anything, it moves `tail` past every packet that loses a word. A reader
-//! copies first and checks `tail` afterwards: a copy counts only if the packet was still valid *behind*
+//! copies first and checks `tail` afterwards: a copy counts only if the packet was still valid *after*
 //! the copy. The pair is named SYNC(overwrite/check): a reader that has seen one word of a newer packet
 //! also sees the `tail` that gave up the older packet, because a Release fence separates the two in the
 //! writer and an Acquire fence separates them in the reader. This holds wherever the ring wraps, and no
@@ -20,7 +20,7 @@
 //!
 //! A reader loads `tail` first and `head` second. A tail moves past a packet only after `head` has moved past
 //! that packet, and the pair SYNC(tail/head) carries this order to the reader: a `head` that is loaded
-//! behind a tail is at or after it. A reader may take the opposite for a protocol error of the publisher.
+//! after `tail` is at or after that tail. A reader may take the opposite for a protocol error of the publisher.
 
 use std::collections::VecDeque;
 
@@ -218,7 +218,7 @@ impl Writer {
         let count = self.starts.partition_point(|start| *start < position);
         if count > 0 {
             self.starts.drain(..count);
-            // SYNC(tail/head): pairs with the Acquire in `Ring::tail`. The `head` behind the discarded packets
+            // SYNC(tail/head): pairs with the Acquire in `Ring::tail`. The `head` past the discarded packets
             // was stored before.
             ring.tail.store(self.tail(), Ordering::Release);
         }

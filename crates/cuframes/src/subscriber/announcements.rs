@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What the publisher has announced to this subscriber: caps, chunks of memory, tracks.
+//! Announcements received from the publisher: caps, chunks of memory, tracks.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;

@@ -153,7 +153,7 @@ impl Connection {
     /// Returns why the connection ended; `None` while it is open.
     pub(super) fn disconnect(&self) -> Option<Disconnect> {
         // SYNC(disconnect/head): pairs with the Release in `close`. Everything that the publisher stored
-        // before the end of the connection was noticed is visible behind this load.
+        // before the end of the connection was noticed is visible after this load.
         if !self.disconnected.load(Ordering::Acquire) {
             return None;
         }
@@ -187,7 +187,7 @@ impl Connection {
     ) -> Result<T> {
         let mut deadline = None;
         loop {
-            // SYNC(bell/ticket): read before the state, so that a change behind the lookup ends the sleep.
+            // SYNC(bell/ticket): read before the state, so that a change after the lookup ends the sleep.
             let ticket = self.bell.ticket();
             let importing = {
                 let state = lock(&self.state);

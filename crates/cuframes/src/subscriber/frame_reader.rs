@@ -367,7 +367,7 @@ impl FrameReader {
         let ready = &self.connection.control.header().ready;
         let is_complete = || -> Result<bool, crate::cuda::Error> {
             // SYNC(ready/complete): pairs with the Release in `FramePublisher::publish`, or with the write
-            // of the device, which is ordered behind its writes of the pixels.
+            // of the device, which is ordered after its writes of the pixels.
             Ok(ready.load(Ordering::Acquire) >= seq && event.map_or(Ok(true), Event::is_done)?)
         };
         let mut begin = None;

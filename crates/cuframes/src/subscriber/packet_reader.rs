@@ -337,7 +337,7 @@ impl PacketReader {
         let ring = view.segment.ring();
         // In this order: the head is never behind a tail that was read before.
         let (tail, head) = (ring.tail(), ring.head());
-        // The second load of `tail` is behind that of `head`: it had at least this value when `head` was
+        // The second load of `tail` follows that of `head`: it had at least this value when `head` was
         // stored.
         if tail > head || head.saturating_sub(ring.tail()) > ring.capacity() {
             let problem = "a track's beginning and end are impossible";
@@ -376,8 +376,7 @@ impl PacketReader {
             self.skip_past(&entry, missing.saturating_add(1));
             return Ok(Step::Again);
         }
-        let invalid =
-            || self.connection.protocol_error("what stands behind a packet makes no sense");
+        let invalid = || self.connection.protocol_error("the bytes after a packet are invalid");
         let extra =
             usize::try_from(meta.references_len).ok().filter(|extra| *extra <= REFERENCE_BYTES);
         let extra = extra.filter(|extra| *extra <= entry.len).ok_or_else(invalid)?;

@@ -28,7 +28,7 @@ impl Doorbell {
     /// Wakes all threads that wait with a ticket from before.
     pub fn ring(&self) {
         // SYNC(bell/ticket): Release pairs with the Acquire in `ticket`. Changes from before the ring are
-        // visible behind a ticket that counts it.
+        // visible after a ticket that counts it.
         self.0.fetch_add(1, Ordering::Release);
         // SAFETY: FUTEX_WAKE uses the address as a key and accesses no memory of this process.
         unsafe {

@@ -107,6 +107,6 @@ pub struct FrameInfo {
     /// The packet from which the frame was decoded, if known.
     pub packet: Option<PacketId>,
     /// Timestamps of other clocks. Together they have room for 360 bytes: 24 bytes and the name of the clock for
-    /// each. Those that do not fit are omitted.
+    /// each. References that do not fit are omitted.
     pub references: Vec<ReferenceTimestamp>,
 }

@@ -199,7 +199,7 @@ pub(crate) fn subscribers_within_credit_cost_no_frame<M: MemoryFixture>(test: &T
             })
             .collect();
         for n in 1..=HASTE * 4 {
-            // One slot is free whatever the subscribers do at this moment.
+            // One slot is always free, because all subscribers together hold at most their credit.
             let loan = publisher.loan(SIZE).unwrap();
             publisher.publish(loan.expect("a free slot"), &info(n, SIZE));
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Which frames arrive, whole and in which order.
+//! Frames arrive whole and in order.
 
 use cuframes::{Mode, Next, Policy, RefusalReason, Wait};
 use testing::{FrameLog, SIZE, TestDir, info, item};
@@ -85,7 +85,7 @@ pub(crate) fn last_frame_arrives_before_publisher_closes<M: MemoryFixture>(test:
 pub(crate) fn frames_arrive_in_order_of_publication<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |c| c.window = 4);
     let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
-    // As a decoder does whose display order differs from its decoding order.
+    // In the order of a decoder that decodes frames before it displays them, such as B-frames.
     let mut loans: Vec<_> = [3, 1, 4, 2]
         .into_iter()
         .map(|n| {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Kinds of memory under test, and what the tests of all kinds share.
+//! Kinds of memory under test, and helpers of the tests.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What publisher and subscribers promise, for each kind of memory. The threads of one process each have a
-//! subscriber of their own.
+//! Guarantees of publisher and subscribers, for each kind of memory. All of them are in one process, each
+//! subscriber in a thread of its own.
 
 mod backpressure;
 mod delivery;

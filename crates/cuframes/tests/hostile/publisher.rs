@@ -256,8 +256,8 @@ fn impossible_track_is_reported() {
         case("header of a packet is impossible", packet(1, raw::RING + 1)),
         case("header of a packet is impossible", packet(1, u64::MAX)),
         // Its references are longer than the packet, or they are none.
-        case("behind a packet makes no sense", packet(9, 101)),
-        case("behind a packet makes no sense", packet(9, 50)),
+        case("after a packet are invalid", packet(9, 101)),
+        case("after a packet are invalid", packet(9, 50)),
         // The numbers are at their end.
         case("no order", packet(0, u64::MAX)),
         case("no order", |s| {
@@ -303,8 +303,8 @@ fn malformed_message_is_reported() {
         "malformed",
         vec![
             case("ends too early", |s| s.script[1].bytes.truncate(7)),
-            case("behind its end", |s| s.script[1].bytes.push(0)),
-            case("behind its end", |s| s.script[1].bytes.resize(70_000, 0)),
+            case("after its end", |s| s.script[1].bytes.push(0)),
+            case("after its end", |s| s.script[1].bytes.resize(70_000, 0)),
             case("unknown message type", |s| s.script[1].bytes[0] = 77),
             case("control characters", send(1, text)),
         ],

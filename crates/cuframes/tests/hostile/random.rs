@@ -94,7 +94,7 @@ fn apply(stream: &mut FakeStream, mutation: &Mutation) {
     }
 }
 
-/// With any publisher, a subscriber comes to an end and survives.
+/// A subscriber of any publisher terminates and does not crash.
 #[test]
 fn subscriber_survives_any_publisher() {
     let test = TestDir::no_timeout("hostile-any");

@@ -40,7 +40,7 @@ impl<'a> Stage<'a> {
         Self { test, publisher, viewer, gone, n: 0 }
     }
 
-    /// Publishes a frame, which the honest subscriber gets at once and whole.
+    /// Publishes a frame, and checks that the honest subscriber gets it whole.
     pub(crate) fn check(&mut self) {
         self.n += 1;
         let mut loan = self.publisher.loan(SIZE).unwrap().expect("a free slot");
@@ -98,9 +98,9 @@ fn malformed_hello_is_refused_with_reason() {
         ),
         (hello_of(9, 1, b""), Version, "update the older one"),
         (joins[..joins.len() - 1].to_vec(), Malformed, "too early"),
-        ([&joins[..], b"x"].concat(), Malformed, "behind its end"),
+        ([&joins[..], b"x"].concat(), Malformed, "after its end"),
         (vec![0], Malformed, "too early"),
-        (vec![1; 65_537], Malformed, "behind its end"),
+        (vec![1; 65_537], Malformed, "after its end"),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Malformed, "unknown message type"),
         (Message::Leave.encode(), Malformed, "has to be HELLO"),
         (hello(2, "a\nb"), Malformed, "control characters"),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Which users may publish and subscribe, and which each side trusts. Children play other users. Only root
-//! can start these, so that the tests are skipped for other users.
+//! Which users may publish and subscribe, and which users each side trusts. Child processes run as other users.
+//! Only root can start them, so the tests are skipped for other users.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What a process can do to the library in it: panics, forks, crowds, interrupts.
+//! Events in a process that uses the library: panics, forks, many threads, interrupts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

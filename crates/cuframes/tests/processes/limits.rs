@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! A process that is out of file descriptors, memory, space or permissions reports it in a sentence or waits,
-//! and leaves nothing open. Limits apply to a process, so that each test is a child of its own.
+//! A process that is out of file descriptors, memory, space or permissions reports it or waits,
+//! and leaves nothing open. Limits apply to a process, so each test runs in a child process.
 
 use std::path::Path;
 use std::sync::Arc;

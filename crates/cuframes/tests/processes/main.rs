@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Publishers and subscribers in processes of their own, and what a process can do to them.
+//! Publishers and subscribers in separate processes, which are killed, forked, limited or run as other users.
 
 mod access;
 mod lifecycle;

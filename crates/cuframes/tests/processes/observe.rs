@@ -121,7 +121,7 @@ fn long_status_comes_in_several_messages() {
     for track in 0..20 {
         publisher.add_track(track, &long, config).unwrap();
     }
-    // Longer than a message allows, so that it is left out.
+    // The caps are longer than a message allows, so they are left out.
     publisher.add_track(20, &"y".repeat(20_000), config).unwrap();
     let _viewers: Vec<_> = (0..3).map(|_| test.subscriber(|_| {})).collect();
     let mut asked = status("cam", Some(&test.dir)).unwrap();
@@ -204,11 +204,11 @@ fn connection_ends_with_last_part_of_status() {
     let test = TestDir::new("done");
     let publisher = publisher(&test, |_| {});
     let fd = connect(&test.dir);
-    let ask = |from| Message::StatusRequest { versions: OWN, from }.encode();
+    let request_from = |from| Message::StatusRequest { versions: OWN, from }.encode();
     // There is no entry at or after this one. That is an answer as well.
-    let answer = request(&fd, &ask(u64::MAX));
+    let answer = request(&fd, &request_from(u64::MAX));
     assert!(matches!(answer, Some(Message::Status { next: 0, .. })), "{answer:?}");
-    assert_eq!(request(&fd, &ask(0)), None);
+    assert_eq!(request(&fd, &request_from(0)), None);
     // The connection does not become a subscriber.
     publish(&publisher, 1, write);
     assert_eq!(publisher.stats().subscribers, []);

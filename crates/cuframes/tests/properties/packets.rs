@@ -85,7 +85,7 @@ impl Model {
 enum Step {
     /// Writes a packet of so many bytes, in two pieces.
     Write(usize, prop::sample::Index),
-    /// Drops so many packets, of which there may be fewer.
+    /// Drops so many packets, or all if there are fewer.
     Forget(usize),
     /// Skips a number.
     Skip,
@@ -193,7 +193,7 @@ proptest! {
     }
 }
 
-/// Each case moves some 100 MB, so that there are few of them whatever PROPTEST_CASES says.
+/// Each case moves some 100 MB, so their number is fixed and does not follow PROPTEST_CASES.
 #[test]
 fn ring_keeps_big_packets() {
     let mut runner = TestRunner::new(ProptestConfig { cases: 4, ..config() });

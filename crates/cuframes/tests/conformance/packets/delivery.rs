@@ -147,7 +147,7 @@ fn caps_change_at_their_packet() {
 fn reader_waits_for_track() {
     let source = Source::new("packets-later", bounds(1 << 20, LONG));
     let mut reader = Reader::of(&source.test, 7, Start::default());
-    assert!(matches!(reader.look(), Next::TimedOut));
+    assert!(matches!(reader.poll(), Next::TimedOut));
     let waits = asleep(move || (reader.packet(), reader));
     source.push("K");
     let track = source.publisher.add_track(7, "late", bounds(1 << 20, LONG)).unwrap();
@@ -156,7 +156,7 @@ fn reader_waits_for_track() {
     assert_eq!((&*packet.caps, &packet.data[..]), ("late", &b"seven"[..]));
     // Tracks do not mix.
     source.push("-");
-    assert!(matches!(reader.look(), Next::TimedOut));
+    assert!(matches!(reader.poll(), Next::TimedOut));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn end_is_not_reported_behind_a_later_packet() {
     });
     let mut last = None;
     while !pushes.is_finished() {
-        match reader.look() {
+        match reader.poll() {
             Next::Item(packet) => last = Some(packet.seq),
             Next::Eos => {
                 let ended = ended.load(Ordering::SeqCst);

@@ -77,7 +77,7 @@ fn publisher_waits_for_lossless_reader() {
     source.publisher.stop_waiting();
     assert_eq!(waits.join().unwrap(), Err(PushError::WouldBlock));
     // None of them is a keyframe.
-    assert!(matches!(other.look(), Next::TimedOut));
+    assert!(matches!(other.poll(), Next::TimedOut));
 }
 
 #[test]

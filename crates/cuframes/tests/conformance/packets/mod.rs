@@ -76,8 +76,8 @@ impl Reader {
         self.packets.next(&Wait::forever(&self.interrupt)).unwrap()
     }
 
-    /// Returns what is there without a wait.
-    fn look(&mut self) -> Next<Packet> {
+    /// Returns the next packet if there is one, without waiting.
+    fn poll(&mut self) -> Next<Packet> {
         let wait = Wait { timeout: Some(Duration::ZERO), ..Wait::forever(&self.interrupt) };
         self.packets.next(&wait).unwrap()
     }

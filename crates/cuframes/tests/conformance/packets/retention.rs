@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! What a track keeps, and what it drops.
+//! Which packets a track keeps, and which it drops.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ fn slow_reader_continues_at_keyframe() {
     for seq in 42..60 {
         source.track.push(info(false), &[seq; 100]).unwrap();
     }
-    assert!(matches!(reader.look(), Next::TimedOut));
+    assert!(matches!(reader.poll(), Next::TimedOut));
     for seq in 60..65 {
         source.track.push(info(seq == 62), &[seq; 100]).unwrap();
     }
@@ -103,7 +103,7 @@ fn gop_that_does_not_fit_is_counted_once() {
     // A new reader finds no keyframe to begin at. One that has begun continues.
     let mut late = [Start::LatestKeyframe, Start::OldestKeyframe].map(|start| source.reader(start));
     for reader in &mut late {
-        assert!(matches!(reader.look(), Next::TimedOut));
+        assert!(matches!(reader.poll(), Next::TimedOut));
     }
     source.push("-K--");
     assert_eq!(early.packet().seq, 30);
@@ -137,7 +137,7 @@ fn packets_are_kept_for_their_time() {
     source.push("K---K---K---");
     let pushed = Instant::now();
     until(|| pushed.elapsed() > time);
-    // The newest GOP stays whatever its age.
+    // The newest GOP stays at any age.
     source.push("-");
     assert_eq!(source.in_ring(), 5);
     let pushed = Instant::now();

@@ -119,7 +119,7 @@ fn tracks_begin_together() {
     }
     let begin = Arc::new(OnceLock::new());
     let mut follows = Reader::of(&source.test, 1, Start::NotBefore(begin.clone()));
-    assert!(matches!(follows.look(), Next::TimedOut));
+    assert!(matches!(follows.poll(), Next::TimedOut));
     begin.set(1_234_000_000).unwrap();
     assert_eq!(follows.packet().info.pts, Some(1_240_000_000));
     assert_eq!(follows.packet().info.pts, Some(1_260_000_000));
@@ -128,7 +128,7 @@ fn tracks_begin_together() {
     let begin = Arc::new(OnceLock::new());
     let mut follows = Reader::of(&source.test, 1, Start::NotBefore(begin.clone()));
     sound.end();
-    assert!(matches!(follows.look(), Next::TimedOut));
+    assert!(matches!(follows.poll(), Next::TimedOut));
     begin.set(1_980_000_000).unwrap();
     assert_eq!(follows.packet().info.pts, Some(1_980_000_000));
     assert!(matches!(follows.next(), Next::Eos));
@@ -137,9 +137,9 @@ fn tracks_begin_together() {
     push_sound(2_000);
     let later = Arc::new(OnceLock::from(5_000_000_000));
     let mut follows = Reader::of(&source.test, 1, Start::NotBefore(later));
-    assert!(matches!(follows.look(), Next::TimedOut));
+    assert!(matches!(follows.poll(), Next::TimedOut));
     push_sound(4_990);
-    assert!(matches!(follows.look(), Next::TimedOut));
+    assert!(matches!(follows.poll(), Next::TimedOut));
     push_sound(5_010);
     assert_eq!(follows.packet().info.pts, Some(5_010_000_000));
 }
