@@ -142,12 +142,14 @@ fn packets_are_kept_for_their_time() {
     assert_eq!(source.in_ring(), 5);
     let pushed = Instant::now();
     until(|| pushed.elapsed() > time);
+    let keyframe = Instant::now();
     source.push("K");
     assert_eq!(source.in_ring(), 6);
     assert_eq!(source.reader(Start::OldestKeyframe).packet().seq, 8);
-    // The GOP before stays until the newest covers the time.
+    // The GOP before stays until the newest covers the time, which it may already do on a busy machine.
     source.push("-");
-    assert_eq!(source.in_ring(), 7);
+    let in_ring = source.in_ring();
+    assert!(in_ring == 7 || keyframe.elapsed() >= time && in_ring == 2, "{in_ring}");
     let pushed = Instant::now();
     until(|| pushed.elapsed() > time);
     source.push("-");
