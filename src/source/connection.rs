@@ -15,7 +15,7 @@ use cuframes::sync::clock::now;
 use cuframes::{Error, Interrupt, Mode, Next, RefusalReason, Subscriber, SubscriberConfig, Wait};
 
 /// Delay before a publisher that refused or evicted this subscriber is asked again.
-const RETRY: Duration = Duration::from_millis(250);
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What a source asks of its publisher when it joins.
 #[derive(Debug, Clone)]
@@ -171,7 +171,7 @@ fn publisher_structure(name: &str, key: &str, reason: &str) -> gst::Structure {
 
 /// Sleeps before the next attempt, until interrupted.
 fn backoff(interrupt: &Interrupt) {
-    interrupt.sleep(RETRY);
+    interrupt.sleep(RETRY_INTERVAL);
 }
 
 /// Returns the parameters of a wait for the next frame or packet.

@@ -33,7 +33,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of pending connections. More wait in the backlog of the socket.
 const MAX_PENDING: usize = 16;
 /// Interval at which the progress of subscribers is checked.
-const TICK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Time after which a subscriber that holds frames and takes none is reported, while frames are published.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 
@@ -84,7 +84,7 @@ impl Server {
         let mut pending: Vec<Pending> = Vec::new();
         let mut progress: HashMap<u32, Progress> = HashMap::new();
         let mut session = Session::default();
-        // No fd was left for a connection. The next attempt is made after a tick instead of at once.
+        // No fd was left for a connection. The next attempt is made after `CHECK_INTERVAL` instead of at once.
         let mut exhausted = false;
         // SYNC(stop/run): pairs with the Release in `Publisher::drop`.
         while !self.stop.load(Ordering::Acquire) {
@@ -149,12 +149,12 @@ impl Server {
         fds.extend(subscribers.iter().map(|s| PollFd::new(s.socket.as_fd(), events(s))));
         let timeout = match (pending, subscribers) {
             ([], []) if !exhausted => PollTimeout::NONE,
-            _ => PollTimeout::try_from(TICK).expect("half a second is a timeout"),
+            _ => PollTimeout::try_from(CHECK_INTERVAL).expect("half a second is a timeout"),
         };
         let polled = poll(&mut fds, timeout);
         if polled.is_err_and(|e| e != Errno::EINTR) {
             // No memory, or more fds than the limit now allows. Both may pass.
-            std::thread::sleep(TICK);
+            std::thread::sleep(CHECK_INTERVAL);
         }
         let mut ready = fds[1..].iter().map(|fd| polled.is_ok() && fd.any().unwrap_or(false));
         Ready {

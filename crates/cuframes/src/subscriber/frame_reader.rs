@@ -25,9 +25,9 @@ use std::time::Duration;
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to poll for the pixels before sleeping. A device is usually done when the reader has woken up;
 /// the copy of a 4K frame takes about 15 µs.
-const READY_SPIN: Duration = Duration::from_micros(50);
+const READY_BUSY_POLL: Duration = Duration::from_micros(50);
 /// Poll interval after that.
-const READY_STEP: Duration = Duration::from_micros(50);
+const READY_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Position of a subscriber in the stream of frames.
 #[derive(Debug)]
@@ -243,7 +243,7 @@ impl FrameReader {
         let clearing = connection.collect_returned();
         if self.is_full() {
             // A device that clears a claim rings no bell, so its claims are polled.
-            let step = clearing.then_some(READY_STEP);
+            let step = clearing.then_some(READY_POLL_INTERVAL);
             connection.bell.wait(tickets.bell, left.into_iter().chain(step).min());
         }
         connection.awaits_release.store(false, Ordering::Relaxed);
@@ -390,10 +390,10 @@ impl FrameReader {
                 });
                 return Err(Error::Refused { key: self.connection.key.clone(), reason, text });
             }
-            if waited < READY_SPIN {
+            if waited < READY_BUSY_POLL {
                 std::hint::spin_loop();
             } else {
-                std::thread::sleep(READY_STEP);
+                std::thread::sleep(READY_POLL_INTERVAL);
             }
         }
         Ok(())

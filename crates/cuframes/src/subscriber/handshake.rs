@@ -27,10 +27,10 @@ use crate::sync::interrupt::Interrupt;
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Retry interval while a directory cannot be watched, or while the publisher's queue is full.
-const RETRY: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Retry interval while all directories are watched, in case the watch misses a change.
-const RETRY_WATCHED: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL_WATCHED: Duration = Duration::from_secs(2);
 
 /// Request of a subscriber, and its means to map memory.
 #[derive(Debug)]
@@ -82,7 +82,8 @@ pub(super) fn connect(
             return Ok(connection);
         }
         // The watch does not report that a queue has room again.
-        let mut pause = if watch.complete && !queue_full { RETRY_WATCHED } else { RETRY };
+        let mut pause =
+            if watch.complete && !queue_full { RETRY_INTERVAL_WATCHED } else { RETRY_INTERVAL };
         if let Some(deadline) = deadline {
             let left = deadline.saturating_sub(clock::now());
             if left.is_zero() {

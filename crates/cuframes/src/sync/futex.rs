@@ -13,7 +13,7 @@ use super::atomic::AtomicU32;
 use super::clock::now;
 
 /// Poll interval on kernels before 5.16, which cannot wait for two words at once.
-const WITHOUT_WAITV: Duration = Duration::from_millis(20);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The kernel has no futex_waitv, or a filter forbids it.
 static NO_WAITV: AtomicBool = AtomicBool::new(false);
@@ -88,6 +88,7 @@ pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout:
     }
     // SYNC(bell/ticket): pairs with the Release in `Doorbell::ring`.
     if local.0.load(Ordering::Acquire) == local.1 {
-        wait(shared.0, shared.1, Some(timeout.map_or(WITHOUT_WAITV, |t| t.min(WITHOUT_WAITV))));
+        let timeout = timeout.map_or(RECHECK_INTERVAL, |t| t.min(RECHECK_INTERVAL));
+        wait(shared.0, shared.1, Some(timeout));
     }
 }

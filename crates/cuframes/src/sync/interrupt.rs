@@ -15,7 +15,7 @@ use super::clock::now;
 use super::futex::{futex_wait, wait_either};
 
 /// Poll interval of an interrupt that has no eventfd.
-const WITHOUT_EVENT: Duration = Duration::from_millis(20);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Wakes threads of this process that wait for a publisher.
 ///
@@ -131,7 +131,7 @@ impl Interrupt {
     /// Waits until one of the fds is readable, the interrupt is set, or `timeout` elapses. May return early.
     pub fn poll(&self, fds: &[BorrowedFd<'_>], timeout: Duration) {
         let own = self.fd();
-        let timeout = if own.is_some() { timeout } else { timeout.min(WITHOUT_EVENT) };
+        let timeout = if own.is_some() { timeout } else { timeout.min(RECHECK_INTERVAL) };
         let all = fds.iter().copied().chain(own);
         let mut all: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // Rounded up, so that the last millisecond does not become a loop of polls without timeout.
