@@ -271,7 +271,7 @@ fn layout(frame: &Frame, video: &VideoInfo) -> Result<VideoInfo, gstcuda::Error>
         .build()
         .map_err(|e| gstcuda::Error::Mismatch {
             problem: format!(
-                "An impossible layout ({e}): run the same version of cuframes on both sides"
+                "An invalid layout ({e}): run the same version of cuframes on both sides"
             ),
         })
 }

@@ -84,7 +84,7 @@ impl BufferPoolImpl for SlotPool {
             gst::warning!(
                 CAT,
                 imp = self,
-                "No video caps ({caps}): configure the pool with those of raw video"
+                "The caps of the pool are not raw video ({caps}): set others in its configuration"
             );
             return false;
         };

@@ -80,7 +80,7 @@ fn advice(code: u32) -> Option<&'static str> {
             "the process is ending, or was forked after it had used the GPU: start another process instead of forking"
         }
         100 => {
-            "no GPU is visible: in a container pass it in (--gpus all), and look at CUDA_VISIBLE_DEVICES"
+            "no GPU is visible: in a container pass it in (--gpus all), and check CUDA_VISIBLE_DEVICES"
         }
         214 | 700 | 719 => {
             "the GPU reported a fault: see the kernel's log for Xid messages, and restart this process"

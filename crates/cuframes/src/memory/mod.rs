@@ -250,10 +250,10 @@ impl Importer {
         Self { cuda: Some(Cuda::Context(context)) }
     }
 
-    /// Returns an importer of host memory and of device memory that asks `make` for a context when it
-    /// imports a chunk of device memory. `make` is given the UUID of the publisher's GPU.
+    /// Returns an importer of host memory and of device memory that calls `make` for a context when it
+    /// imports a chunk of device memory, with the UUID of the publisher's GPU.
     ///
-    /// A context takes memory of the GPU, which a subscriber of host memory saves this way.
+    /// A context occupies GPU memory. This way a subscriber of host memory does not create one.
     pub fn cuda_lazy(make: impl Fn(Uuid) -> io::Result<Context> + Send + Sync + 'static) -> Self {
         Self { cuda: Some(Cuda::Lazy(Arc::new(make))) }
     }

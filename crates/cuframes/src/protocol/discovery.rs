@@ -53,7 +53,7 @@ pub fn try_connect(explicit: Option<&Path>, key: &str) -> Result<Attempt> {
         if !named && access(dir, AccessFlags::X_OK).is_err() {
             continue;
         }
-        let fd = new_socket().context("make a socket")?;
+        let fd = new_socket().context("create a socket")?;
         match connect(fd.as_raw_fd(), &address(&socket_path(dir, key))?) {
             Ok(()) => {
                 let socket = Socket::new(fd);
@@ -62,7 +62,7 @@ pub fn try_connect(explicit: Option<&Path>, key: &str) -> Result<Attempt> {
                 // replace this user's files anyway.
                 if info.public && ![0, getuid().as_raw(), info.owner].contains(&uid) {
                     refused = refused.or(Some(problem(format!(
-                        "can be written to by everybody, and '{key}' is published by another user there (uid {uid})"
+                        "is writable by all users, and '{key}' is published by another user there (uid {uid})"
                     ))));
                     continue;
                 }

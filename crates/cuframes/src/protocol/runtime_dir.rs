@@ -98,13 +98,13 @@ pub(super) fn inspect(dir: &Path, named: bool) -> Result<DirInfo, Unusable> {
     match meta.st_mode & libc::S_IFMT {
         libc::S_IFDIR => {}
         libc::S_IFLNK => return problem("is a symbolic link, and could lead anywhere"),
-        _ => return problem("is no directory"),
+        _ => return problem("is not a directory"),
     }
     if !named && meta.st_uid != getuid().as_raw() {
         return Err(Unusable::Problem(format!("belongs to another user (uid {})", meta.st_uid)));
     }
     if !named && meta.st_mode & 0o022 != 0 {
-        return problem("can be written to by other users");
+        return problem("is writable by other users");
     }
     Ok(DirInfo { owner: meta.st_uid, public: meta.st_mode & 0o002 != 0 })
 }
@@ -138,7 +138,7 @@ pub(crate) fn choose(explicit: Option<&Path>) -> Result<PathBuf> {
     let created = create(last);
     inspect(last, named).map_err(|unusable| match (unusable, created) {
         (Unusable::Problem(text), _) => problem(text),
-        (Unusable::Absent(_), Err(e)) => problem(format!("can't be made ({e})")),
+        (Unusable::Absent(_), Err(e)) => problem(format!("can't be created ({e})")),
         (Unusable::Absent(e), Ok(())) => problem(format!("can't be read ({e})")),
     })?;
     access(last, AccessFlags::W_OK).map_err(|e| problem(format!("can't be written to ({e})")))?;

@@ -79,7 +79,7 @@ impl Endpoint {
                 return Err(foreign_lock(&dir, &lock, key));
             }
             Err(LockError::Io(e)) => {
-                return Err(unusable(format!("does not let its lock file be opened ({e})")));
+                return Err(unusable(format!("has a lock file that can't be opened ({e})")));
             }
             Err(LockError::NotAFile(what)) => {
                 let problem = format!("has {what} in place of the lock file '{key}.lock'");
@@ -89,23 +89,23 @@ impl Endpoint {
         locked
             .set_len(0)
             .and_then(|()| write!(locked, "{} {name}", std::process::id()))
-            .map_err(|e| unusable(format!("does not let its lock file be written ({e})")))?;
+            .map_err(|e| unusable(format!("has a lock file that can't be written ({e})")))?;
 
         // The socket gets its final name when it accepts connections, so that every process that sees it can connect.
         // Between `bind` and `listen` it would refuse them, and between `bind` and `chmod` it would have the wrong mode.
         // The rename also replaces a left-over socket without a gap, and is one event for watchers.
         let socket = socket_path(&dir, key);
         let unready = dir.join(format!(".{key}.new"));
-        let listener = new_socket().context("make a socket")?;
+        let listener = new_socket().context("create a socket")?;
         let _ = fs::remove_file(&unready);
         bind(listener.as_raw_fd(), &address(&unready)?)
-            .map_err(|e| unusable(format!("does not take a socket ({e})")))?;
+            .map_err(|e| unusable(format!("can't contain a socket ({e})")))?;
         let ready = give_access(&unready, access, group).and_then(|()| {
             let backlog = Backlog::new(64).expect("64 is a backlog");
             listen(&listener, backlog)
                 .map_err(io::Error::from)
                 .and_then(|()| fs::rename(&unready, &socket))
-                .map_err(|e| unusable(format!("does not take a socket ({e})")))
+                .map_err(|e| unusable(format!("can't contain a socket ({e})")))
         });
         if let Err(e) = ready {
             let _ = fs::remove_file(&unready);

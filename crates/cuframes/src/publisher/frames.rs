@@ -84,7 +84,7 @@ impl FramePublisher {
         let index_len = slots.next_power_of_two();
         let size = Control::size(slots, index_len);
         let (map, control_fd) = Mapping::create("cuframes-control", size, Sharing::ReadOnly)
-            .context("make the control segment")?;
+            .context("create the control segment")?;
         let control = Control::new(map, slots, index_len);
         let h = control.header();
         h.version.store(LAYOUT_VERSION, Ordering::Relaxed);

@@ -15,7 +15,7 @@ use crate::types::mode::Mode;
 /// not verify them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriberInfo {
-    /// Number of the subscriber, unique within this life of the publisher.
+    /// Number of the subscriber, unique within this run of the publisher.
     pub id: u32,
     /// Name that the subscriber gave itself.
     pub name: String,

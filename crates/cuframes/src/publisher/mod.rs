@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The publisher: owns a key, lends slots, publishes frames and packets.
 //!
-//! [`frames`] lends and publishes slots, which [`pool`] manages; [`track`] writes packets. [`backpressure`] waits for
-//! slow subscribers. [`registry`] has the subscribers and all announcements, and [`server`] runs the
+//! [`frames`] lends and publishes slots, which [`pool`] manages. [`track`] writes packets. [`backpressure`] waits for
+//! slow subscribers. [`registry`] has the subscribers and all announcements. [`server`] runs the
 //! publisher's own thread, which accepts connections on the [`endpoint`].
 
 mod backpressure;
@@ -408,7 +408,7 @@ impl Drop for Publisher {
     }
 }
 
-/// Returns a number that no other life of a publisher on this host has.
+/// Returns a number that no other run of a publisher on this host has.
 fn new_epoch() -> u64 {
     // A static of this process, which loom does not model.
     static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);

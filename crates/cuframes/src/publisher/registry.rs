@@ -150,7 +150,7 @@ impl Registry {
         Ok(Self {
             state: Mutex::default(),
             version: AtomicU64::new(0),
-            wake: EventFd::from_flags(flags).context("make an eventfd")?,
+            wake: EventFd::from_flags(flags).context("create an eventfd")?,
         })
     }
 

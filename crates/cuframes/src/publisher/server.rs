@@ -30,7 +30,7 @@ use nix::sys::socket::{Shutdown, SockFlag, UnixCredentials, accept4, shutdown};
 
 /// Time within which a pending connection has to send HELLO, or receive its status.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum number of pending connections. More wait in the backlog of the socket.
+/// Maximum number of pending connections. Further connections wait in the backlog of the socket.
 const MAX_PENDING: usize = 16;
 /// Interval at which the progress of subscribers is checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);

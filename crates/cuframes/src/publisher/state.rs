@@ -10,7 +10,7 @@ use super::registry::Registry;
 pub(super) struct State {
     pub(super) key: String,
     pub(super) name: String,
-    /// Number of this life of the publisher.
+    /// Number of this run of the publisher.
     pub(super) epoch: u64,
     pub(super) registry: Arc<Registry>,
     pub(super) frames: Arc<FramePublisher>,

@@ -99,7 +99,7 @@ pub fn release(held: &AtomicU64) {
 }
 
 /// Publisher: returns whether the subscriber claims the slot. Any number counts, whichever frame it
-/// names: a subscriber that writes nonsense keeps a slot busy and does no other harm.
+/// names: an invalid number keeps a slot busy and has no other effect.
 #[must_use]
 pub fn is_held(held: &AtomicU64) -> bool {
     // SYNC(release/is_held): pairs with the Release in `release`.

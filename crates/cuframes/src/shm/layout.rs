@@ -43,7 +43,7 @@ pub struct ControlHeader {
     pub index: AtomicU32,
     /// Zero.
     pub _reserved: AtomicU32,
-    /// Number of this life of the publisher.
+    /// Number of this run of the publisher.
     pub epoch: AtomicU64,
     /// Sequence number of the newest published frame; 0 before the first.
     pub head: CacheAligned<AtomicU64>,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Shared memory: everything that two processes read and write at the same time.
 //!
-//! [`layout`] has the structures, [`segments`] the three kinds of segments that are made of them.
+//! [`layout`] has the structures, and [`segments`] the three kinds of segments that consist of them.
 //! [`claim`], [`retention`] and [`ring`] are the lock-free protocols; `tests/loom.rs` models them. Pairs of
 //! atomic operations carry a name at both ends, such as `SYNC(claim/retire)`.
 //!

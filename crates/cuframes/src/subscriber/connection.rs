@@ -314,7 +314,7 @@ impl Connection {
 
     /// Maps a chunk and adds it to the state. A chunk with the same id is replaced.
     fn import_chunk(&self, id: u32, info: ChunkInfo, fd: OwnedFd) -> Result<(), String> {
-        let bytes = info.geometry.bytes().ok_or("a chunk of impossible size")?;
+        let bytes = info.geometry.bytes().ok_or("a chunk of invalid size")?;
         {
             let mut state = lock(&self.state);
             if state.chunks.len() >= MAX_ANNOUNCED || !state.has_room(bytes as u64) {
@@ -335,7 +335,7 @@ impl Connection {
 
     /// Maps the segment of a track and adds it to the state. A track with the same number is replaced.
     fn map_track(&self, track: u32, bytes: u64, fd: OwnedFd) -> Result<(), String> {
-        let size = TrackSegment::size(bytes).ok_or("an impossible track")?;
+        let size = TrackSegment::size(bytes).ok_or("an invalid track")?;
         {
             let state = lock(&self.state);
             if state.tracks.len() >= MAX_TRACKS || !state.has_room(size as u64) {
@@ -364,7 +364,7 @@ pub(super) fn check_segment(magic: &AtomicU64, version: &AtomicU32) -> Result<()
     // SYNC(magic/open): pairs with the Release of the publisher, which writes the magic last. All other
     // words of the header are initialized.
     if magic.load(Ordering::Acquire) != MAGIC {
-        return Err("is not what it claims to be".into());
+        return Err("has no valid header".into());
     }
     match version.load(Ordering::Relaxed) {
         LAYOUT_VERSION => Ok(()),
@@ -386,7 +386,7 @@ impl Listener {
     /// [`Error::System`] if the system has no eventfd or thread left.
     pub(super) fn start(connection: &Arc<Connection>) -> Result<Self> {
         use nix::sys::eventfd::EfdFlags;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("make an eventfd")?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("create an eventfd")?;
         let stop = Arc::new(stop);
         let (connection, stopped) = (connection.clone(), stop.clone());
         let thread = std::thread::Builder::new()

@@ -44,8 +44,8 @@ pub(super) struct FrameReader {
     resolved: Option<Resolved>,
 }
 
-/// Memory and caps of the frame that was taken last, by what its record refers to. The next frame usually
-/// refers to the same.
+/// Memory and caps of the last frame, with the numbers by which its record refers to them. The next frame
+/// usually refers to the same.
 struct Resolved {
     /// [`Connection::announcements`] before the lookup.
     announcements: u64,
@@ -130,7 +130,7 @@ impl FrameReader {
                     other => other.insert((head, now)),
                 };
                 if now - since > READY_TIMEOUT {
-                    return Err(self.connection.protocol_error("its newest frame is not there"));
+                    return Err(self.connection.protocol_error("its newest frame is missing"));
                 }
             }
             if deadline.is_some_and(|d| now >= d) {
@@ -174,7 +174,7 @@ impl FrameReader {
         // index entry of the frame are written.
         let head = h.head.load(Ordering::Acquire);
         if head > MAX_SEQ {
-            let problem = "the number of its newest frame is impossible";
+            let problem = "the number of its newest frame is out of range";
             return Err(self.connection.protocol_error(problem));
         }
         self.connection.collect_returned();
@@ -268,10 +268,10 @@ impl FrameReader {
         let lease = Lease { connection: self.connection.clone(), slot, handed_over: false };
         let record = Record::load(self.connection.control.record(slot))
             .filter(|r| r.seq == seq)
-            .ok_or_else(|| self.connection.protocol_error("a frame's record makes no sense"))?;
+            .ok_or_else(|| self.connection.protocol_error("a frame's record is invalid"))?;
         let (memory, caps) = self.resolve(&record, wait.interrupt)?;
         if !is_inside(&record, &*memory) {
-            return Err(self.connection.protocol_error("a frame lies outside its memory"));
+            return Err(self.connection.protocol_error("a frame is outside its memory"));
         }
         tracing::trace!(name: "claimed", target: "cuframes::steps", seq);
         self.wait_until_ready(seq, memory.event(record.slot_in_chunk), wait)?;

@@ -35,13 +35,13 @@ const RETRY_INTERVAL_WATCHED: Duration = Duration::from_secs(2);
 /// Request of a subscriber, and its means to map memory.
 #[derive(Debug)]
 pub(super) struct Offer {
-    /// The message that asks for it.
+    /// The HELLO to send.
     pub(super) hello: Hello,
     /// Maps the chunks that the publisher sends.
     pub(super) importer: Importer,
 }
 
-/// What a WELCOME says about the connection.
+/// Parameters of a connection, from WELCOME.
 #[derive(Debug, Clone, Copy)]
 struct Accepted {
     epoch: u64,

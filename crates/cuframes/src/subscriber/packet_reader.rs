@@ -340,7 +340,7 @@ impl PacketReader {
         // The second load of `tail` follows that of `head`: it had at least this value when `head` was
         // stored.
         if tail > head || head.saturating_sub(ring.tail()) > ring.capacity() {
-            let problem = "a track's beginning and end are impossible";
+            let problem = "the head and tail of a track are invalid";
             return Err(self.connection.protocol_error(problem));
         }
         let Some(position) = self.position else {
@@ -359,16 +359,14 @@ impl PacketReader {
             // Overwritten meanwhile, otherwise invalid.
             return match ring.tail() > position {
                 true => Ok(Step::Again),
-                false => {
-                    Err(self.connection.protocol_error("the header of a packet is impossible"))
-                }
+                false => Err(self.connection.protocol_error("the header of a packet is invalid")),
             };
         };
         let next = self.seq.unwrap_or(entry.seq);
         // The end of an invalid entry may have wrapped around.
         let ends = position..=head;
         if !ends.contains(&entry.end()) || entry.end() == position || entry.seq < next {
-            return Err(self.connection.protocol_error("the packets of a track are in no order"));
+            return Err(self.connection.protocol_error("the packets of a track are out of order"));
         }
         let missing = entry.seq - next;
         self.need_keyframe |= missing > 0;

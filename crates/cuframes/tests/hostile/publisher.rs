@@ -143,9 +143,9 @@ fn publisher_with_other_version_is_reported() {
     let mut cases = vec![
         case("it chose version 3 of it, this side speaks 2 to 2", send(0, welcome(3, 4, 4))),
         case("it chose version 0", send(0, welcome(0, 4, 4))),
-        case("the control segment is not what it claims", |s| s.control.set(0, &[0])),
-        case("the page is not what it claims", |s| s.page.set(0, &[!0])),
-        case("a track is not what it claims", |s| s.track.set(0, &[1])),
+        case("the control segment has no valid header", |s| s.control.set(0, &[0])),
+        case("the page has no valid header", |s| s.page.set(0, &[!0])),
+        case("a track has no valid header", |s| s.track.set(0, &[1])),
     ];
     for version in [0, 1, 2, u32::MAX] {
         let text = format!("layout version {version}, this side knows 3");
@@ -159,7 +159,7 @@ fn publisher_with_other_version_is_reported() {
 
 /// Numbers of WELCOME and CHUNK. The memfds may be too short for them as well.
 #[test]
-fn impossible_geometry_is_reported() {
+fn invalid_geometry_is_reported() {
     let mut cases = vec![
         case("shorter than announced", send(0, welcome(2, 16384, 4))),
         case("shorter than announced", send(0, welcome(2, 4, 16384))),
@@ -175,7 +175,7 @@ fn impossible_geometry_is_reported() {
     for (slots, stride, size) in
         [(0, 4096, 2048), (4, 4096, 4097), (4, 0, 0), (4, u64::MAX, 4), (4, 1 << 62, 4)]
     {
-        cases.push(case("impossible size", send(2, chunk_of(1, slots, stride, size))));
+        cases.push(case("chunk of invalid size", send(2, chunk_of(1, slots, stride, size))));
     }
     check_violations("geometry", cases);
 }
@@ -227,40 +227,40 @@ fn wrong_fds_are_reported() {
 }
 
 #[test]
-fn impossible_frame_is_reported() {
+fn invalid_frame_is_reported() {
     check_violations(
         "frames",
         vec![
-            case("impossible", |s| s.control.set(at::HEAD, &[u64::MAX])),
-            case("impossible", |s| s.control.set(at::HEAD, &[1 << 48])),
+            case("out of range", |s| s.control.set(at::HEAD, &[u64::MAX])),
+            case("out of range", |s| s.control.set(at::HEAD, &[1 << 48])),
             case("outside its memory", record(8, raw::SIZE + 1)),
             case("outside its memory", record(8, u64::MAX)),
             case("outside its memory", record(2, 4 << 32)),
             case("outside its memory", record(10, raw::SIZE << 32 | 64)),
-            case("makes no sense", record(9, 5)),
-            case("makes no sense", record(0, 2)),
+            case("record is invalid", record(9, 5)),
+            case("record is invalid", record(0, 2)),
         ],
     );
 }
 
 #[test]
-fn impossible_track_is_reported() {
+fn invalid_track_is_reported() {
     let track = |bytes| send(3, Message::Track { track: 0, bytes });
     let format = Message::TrackFormat { track: 1, generation: 1, caps: "a".into() };
     let mut cases = vec![
         case("shorter than announced", track(raw::RING + 8)),
-        case("end are impossible", |s| s.track.set(at::TAIL, &[2 * raw::PACKET + 8])),
-        case("end are impossible", |s| s.track.set(at::HEAD, &[raw::RING + 8])),
-        case("end are impossible", |s| s.track.set(at::HEAD, &[u64::MAX])),
-        case("packets of a track are in no order", |s| s.track.set(at::HEAD, &[raw::PACKET + 8])),
-        case("header of a packet is impossible", packet(1, raw::RING + 1)),
-        case("header of a packet is impossible", packet(1, u64::MAX)),
+        case("tail of a track are invalid", |s| s.track.set(at::TAIL, &[2 * raw::PACKET + 8])),
+        case("tail of a track are invalid", |s| s.track.set(at::HEAD, &[raw::RING + 8])),
+        case("tail of a track are invalid", |s| s.track.set(at::HEAD, &[u64::MAX])),
+        case("packets of a track are out of order", |s| s.track.set(at::HEAD, &[raw::PACKET + 8])),
+        case("header of a packet is invalid", packet(1, raw::RING + 1)),
+        case("header of a packet is invalid", packet(1, u64::MAX)),
         // Its references are longer than the packet, or they are none.
         case("after a packet are invalid", packet(9, 101)),
         case("after a packet are invalid", packet(9, 50)),
         // The numbers are at their end.
-        case("no order", packet(0, u64::MAX)),
-        case("no order", |s| {
+        case("out of order", packet(0, u64::MAX)),
+        case("out of order", |s| {
             let end = 0u64.wrapping_sub(8);
             s.track.set(at::TAIL, &[end - raw::PACKET / 2]);
             s.track.set(at::HEAD, &[end]);
@@ -275,7 +275,7 @@ fn impossible_track_is_reported() {
         }),
     ];
     for bytes in [0, 4095, u64::MAX - 7, 1 << 63] {
-        cases.push(case("impossible track", track(bytes)));
+        cases.push(case("invalid track", track(bytes)));
     }
     check_violations("tracks", cases);
 }
@@ -318,8 +318,8 @@ fn missing_frame_ends_wait_with_error() {
     let publisher = FakePublisher::new(&test.dir);
     for (offset, word, expected) in [
         // A strict reader would search for each of them.
-        (at::HEAD, 1 << 47, "newest frame is not there"),
-        (at::SLOT, 0, "newest frame is not there"),
+        (at::HEAD, 1 << 47, "newest frame is missing"),
+        (at::SLOT, 0, "newest frame is missing"),
         (at::READY, 0, "never completed"),
     ] {
         let mut stream = FakeStream::new();

@@ -172,7 +172,7 @@ fn default_directory_has_to_belong_to_user() {
     set_mode(&dir, 0o777);
     both(&format!("belongs to another user (uid {other})"));
     chown(&dir, Some(user), Some(user)).unwrap();
-    both("can be written to by other users");
+    both("is writable by other users");
     set_mode(&dir, 0o700);
     says(&test.dir, format!("publish {user} usual"), "ok");
     says(&test.dir, format!("subscribe {user} usual"), "No publisher");
@@ -182,7 +182,7 @@ fn default_directory_has_to_belong_to_user() {
     both("is a symbolic link");
     fs::remove_file(&dir).unwrap();
     fs::write(&dir, "").unwrap();
-    both("is no directory");
+    both("is not a directory");
     fs::remove_file(&dir).unwrap();
 }
 
@@ -284,8 +284,8 @@ fn unusable_directory_is_named() {
     };
     let file = test.dir.join("file");
     fs::write(&file, "").unwrap();
-    problem(&file, "is no directory");
-    problem(&file.join("below"), "can't be made");
+    problem(&file, "is not a directory");
+    problem(&file.join("below"), "can't be created");
     problem(Path::new("/proc/self/task"), "");
     problem(&test.dir.join("a".repeat(90)), "too long a path for a socket");
     if root() {
@@ -293,6 +293,6 @@ fn unusable_directory_is_named() {
         let [user, _] = users();
         says(&test.dir, format!("publish {user}"), "can't be written to");
         set_mode(&test.dir, 0o700);
-        says(&test.dir.join("below"), format!("publish {user}"), "can't be made");
+        says(&test.dir.join("below"), format!("publish {user}"), "can't be created");
     }
 }

@@ -320,7 +320,7 @@ mod roles {
             other => panic!("{:?}", other.err()),
         };
         // There is room for the lock file, and none for the socket.
-        refused("does not take a socket (ENOSPC");
+        refused("can't contain a socket (ENOSPC");
         std::fs::write(test.dir.join("full"), "").unwrap_or_default();
         refused("No space left");
         assert!(mount(&test.dir, "", libc::MS_RDONLY));

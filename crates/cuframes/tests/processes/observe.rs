@@ -96,7 +96,7 @@ fn rates_are_between_two_snapshots() {
     after.subscribers[0].received = 10;
     assert_eq!(after.taken_since(&before, after.subscribers[0].id), Some(5.0));
     before.epoch += 1;
-    assert_eq!(after.fps_since(&before), None, "another life has other counters");
+    assert_eq!(after.fps_since(&before), None, "another run has other counters");
 }
 
 #[test]
