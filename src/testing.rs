@@ -18,7 +18,7 @@ pub fn memory_stream(memory: &gst::MemoryRef) -> Option<Stream> {
     Some(gstcuda::memory_stream(memory)?.driver_stream(&memory_context(memory)?))
 }
 
-/// Makes a stream in the memory's context, as an element does.
+/// Creates a stream in the memory's context, as an element does.
 pub fn new_stream(memory: &gst::MemoryRef) -> Option<Stream> {
     let context = gstcuda::memory_context(memory)?;
     let stream = CudaStream::new(&context).ok()?;

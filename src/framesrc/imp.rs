@@ -410,7 +410,7 @@ impl BaseSrcImpl for CuframesSrc {
 
     fn query(&self, query: &mut gst::QueryRef) -> bool {
         self.pad.query_latency(query)
-            || self.context.answer(&*self.obj(), query)
+            || self.context.answer_query(&*self.obj(), query)
             || BaseSrcImplExt::parent_query(self, query)
     }
 }

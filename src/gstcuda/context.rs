@@ -116,7 +116,7 @@ impl ContextSlot {
         if raw.is_null() {
             return None;
         }
-        // Succeeds, because the context was made by the library.
+        // Succeeds, because the context was created by the library.
         let lib = GstCuda::get().ok()?;
         // SAFETY: the slot's reference keeps the context valid, and the lock keeps the reference.
         Some(unsafe { CudaContext::from_none(lib, raw) })
@@ -137,7 +137,7 @@ impl ContextSlot {
     /// Returns the context of the element's neighbours or of its application, otherwise a new one, which
     /// is announced to them. `device_id` is -1 for any GPU.
     ///
-    /// Fails if the library can't be used or no context can be made.
+    /// Fails if the library can't be used or no context can be created.
     pub(crate) fn ensure(
         &self,
         element: &impl IsA<gst::Element>,
@@ -154,7 +154,7 @@ impl ContextSlot {
         drop(guard);
         match self.get() {
             Some(context) if found != GFALSE => Ok(context),
-            // The library only logs the reason. Making a context here gets it from the driver.
+            // The library only logs the reason. Creating a context here gets it from the driver.
             _ => Device::by_ordinal(device_id.max(0) as u32)
                 .and_then(|device| Context::primary(&device))
                 .map_err(Error::from)
@@ -187,12 +187,12 @@ impl ContextSlot {
 
     /// Answers a CONTEXT query for a CUDA context, and returns whether it did. For the queries of the
     /// element and its pads.
-    pub(crate) fn answer(
+    pub(crate) fn answer_query(
         &self,
         element: &impl IsA<gst::Element>,
         query: &mut gst::QueryRef,
     ) -> bool {
-        // Checked first: the lock is held while a context is made, which takes long.
+        // Checked first: the lock is held while a context is created, which takes long.
         if query.type_() != gst::QueryType::Context {
             return false;
         }
@@ -235,7 +235,7 @@ mod tests {
         assert!(neighbour.set_context(&element, &shared, -1));
         assert_eq!(neighbour.get().unwrap().driver_context().unwrap(), own);
         let mut query = gst::query::Context::new(CONTEXT_TYPE);
-        assert!(neighbour.answer(&element, query.query_mut()));
+        assert!(neighbour.answer_query(&element, query.query_mut()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! Elements attach data of their own to a memory, for example textures or the registration with an
 //! encoder. When GStreamer frees a memory, it waits for the work that writes it, but destroys the
-//! textures even if enqueued work still reads through them. Therefore a memory is made once for a
+//! textures even if enqueued work still reads through them. Therefore a memory is created once for a
 //! region and kept when its last reference is dropped, as buffer pools do. It must be freed before the
 //! region, so each allocation has a [`MemoryCache`] of its own.
 
@@ -208,7 +208,7 @@ impl<T: Send + 'static> MemoryCache<T> {
 }
 
 impl<T: Sync + 'static> MemoryCache<T> {
-    /// Returns the `T` that the memory holds, if it was made by a cache of `T`. Any other memory returns `None`.
+    /// Returns the `T` that the memory holds, if it was created by a cache of `T`. Any other memory returns `None`.
     pub(crate) fn held_by(memory: &gst::MemoryRef) -> Option<&T> {
         // SAFETY: the memory is valid during the borrow. Only `make` uses the quark, and its `UserData` lives as long as
         // the memory; `held` changes only while there is no other reference to the memory. A part of a memory has the whole one

@@ -2,7 +2,7 @@
 //! A buffer pool that GStreamer's CUDA elements accept, with memory from elsewhere.
 //!
 //! The elements accept a GstCudaBufferPool of their own context only. Therefore the pool's class is
-//! derived from GstCudaBufferPool. It is made at run time, because the library is opened at run time,
+//! derived from GstCudaBufferPool. It is created at run time, because the library is opened at run time,
 //! and overrides every method that deals with memory.
 
 use std::ffi::c_int;
@@ -49,7 +49,7 @@ struct State {
     flushing: AtomicBool,
 }
 
-/// Returns a pool for elements in this context. `acquire` makes its buffers. The pool keeps none of them:
+/// Returns a pool for elements in this context. `acquire` creates its buffers. The pool keeps none of them:
 /// the memory of a buffer is reused by its owner, when the last reference to it is dropped.
 ///
 /// Fails if the class can't be registered.
@@ -160,7 +160,7 @@ unsafe extern "C" fn class_init(class: gpointer, _data: gpointer) {
 }
 
 /// # Safety
-/// `pool` must be made by `new_pool`, and stay valid while the result is in use.
+/// `pool` must be created by `new_pool`, and stay valid while the result is in use.
 unsafe fn state<'a>(pool: *mut GstBufferPool) -> Option<&'a State> {
     // SAFETY: the caller's contract; the state is freed with the object.
     unsafe { gobject_ffi::g_object_get_qdata(pool.cast(), quark()).cast::<State>().as_ref() }
@@ -195,7 +195,7 @@ unsafe extern "C" fn set_config(pool: *mut GstBufferPool, config: *mut GstStruct
     catch_unwind(AssertUnwindSafe(accept)).ok().flatten().unwrap_or(GFALSE)
 }
 
-/// Start and stop of the pool: buffers are made on demand, so there is nothing to allocate or free.
+/// Start and stop of the pool: buffers are created on demand, so there is nothing to allocate or free.
 unsafe extern "C" fn succeed(_pool: *mut GstBufferPool) -> gboolean {
     GTRUE
 }

@@ -49,7 +49,7 @@ impl PartialEq for CudaStream {
 impl Eq for CudaStream {}
 
 impl CudaStream {
-    /// Makes a stream. Unlike [`Stream::new`], it synchronizes with the context's default stream.
+    /// Creates a stream. Unlike [`Stream::new`], it synchronizes with the context's default stream.
     pub(crate) fn new(context: &CudaContext) -> Result<Self> {
         let lib = context.lib;
         // SAFETY: the context is valid; the result is null or a new reference.
@@ -88,7 +88,7 @@ impl CudaStream {
     }
 
     /// Returns the driver's stream. `context` must be the [driver's context](CudaContext::driver_context)
-    /// of the GstCudaContext in which the stream was made.
+    /// of the GstCudaContext in which the stream was created.
     pub(crate) fn driver_stream(&self, context: &Context) -> Stream {
         // SAFETY: the driver's stream is valid while the GstCudaStream exists, and the result holds a
         // reference to that.

@@ -167,7 +167,7 @@ impl CudaSlots {
 
     /// Prepares a slot to be written on `stream`: waits for writes to it that were enqueued on another stream. There may be
     /// such writes if a frame was not published, or if no subscriber has waited for it.
-    fn settle(
+    fn prepare_slot(
         &self,
         loan: &Loan,
         stream: Option<&CudaStream>,
@@ -191,11 +191,11 @@ impl CudaSlots {
                 // Upstream cannot be made to skip a frame.
                 return Ok(gstcuda::allocate(context, stream, video)?);
             };
-            let ChunkData { memories, .. } = self.settle(&loan, stream)?;
+            let ChunkData { memories, .. } = self.prepare_slot(&loan, stream)?;
             let place = DeviceRegion { address: loan.address(), layout, context, stream };
             // SAFETY: the loan has `layout.size()` bytes of device memory, and keeps them until it is dropped.
             // Work that upstream has enqueued by then precedes the writes to the next loan of the slot, by the
-            // order of the stream or by `settle`.
+            // order of the stream or by `prepare_slot`.
             Ok(unsafe { memories.wrap(place, BufferAccess::Write, loan) }?)
         };
         let memory = memory().map_err(report)?;
@@ -385,7 +385,7 @@ impl CudaPublisher {
     ) -> Result<Option<Loan>, cuframes::Error> {
         let loan = publisher.loan_in(&self.slots.backend, self.layout.size(), cancelled)?;
         if let Some(loan) = &loan {
-            self.slots.settle(loan, stream)?;
+            self.slots.prepare_slot(loan, stream)?;
         }
         Ok(loan)
     }
@@ -406,7 +406,7 @@ impl CudaPublisher {
             // SAFETY: both ranges have `layout.size()` bytes: the frame by the check above, the slot because it was loaned
             // for that size. The frame may be released when this function returns, because its next writer enqueues
             // its work on the same stream, after this copy. The next writer of the slot follows too, by the order
-            // of the stream or by `settle`.
+            // of the stream or by `prepare_slot`.
             return Ok(unsafe { stream.copy(map.address(), slot, self.layout.size()) }?);
         }
         for plane in 0..self.layout.n_planes() as usize {

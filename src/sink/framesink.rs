@@ -328,7 +328,7 @@ impl BaseSinkImpl for FrameSink {
     }
 
     fn query(&self, query: &mut gst::QueryRef) -> bool {
-        self.context.answer(&*self.obj(), query) || BaseSinkImplExt::parent_query(self, query)
+        self.context.answer_query(&*self.obj(), query) || BaseSinkImplExt::parent_query(self, query)
     }
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {

@@ -60,7 +60,7 @@ mod imp {
             allocator.mem_unmap = Some(unmap);
             allocator.mem_share = Some(share);
             allocator.mem_is_span = Some(is_span);
-            // Copies of the memory are made with the default allocator.
+            // Copies of the memory are created with the default allocator.
             allocator.object.flags |= gst::ffi::GST_ALLOCATOR_FLAG_CUSTOM_ALLOC;
             allocator.object.flags |= gst::ffi::GST_OBJECT_FLAG_MAY_BE_LEAKED;
         }

@@ -93,7 +93,7 @@ impl SourcePad {
         obj.set_caps(caps).map_err(|_| gst::FlowError::Flushing)
     }
 
-    /// Forgets the caps of the stream.
+    /// Clears the caps of the stream.
     pub(crate) fn reset(&self) {
         *lock(&self.caps) = None;
     }

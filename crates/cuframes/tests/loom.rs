@@ -521,13 +521,13 @@ mod waiting {
     }
 
     /// The words of the control segment and of a page that take part.
-    struct Shared {
+    struct SharedWords {
         publisher_waits: AtomicU32,
         futex: Futex,
         cursor: AtomicU64,
     }
 
-    impl Shared {
+    impl SharedWords {
         /// Model of `FramePublisher::loan` with `BackpressureWait`, without the timeout: a lost wake-up is a deadlock here.
         fn loan(&self, wanted: u64, outcomes: &Outcomes) {
             let mut awaited = None;
@@ -563,7 +563,7 @@ mod waiting {
     #[test]
     fn publisher_misses_no_wake_up() {
         explore(3, ["slept", "no need", "woke", "no wake-up needed"], |outcomes| {
-            let shared = Arc::new(Shared {
+            let shared = Arc::new(SharedWords {
                 publisher_waits: AtomicU32::new(0),
                 futex: Futex {
                     word: AtomicU32::new(0),

@@ -255,7 +255,7 @@ impl RawPeer {
         let mut fds = Vec::new();
         for message in got.cmsgs().unwrap() {
             if let ControlMessageOwned::ScmRights(raw) = message {
-                // SAFETY: the kernel made these fds for this call, and nothing else owns them.
+                // SAFETY: the kernel created these fds for this call, and nothing else owns them.
                 fds.extend(raw.into_iter().map(|fd| Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })));
             }
         }
@@ -290,7 +290,7 @@ impl FakePublisher {
     fn run(listener: &OwnedFd, streams: &Receiver<FakeStream>) {
         while let Ok(stream) = streams.recv() {
             let fd = accept(listener.as_raw_fd()).unwrap();
-            // SAFETY: the kernel made this fd for this call, and nothing else owns it.
+            // SAFETY: the kernel created this fd for this call, and nothing else owns it.
             let peer = RawPeer(unsafe { OwnedFd::from_raw_fd(fd) });
             let request = peer.receive();
             let Some((Message::Hello(_) | Message::StatusRequest { .. }, _)) = request else {

@@ -69,7 +69,7 @@ impl SharedPage {
         self.word().load(Ordering::Acquire)
     }
 
-    /// Writes the number in the first word. The page must be made by [`SharedPage::new`].
+    /// Writes the number in the first word. The page must be created by [`SharedPage::new`].
     pub(crate) fn store(&self, value: u64) {
         self.word().store(value, Ordering::Release);
     }
@@ -77,7 +77,7 @@ impl SharedPage {
     /// Registers the page for a GPU.
     ///
     /// # Safety
-    /// `ReadWrite` is allowed only for a page that was made by [`SharedPage::new`].
+    /// `ReadWrite` is allowed only for a page that was created by [`SharedPage::new`].
     pub(crate) unsafe fn register(
         self: &Arc<Self>,
         context: &Context,

@@ -208,7 +208,7 @@ unsafe impl Sync for Inner {}
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.foreign.is_none() {
-            // SAFETY: retained once in `primary`. Objects made in the context hold a `Context`, so none
+            // SAFETY: retained once in `primary`. Objects created in the context hold a `Context`, so none
             // is left.
             let _ =
                 unsafe { (self.device.driver.cuDevicePrimaryCtxRelease_v2)(self.device.handle) };
@@ -218,7 +218,7 @@ impl Drop for Inner {
 
 /// A CUDA context: the state that a process has on a GPU.
 ///
-/// Clones refer to the same context. Streams, events and memory made in it keep it alive. Two values
+/// Clones refer to the same context. Streams, events and memory created in it keep it alive. Two values
 /// are equal if they refer to the same context of the driver.
 #[derive(Clone)]
 pub struct Context(Arc<Inner>);
@@ -257,7 +257,7 @@ impl Context {
     /// CuPy and others).
     ///
     /// # Errors
-    /// The driver can't make the context, for example because the GPU's memory is exhausted.
+    /// The driver can't create the context, for example because the GPU's memory is exhausted.
     pub fn primary(device: &Device) -> Result<Self> {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the driver writes a context.
@@ -265,7 +265,7 @@ impl Context {
         Ok(Self(Arc::new(Inner { device: *device, handle, foreign: None })))
     }
 
-    /// Wraps a context that another library made. `keep` is dropped with the last clone.
+    /// Wraps a context that another library created. `keep` is dropped with the last clone.
     ///
     /// # Errors
     /// The driver can't be used, or refuses the context.

@@ -21,7 +21,7 @@ const _: () = assert!(CU_IPC_HANDLE_SIZE as usize == size_of::<IpcHandle>());
 pub struct Stream {
     handle: CUstream,
     context: Context,
-    /// Keeps a foreign stream alive. `None` for a stream that this object made, and destroys.
+    /// Keeps a foreign stream alive. `None` for a stream that this object created, and destroys.
     foreign: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -39,7 +39,7 @@ impl fmt::Debug for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.foreign.is_none() {
-            // SAFETY: made in `new`. The driver finishes the work that is still enqueued.
+            // SAFETY: created in `new`. The driver finishes the work that is still enqueued.
             let _ = unsafe { cu_in!(&self.context, cuStreamDestroy_v2(self.handle)) };
         }
     }
@@ -72,7 +72,7 @@ pub struct Copy2d {
 }
 
 impl Stream {
-    /// Makes a stream that does not synchronize with the context's default stream.
+    /// Creates a stream that does not synchronize with the context's default stream.
     ///
     /// # Errors
     /// The driver refused the call.
@@ -90,7 +90,7 @@ impl Stream {
         Self { handle: std::ptr::null_mut(), context: context.clone(), foreign }
     }
 
-    /// Wraps a stream that another library made. `keep` is dropped with the result.
+    /// Wraps a stream that another library created. `keep` is dropped with the result.
     ///
     /// # Safety
     /// `handle` must be a stream of the context, or null for its default stream, and stay valid until
@@ -312,7 +312,7 @@ impl fmt::Debug for Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: made by this object. The driver frees it after the recorded work is done.
+        // SAFETY: created by this object. The driver frees it after the recorded work is done.
         let _ = unsafe { cu_in!(&self.context, cuEventDestroy_v2(self.handle)) };
     }
 }

@@ -84,7 +84,7 @@ impl Server {
         let mut pending: Vec<Pending> = Vec::new();
         let mut progress: HashMap<u32, Progress> = HashMap::new();
         let mut session = Session::default();
-        // No fd was left for a connection. The next attempt is made after `CHECK_INTERVAL` instead of at once.
+        // No fd was left for a connection. The next attempt follows after `CHECK_INTERVAL` instead of at once.
         let mut exhausted = false;
         // SYNC(stop/run): pairs with the Release in `Publisher::drop`.
         while !self.stop.load(Ordering::Acquire) {
