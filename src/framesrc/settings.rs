@@ -74,7 +74,7 @@ impl Default for Settings {
 
 impl Settings {
     pub(crate) const ALIASES: &[Alias] = &[
-        // It left out the frame in hand.
+        // The old property did not count the frame in hand.
         Alias { name: "max-held", target: "max-frames", offset: 1 },
         Alias { name: "spin", target: "busy-poll", offset: 0 },
     ];

@@ -84,6 +84,23 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
+/// The table of CONTRIBUTING leads to existing files.
+#[test]
+fn paths_of_contributing_exist() {
+    let text = std::fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let is_path = |text: &&str| {
+        text.contains('/')
+            && !text.starts_with("target/")
+            && text.chars().all(|c| c.is_alphanumeric() || "/._-".contains(c))
+    };
+    let paths: Vec<_> = text.split('`').skip(1).step_by(2).filter(is_path).collect();
+    assert!(paths.len() > 40, "{paths:?}");
+    for path in paths {
+        let exists = ["", "crates/cuframes/src"].map(|dir| root().join(dir).join(path).exists());
+        assert!(exists.contains(&true), "there is no {path}");
+    }
+}
+
 /// Returns the anchors of a page: its headings, as forges write them in addresses.
 fn anchors(page: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(page).unwrap();
