@@ -170,8 +170,8 @@ impl BaseSinkImpl for PacketSink {
         }
         let mut state = lock(&self.state);
         let first_rejected = !std::mem::replace(&mut state.gap, pushed.is_err());
-        let first_truncated =
-            track.stats().cut_gops > 0 && !std::mem::replace(&mut state.warned_truncated, true);
+        let first_truncated = track.stats().truncated_gops > 0
+            && !std::mem::replace(&mut state.warned_truncated, true);
         drop(state);
         if pushed == Err(PushError::TooBig) && first_rejected {
             gst::element_imp_warning!(

@@ -96,5 +96,5 @@ fn packets_that_do_not_fit_are_reported_once() {
     let tracks: gst::Array = publisher.stats("pub").get("tracks").unwrap();
     let track = tracks[0].get::<gst::Structure>().unwrap();
     let count = |field: &str| track.get::<u64>(field).unwrap();
-    assert_eq!((count("oversized"), count("broken-gops"), count("truncated-gops")), (3, 6, 3));
+    assert_eq!((count("oversized"), count("broken-gop"), count("truncated-gops")), (3, 6, 3));
 }

@@ -62,8 +62,8 @@ fn snapshot(state: &State) -> PublisherStatus {
             track: t.track,
             caps: of_track.map(|c| c.caps.clone()).unwrap_or_default(),
             published: t.published,
-            buffered: t.in_ring,
-            oversized: t.too_big,
+            buffered: t.buffered,
+            oversized: t.oversized,
             bytes: t.bytes,
         }
     });

@@ -63,14 +63,14 @@ pub struct TrackStats {
     /// Number of packets that were published.
     pub published: u64,
     /// Number of packets that are in the ring.
-    pub in_ring: u64,
+    pub buffered: u64,
     /// Number of packets that were refused with [`PushError::TooBig`].
-    pub too_big: u64,
+    pub oversized: u64,
     /// Number of packets that were refused with [`PushError::BrokenGop`].
-    pub undecodable: u64,
+    pub broken_gop: u64,
     /// Number of GOPs whose keyframe was overwritten before the GOP ended. Until the next keyframe no reader could
     /// start.
-    pub cut_gops: u64,
+    pub truncated_gops: u64,
     /// Size of the ring in bytes.
     pub bytes: u64,
 }
@@ -98,7 +98,7 @@ pub struct TrackStats {
 /// assert_eq!(track.push(PacketInfo::default(), b"the next one"), Ok(1));
 ///
 /// let stats = track.stats();
-/// assert_eq!((stats.published, stats.in_ring), (2, 2));
+/// assert_eq!((stats.published, stats.buffered), (2, 2));
 /// # drop(publisher);
 /// # let _ = std::fs::remove_dir_all(dir);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -182,9 +182,9 @@ struct State {
     gop: Option<u64>,
     /// A packet of the current GOP was refused.
     broken: bool,
-    too_big: u64,
-    undecodable: u64,
-    cut_gops: u64,
+    oversized: u64,
+    broken_gop: u64,
+    truncated_gops: u64,
     subscribers: SubscriberSnapshot,
 }
 
@@ -259,7 +259,7 @@ impl TrackWriter {
             let mut state = lock(&self.state);
             if state.broken && !info.keyframe {
                 state.writer.skip();
-                state.undecodable += 1;
+                state.broken_gop += 1;
                 return Err(PushError::BrokenGop);
             }
             // Before room is made for the packet: a decision of `retention::try_reclaim` has to be carried out
@@ -268,7 +268,7 @@ impl TrackWriter {
             let len = data.len() + references.len();
             let Ok(tail) = state.writer.tail_after(self.segment.ring(), len) else {
                 state.writer.skip();
-                state.too_big += 1;
+                state.oversized += 1;
                 state.broken = true;
                 return Err(PushError::TooBig);
             };
@@ -352,7 +352,7 @@ impl TrackWriter {
             h.keyframe.store(position + 1, Ordering::Release);
         } else if gop.is_some_and(|gop| gop < tail) {
             *gop = None;
-            state.cut_gops += 1;
+            state.truncated_gops += 1;
         }
         state.broken = false;
         state.published += 1;
@@ -398,10 +398,10 @@ impl TrackWriter {
         TrackStats {
             track: self.id,
             published: state.published,
-            in_ring: state.writer.len() as u64,
-            too_big: state.too_big,
-            undecodable: state.undecodable,
-            cut_gops: state.cut_gops,
+            buffered: state.writer.len() as u64,
+            oversized: state.oversized,
+            broken_gop: state.broken_gop,
+            truncated_gops: state.truncated_gops,
             bytes: self.config.bytes,
         }
     }

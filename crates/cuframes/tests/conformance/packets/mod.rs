@@ -44,8 +44,8 @@ impl Source {
         packets.chars().map(push).fold(0, |_, seq| seq)
     }
 
-    fn in_ring(&self) -> u64 {
-        self.publisher.stats().tracks[0].in_ring
+    fn buffered(&self) -> u64 {
+        self.publisher.stats().tracks[0].buffered
     }
 }
 

@@ -58,8 +58,8 @@ fn oversized_packet_is_refused_with_its_dependents() {
     assert_eq!(push(true, 200), Ok(5));
     assert_eq!(push(false, 101), Ok(6));
     let stats = source.publisher.stats().tracks[0];
-    assert_eq!((stats.published, stats.in_ring), (3, 3));
-    assert_eq!((stats.too_big, stats.undecodable, stats.cut_gops), (2, 2, 0));
+    assert_eq!((stats.published, stats.buffered), (3, 3));
+    assert_eq!((stats.oversized, stats.broken_gop, stats.truncated_gops), (2, 2, 0));
     for (seq, lost, len) in [(5, 4, 200), (6, 0, 101)] {
         let packet = reader.packet();
         assert_eq!((packet.seq, packet.lost, packet.data.len()), (seq, lost, len));
@@ -67,7 +67,7 @@ fn oversized_packet_is_refused_with_its_dependents() {
     // A packet of exactly the ring's size fits.
     assert_eq!(push(true, 1000), Ok(7));
     assert_eq!(reader.packet().data.len(), 1000);
-    assert_eq!(source.in_ring(), 1);
+    assert_eq!(source.buffered(), 1);
     assert_eq!(reader.packets.counters(), Counters { received: 4, skipped: 4 });
 }
 
@@ -86,7 +86,7 @@ fn gop_may_have_many_packets() {
         let packet = reader.packet();
         assert_eq!((packet.seq, &packet.data[..]), (seq, &seq.to_ne_bytes()[..]));
     }
-    assert_eq!(source.publisher.stats().tracks[0].cut_gops, 0);
+    assert_eq!(source.publisher.stats().tracks[0].truncated_gops, 0);
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn gop_that_does_not_fit_is_counted_once() {
         source.push("-");
         assert_eq!(early.packet().seq, seq);
     }
-    assert_eq!(source.publisher.stats().tracks[0].cut_gops, 1);
+    assert_eq!(source.publisher.stats().tracks[0].truncated_gops, 1);
     // A new reader finds no keyframe to begin at. One that has begun continues.
     let mut late = [Start::LatestKeyframe, Start::OldestKeyframe].map(|start| source.reader(start));
     for reader in &mut late {
@@ -111,7 +111,7 @@ fn gop_that_does_not_fit_is_counted_once() {
         let packet = reader.packet();
         assert_eq!((packet.seq, packet.lost), (31, 0));
     }
-    assert_eq!(source.publisher.stats().tracks[0].cut_gops, 1);
+    assert_eq!(source.publisher.stats().tracks[0].truncated_gops, 1);
 }
 
 #[test]
@@ -139,21 +139,21 @@ fn packets_are_kept_for_their_time() {
     until(|| pushed.elapsed() > time);
     // The newest GOP stays at any age.
     source.push("-");
-    assert_eq!(source.in_ring(), 5);
+    assert_eq!(source.buffered(), 5);
     let pushed = Instant::now();
     until(|| pushed.elapsed() > time);
     let keyframe = Instant::now();
     source.push("K");
-    assert_eq!(source.in_ring(), 6);
+    assert_eq!(source.buffered(), 6);
     assert_eq!(source.reader(Start::OldestKeyframe).packet().seq, 8);
     // The GOP before stays until the newest covers the time, which it may already do on a busy machine.
     source.push("-");
-    let in_ring = source.in_ring();
-    assert!(in_ring == 7 || keyframe.elapsed() >= time && in_ring == 2, "{in_ring}");
+    let buffered = source.buffered();
+    assert!(buffered == 7 || keyframe.elapsed() >= time && buffered == 2, "{buffered}");
     let pushed = Instant::now();
     until(|| pushed.elapsed() > time);
     source.push("-");
-    assert_eq!(source.in_ring(), 3);
+    assert_eq!(source.buffered(), 3);
     assert_eq!(source.reader(Start::OldestKeyframe).packet().seq, 13);
 
     let long = source.publisher.add_track(1, "b", bounds(1 << 20, LONG)).unwrap();
@@ -163,5 +163,5 @@ fn packets_are_kept_for_their_time() {
         std::thread::yield_now();
     }
     let stats = source.publisher.stats().tracks[1];
-    assert_eq!(stats.in_ring, stats.published.min((1 << 20) / room(1)));
+    assert_eq!(stats.buffered, stats.published.min((1 << 20) / room(1)));
 }
