@@ -69,6 +69,10 @@
 //! - **Track**: a stream of encoded packets beside the frames, such as the camera's H.264 ([`Track`]).
 //! - **Ring**: the memory of a track. New packets overwrite the oldest ones.
 //!
+//! # Forked processes
+//! A forked process has copies of all objects of its parent. It may drop them, which has no effect on the
+//! parent, and must not use them otherwise.
+//!
 //! # Times
 //! Timestamps are nanoseconds of CLOCK_MONOTONIC, which all processes of a host share.
 

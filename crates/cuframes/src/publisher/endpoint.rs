@@ -4,6 +4,7 @@
 use crate::error::{Context, Error, Result};
 use crate::protocol::runtime_dir::*;
 use crate::protocol::socket::new_socket;
+use crate::sync::process::Owner;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, fcntl};
 use nix::libc;
@@ -48,7 +49,7 @@ pub(super) struct Endpoint {
     lock: PathBuf,
     locked: File,
     /// The process that owns the key. A forked process has a copy of this struct and does not own it.
-    process: u32,
+    owner: Owner,
 }
 
 impl Endpoint {
@@ -111,7 +112,7 @@ impl Endpoint {
             let _ = fs::remove_file(&unready);
             return Err(e);
         }
-        Ok(Self { listener, socket, lock, locked, process: std::process::id() })
+        Ok(Self { listener, socket, lock, locked, owner: Owner::this_process() })
     }
 }
 
@@ -136,7 +137,7 @@ fn give_access(socket: &Path, access: &SocketAccess, group: Option<Gid>) -> Resu
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        if self.process != std::process::id() {
+        if !self.owner.is_this_process() {
             return;
         }
         // While the lock is held, no other publisher touches these files. A process that obtains the lock afterwards

@@ -32,6 +32,7 @@ use crate::error::{Context, Error, Result};
 use crate::memory::Backend;
 use crate::shm::layout::{ControlHeader, MAX_SLOTS};
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::process::Owner;
 use crate::sync::{clock, lock};
 use crate::types::frame::FrameInfo;
 use endpoint::Endpoint;
@@ -170,6 +171,7 @@ pub struct Publisher {
     tracks: Tracks,
     stop: Arc<AtomicBool>,
     server: Option<JoinHandle<()>>,
+    owner: Owner,
 }
 
 impl fmt::Debug for Publisher {
@@ -237,7 +239,8 @@ impl Publisher {
             .name("cuframes-server".into())
             .spawn(move || server.run())
             .context("start the server thread")?;
-        Ok(Self { frames, registry, tracks, stop, server: Some(server) })
+        let owner = Owner::this_process();
+        Ok(Self { frames, registry, tracks, stop, server: Some(server), owner })
     }
 
     /// Sets the caps of all later frames, and the size that each needs in bytes.
@@ -395,13 +398,18 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
+        let server = self.server.take();
+        if !self.owner.is_this_process() {
+            // The thread is the parent's, and so are the connections. This process can neither join nor detach it.
+            std::mem::forget(server);
+            return;
+        }
         self.frames.backpressure.close();
         // SYNC(stop/run): pairs with the Acquire in `Server::run`.
         self.stop.store(true, Ordering::Release);
         self.registry.wake_server();
         // The receiver of an event may drop the last reference, on the server thread itself. That thread then ends
         // without being joined.
-        let server = self.server.take();
         if let Some(server) = server.filter(|s| s.thread().id() != std::thread::current().id()) {
             let _ = server.join();
         }

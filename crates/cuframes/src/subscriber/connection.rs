@@ -19,6 +19,7 @@ use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::segments::{Control, SubscriberPage, TrackSegment};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::interrupt::{Doorbell, Interrupt};
+use crate::sync::process::Owner;
 use crate::sync::{clock, futex, lock};
 use crate::types::mode::Mode;
 use crate::types::refusal::RefusalReason;
@@ -66,7 +67,7 @@ pub(crate) struct Connection {
     pub(super) readers: Mutex<u32>,
     pub(super) importer: Importer,
     /// Process that connected. A forked child inherits this object but is not the subscriber.
-    pub(super) process: u32,
+    pub(super) owner: Owner,
     /// Closed last, because the publisher then discards all claims of this subscriber.
     pub(super) socket: Socket,
 }
@@ -86,7 +87,7 @@ impl fmt::Debug for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // Closing the fd is not enough: a forked child may still have it open.
-        if self.process == std::process::id() {
+        if self.owner.is_this_process() {
             let _ = shutdown(self.socket.as_fd().as_raw_fd(), Shutdown::Both);
         }
     }
@@ -139,7 +140,7 @@ impl Connection {
 
     /// Tells the publisher that this subscriber takes no more frames. Frames in use stay valid.
     pub(super) fn leave(&self) {
-        if self.process != std::process::id() {
+        if !self.owner.is_this_process() {
             return;
         }
         let _ = self.socket.send(&Message::Leave, &[]);
@@ -377,6 +378,7 @@ pub(super) fn check_segment(magic: &AtomicU64, version: &AtomicU32) -> Result<()
 pub(super) struct Listener {
     stop: Arc<EventFd>,
     thread: Option<std::thread::JoinHandle<()>>,
+    owner: Owner,
 }
 
 impl Listener {
@@ -393,15 +395,19 @@ impl Listener {
             .name("cuframes-client".into())
             .spawn(move || connection.listen(&stopped))
             .context("start the listening thread")?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, thread: Some(thread), owner: Owner::this_process() })
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        if !self.owner.is_this_process() {
+            // The thread is the parent's, and so is the eventfd. This process can neither join nor detach it.
+            std::mem::forget(thread);
+            return;
         }
+        let _ = self.stop.write(1);
+        let _ = thread.join();
     }
 }

@@ -21,6 +21,10 @@ pub(super) struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        // The claim is the parent's if this process was forked.
+        if !self.connection.owner.is_this_process() {
+            return;
+        }
         if self.handed_over {
             // SYNC(release/is_held): the device clears the claim after the work that still reads the frame.
             // No doorbell rings then, so a reader that waits for this frame has to poll.

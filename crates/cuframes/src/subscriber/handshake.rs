@@ -22,6 +22,7 @@ use crate::shm::segments::{Control, SubscriberPage};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use crate::sync::clock;
 use crate::sync::interrupt::Interrupt;
+use crate::sync::process::Owner;
 
 /// How long a publisher that accepted the connection may take to answer.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(2);
@@ -198,7 +199,7 @@ fn open(
         copied: AtomicU64::new(0),
         readers: Mutex::default(),
         importer: offer.importer.clone(),
-        process: std::process::id(),
+        owner: Owner::this_process(),
         socket,
     })
 }

@@ -478,6 +478,10 @@ impl PacketReader {
 
 impl Drop for PacketReader {
     fn drop(&mut self) {
+        // The entry is the parent's if this process was forked.
+        if !self.connection.owner.is_this_process() {
+            return;
+        }
         if let (Some(words), Some(entry)) = (self.words(), self.entry) {
             // SYNC(reader/register): Release; the last position was published before.
             words.track.store(0, Ordering::Release);

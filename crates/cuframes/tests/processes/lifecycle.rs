@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Events in a process that uses the library: panics, forks, many threads, interrupts.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use cuframes::memory::Backend;
 use cuframes::memory::host::HostBackend;
-use cuframes::{Error, Interrupt, Mode, Next, Publisher, Subscriber, Wait};
+use cuframes::{
+    Error, Interrupt, Mode, Next, PacketInfo, Policy, Publisher, Start, Subscriber, TrackConfig,
+    Wait,
+};
 use nix::libc;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::ForkResult;
 use testing::{
-    CAPS, Child, Resources, SIZE, TestDir, exit_with_parent, fill, info, number, report, until,
-    wait_for_parent,
+    CAPS, Child, Resources, SIZE, TestDir, exit_with_parent, fill, info, item, number, report,
+    until, wait_for_parent,
 };
 
 /// Plays the role of a child.
@@ -21,6 +28,7 @@ fn child() {
     let test = TestDir::at(&dir, &role);
     match &*role {
         "fork" => forks(&test),
+        "fork-drops" => drops_in_forked_process(&test),
         "connects" => a_thousand_connects(&test),
         other => panic!("{other}?"),
     }
@@ -91,6 +99,79 @@ fn forks(test: &TestDir) {
     unsafe {
         libc::kill(forked, libc::SIGKILL);
         libc::waitpid(forked, std::ptr::null_mut(), 0);
+    }
+}
+
+/// A forked process that drops its copies does not affect the process that created the objects.
+#[test]
+fn forked_process_drops_copies_only() {
+    let test = TestDir::new("lifecycle-fork-drops");
+    Child::start(module_path!(), "fork-drops", &test.dir).finish();
+}
+
+fn drops_in_forked_process(test: &TestDir) {
+    let backend: Arc<dyn Backend> = Arc::new(HostBackend);
+    let wait = Policy::Wait(Duration::from_secs(3600));
+    let mut publisher = test.publisher(backend.clone(), |c| c.policy = wait);
+    let track = publisher.add_track(0, "a", TrackConfig::default()).unwrap();
+    let mut own = test.subscriber(|c| c.mode = Mode::Strict);
+    let mut reader = own.subscriber.packets(0, Start::NextKeyframe);
+    send(&publisher, 1);
+    let mut held = own.frame();
+    let (files, stats) = (test.files(), publisher.stats());
+    assert_eq!(stats.subscribers[0].packets.len(), 1);
+
+    drop_in_forked_process(&mut reader);
+    drop_in_forked_process(&mut held);
+    drop_in_forked_process(&mut own.subscriber);
+    drop_in_forked_process(&mut publisher);
+
+    assert_eq!(test.files(), files);
+    assert_eq!(publisher.stats().subscribers, stats.subscribers);
+    // The server thread accepts a subscriber, after it has handled all earlier messages.
+    let mut newcomer = test.subscriber(|_| {});
+    // The publisher still waits for the strict subscriber, which did not leave.
+    let mut last = 1;
+    while let Some(loan) = publisher.loan_in(&backend, SIZE, &|| true).unwrap() {
+        last = publisher.publish(loan, &info(last + 1, SIZE));
+        assert!(last < 1000, "the publisher does not wait");
+    }
+    for seq in 2..=last {
+        assert_eq!(own.frame().seq, seq);
+    }
+    // The listening thread receives announcements: a format, and memory for larger frames.
+    publisher.set_format("video/x-raw,larger", 4 * SIZE).unwrap();
+    let loan = publisher.loan(4 * SIZE).unwrap().expect("a free slot");
+    let seq = publisher.publish(loan, &info(last + 1, 4 * SIZE));
+    for subscriber in [&mut own, &mut newcomer] {
+        let frame = subscriber.frame();
+        assert_eq!((frame.seq, &*frame.caps), (seq, "video/x-raw,larger"));
+    }
+    track.push(PacketInfo { keyframe: true, ..Default::default() }, b"packet").unwrap();
+    let packet = item(reader.next(&Wait::forever(&own.interrupt)).unwrap());
+    assert_eq!(packet.data, b"packet");
+    assert_eq!(number(held.bytes().unwrap()), Some(1));
+    drop(publisher);
+    assert!(matches!(own.next_frame(), Next::Lost { .. }));
+}
+
+/// Drops a value in a forked process, and waits until that process has exited. This process keeps the value.
+#[track_caller]
+fn drop_in_forked_process<T>(value: &mut T) {
+    // SAFETY: the forked process uses only its copy of the value, and exits. glibc permits it to free memory.
+    match unsafe { nix::unistd::fork() }.unwrap() {
+        ForkResult::Child => {
+            let _ = exit_with_parent(Signal::SIGKILL);
+            let value = std::ptr::from_mut(value);
+            // SAFETY: this process does not use the value again.
+            let drop = AssertUnwindSafe(|| unsafe { value.drop_in_place() });
+            let status = catch_unwind(drop).is_err().into();
+            // SAFETY: `_exit` only ends the process.
+            unsafe { libc::_exit(status) }
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+        }
     }
 }
 
