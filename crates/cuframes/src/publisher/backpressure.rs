@@ -49,7 +49,7 @@ pub enum Policy {
     Drop,
     /// The publisher waits until every strict subscriber has taken a frame before it reuses the frame's slot,
     /// and until every lossless reader has taken a packet before it overwrites the packet. A subscriber that
-    /// delays one frame or packet for longer than this is evicted.
+    /// delays one frame or packet for longer than this is evicted; [`Duration::MAX`] waits forever.
     Wait(Duration),
 }
 
@@ -93,7 +93,8 @@ pub(super) struct WaitContext<'a> {
 pub(super) struct BackpressureWait<'a> {
     context: WaitContext<'a>,
     cancelled: &'a dyn Fn() -> bool,
-    deadline: Duration,
+    /// `None` for no deadline.
+    deadline: Option<Duration>,
     /// The subscriber to sleep for, and the value of its futex before the last check.
     awaited: Option<(Arc<SubscriberHandle>, u32)>,
     waiting: Option<WaitGuard<'a>>,
@@ -102,8 +103,8 @@ pub(super) struct BackpressureWait<'a> {
 impl<'a> BackpressureWait<'a> {
     pub(super) fn new(context: WaitContext<'a>, cancelled: &'a dyn Fn() -> bool) -> Self {
         let deadline = match context.backpressure.policy {
-            Policy::Drop => Duration::ZERO,
-            Policy::Wait(timeout) => clock::now() + timeout,
+            Policy::Drop => Some(Duration::ZERO),
+            Policy::Wait(timeout) => clock::deadline_after(timeout),
         };
         Self { context, cancelled, deadline, awaited: None, waiting: None }
     }
@@ -118,7 +119,10 @@ impl<'a> BackpressureWait<'a> {
         if self.context.backpressure.is_closed() || (self.cancelled)() {
             return false;
         }
-        let left = self.deadline.saturating_sub(clock::now());
+        let left = match self.deadline {
+            Some(deadline) => deadline.saturating_sub(clock::now()),
+            None => Duration::MAX,
+        };
         if left.is_zero() {
             let text = format!(
                 "it did not take {what} for as long as the publisher waits: make it faster, or raise wait-timeout of the publisher"

@@ -62,7 +62,8 @@ pub struct PublisherConfig {
     ///
     /// `window` + `max_subscribers` × `max_frames_per_subscriber` is at most 4,096.
     pub max_frames_per_subscriber: u32,
-    /// Time after which a subscriber that holds frames and takes none is evicted; `None` for never, the default.
+    /// Time after which a subscriber that holds frames and takes none is evicted; `None` and
+    /// [`Duration::MAX`] for never. Default: `None`.
     pub stall_timeout: Option<Duration>,
     /// Which processes may connect. Default: mode 0660, the group of the process.
     pub socket: SocketAccess,

@@ -114,7 +114,7 @@ impl FrameReader {
 
     /// Waits for the next frame that the mode selects.
     pub(super) fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Frame>> {
-        let deadline = wait.timeout.map(|t| clock::now() + t);
+        let deadline = wait.timeout.and_then(clock::deadline_after);
         // The newest frame that could not be claimed, and since when.
         let mut overwritten: Option<(u64, Duration)> = None;
         loop {

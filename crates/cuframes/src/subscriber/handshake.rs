@@ -68,7 +68,7 @@ pub(super) fn connect(
 ) -> Result<Connection> {
     check_key(key)?;
     let dirs = candidates(runtime_dir);
-    let deadline = timeout.map(|t| clock::now() + t);
+    let deadline = timeout.and_then(clock::deadline_after);
     // The watch starts before the first attempt, so that a publisher that starts in between is noticed.
     let watch = Watch::new(&dirs);
     loop {

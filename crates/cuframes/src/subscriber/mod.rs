@@ -118,7 +118,7 @@ pub struct Subscriber {
 
 impl Subscriber {
     /// Connects to the publisher of a key. Waits at most `timeout` for a publisher that is not running;
-    /// `None` waits forever.
+    /// `None` and [`Duration::MAX`] wait forever.
     ///
     /// All later waits of this subscriber must use the same `interrupt`: see [`Wait::interrupt`].
     ///

@@ -32,6 +32,6 @@ impl Pace {
     pub(super) fn expect(&self, around: Duration) -> Option<Range<Duration>> {
         let (_, last_ns) = self.last.filter(|_| !around.is_zero() && self.period_ns > 0)?;
         let next = Duration::from_nanos(u64::try_from(last_ns.checked_add(self.period_ns)?).ok()?);
-        Some(next.saturating_sub(around / 2)..next + around / 2)
+        Some(next.saturating_sub(around / 2)..next.saturating_add(around / 2))
     }
 }

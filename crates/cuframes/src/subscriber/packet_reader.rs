@@ -241,7 +241,7 @@ impl PacketReader {
             );
             return Err(Error::InvalidConfig { what: "A subscriber", problem });
         }
-        let deadline = wait.timeout.map(|t| clock::now() + t);
+        let deadline = wait.timeout.and_then(clock::deadline_after);
         let mut last = None;
         loop {
             // SYNC(bell/ticket): read before everything that the sleep below waits for.

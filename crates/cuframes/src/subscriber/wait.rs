@@ -13,12 +13,12 @@ pub struct Wait<'a> {
     /// [`Subscriber::connect`](crate::Subscriber::connect): the subscriber sleeps on its doorbell, and
     /// another interrupt does not wake it up.
     pub interrupt: &'a Interrupt,
-    /// Maximum time to wait; zero polls once, `None` waits forever.
+    /// Maximum time to wait; zero polls once, `None` and [`Duration::MAX`] wait forever.
     pub timeout: Option<Duration>,
     /// Length of the interval around the expected time of the next frame in which the reader polls
     /// instead of sleeping. The expected time follows from the pace of the previous frames. Polling saves
     /// the latency of a wake-up and costs as much CPU time as the interval is long. Zero disables it;
-    /// waits for packets ignore it.
+    /// waits for packets ignore it. [`Duration::MAX`] always polls once the pace is known.
     pub busy_poll: Duration,
     /// At the end of the stream, continue to wait for a publisher that resumes it, instead of returning
     /// [`Next::Eos`].

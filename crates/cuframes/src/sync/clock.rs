@@ -13,6 +13,15 @@ pub fn now() -> Duration {
     Duration::from(t)
 }
 
+/// Returns the time of CLOCK_MONOTONIC at which a wait of `timeout` that begins now has to end. Returns `None`,
+/// no deadline, if a [`Duration`] cannot represent that time, such as for [`Duration::MAX`].
+///
+/// # Panics
+/// As [`now`].
+pub fn deadline_after(timeout: Duration) -> Option<Duration> {
+    now().checked_add(timeout)
+}
+
 /// Returns the time of CLOCK_MONOTONIC in ns, as [`now`].
 ///
 /// # Panics

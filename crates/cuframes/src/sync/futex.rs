@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::atomic::AtomicU32;
-use super::clock::now;
+use super::clock::deadline_after;
 
 /// Poll interval on kernels before 5.16, which cannot wait for two words at once.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(20);
@@ -65,7 +65,7 @@ pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout:
     };
     if !NO_WAITV.load(Ordering::Relaxed) {
         let waiters = [waiter(shared, FUTEX_32), waiter(local, FUTEX_32 | FUTEX_PRIVATE)];
-        let deadline = timeout.map(|t| timespec(now() + t));
+        let deadline = timeout.and_then(deadline_after).map(timespec);
         let deadline = deadline.as_ref().map_or(std::ptr::null(), from_ref);
         // SAFETY: the array and the words that it points to are valid for the call; the deadline is
         // null or points to a live timespec.
@@ -90,5 +90,19 @@ pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout:
     if local.0.load(Ordering::Acquire) == local.1 {
         let timeout = timeout.map_or(RECHECK_INTERVAL, |t| t.min(RECHECK_INTERVAL));
         wait(shared.0, shared.1, Some(timeout));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longest_timeout_is_no_deadline() {
+        let (shared, local) = (AtomicU32::new(1), AtomicU32::new(1));
+        // Neither wait sleeps, because a word differs from its expected value.
+        wait(&shared, 0, Some(Duration::MAX));
+        wait_either((&shared, 1), (&local, 0), Some(Duration::MAX));
+        wait_either((&shared, 0), (&local, 1), Some(Duration::MAX));
     }
 }

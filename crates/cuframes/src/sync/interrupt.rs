@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use super::clock::now;
+use super::clock::{deadline_after, now};
 use super::futex::{futex_wait, wait_either};
 
 /// Poll interval of an interrupt that has no eventfd.
@@ -115,16 +115,16 @@ impl Interrupt {
         self.set.load(Ordering::Acquire)
     }
 
-    /// Sleeps for `time`, or until the interrupt is set.
+    /// Sleeps for `time`, or until the interrupt is set. [`Duration::MAX`] sleeps until it is set.
     pub fn sleep(&self, time: Duration) {
-        let deadline = now() + time;
+        let deadline = deadline_after(time);
         loop {
             let ticket = self.bell.ticket();
-            let left = deadline.saturating_sub(now());
-            if self.is_set() || left.is_zero() {
+            let left = deadline.map(|deadline| deadline.saturating_sub(now()));
+            if self.is_set() || left.is_some_and(|left| left.is_zero()) {
                 return;
             }
-            self.bell.wait(ticket, Some(left));
+            self.bell.wait(ticket, left);
         }
     }
 

@@ -9,6 +9,7 @@ mod formats;
 mod joining;
 mod lifetime;
 mod packets;
+mod timeouts;
 
 macro_rules! conformance {
     ($memory:ident, $fixture:ident $(, $ignore:meta)?) => {
@@ -47,6 +48,7 @@ macro_rules! conformance {
                 joining::subscriber_waits_for_publisher
                 joining::connect_times_out_without_publisher
                 joining::interrupt_ends_every_wait
+                timeouts::longest_timeouts_never_elapse
             }
         }
     };
