@@ -89,8 +89,10 @@ impl Interrupt {
     pub fn set(&self) {
         // SYNC(set/is_set): pairs with the Acquire in `is_set`.
         self.set.store(true, Ordering::Release);
-        // SYNC(interrupt/event): pairs with the fence in `fd`. Either this thread sees the event, or the
-        // thread that creates the event sees that the interrupt is set.
+        // SYNC(interrupt/event): pairs with the fences in `fd` and `update_event`. Either this thread sees
+        // the event, or the thread that creates the event sees that the interrupt is set. Either this
+        // thread writes to the event after it was drained, or the thread that drains it sees that the
+        // interrupt is set.
         fence(Ordering::SeqCst);
         if let Some(event) = self.event.get() {
             // An error means that the counter is full, and so the event is readable already.
@@ -103,9 +105,23 @@ impl Interrupt {
     pub fn clear(&self) {
         // SYNC(set/is_set): pairs with the Acquire in `is_set`.
         self.set.store(false, Ordering::Release);
-        if let Some(event) = self.event.get() {
-            // An error means that the event was not set.
-            let _ = event.read();
+        self.update_event();
+    }
+
+    /// Makes the event readable if the interrupt is set, and not readable otherwise.
+    ///
+    /// Other threads may set and clear the interrupt meanwhile. Afterwards the event is readable if the
+    /// interrupt is set. If the interrupt is not set, the event may still be readable, because `set` writes
+    /// to it after `clear` has read it. [`Interrupt::poll`] then calls this function again.
+    fn update_event(&self) {
+        let Some(event) = self.event.get() else { return };
+        // An error means that the event was not readable.
+        let _ = event.read();
+        // SYNC(interrupt/event): pairs with the fence in `set`. If the read above drained the event of a
+        // `set` in another thread, the load below sees that the interrupt is set, unless it was cleared since.
+        fence(Ordering::SeqCst);
+        if self.is_set() {
+            let _ = event.write(1);
         }
     }
 
@@ -136,7 +152,12 @@ impl Interrupt {
         let mut all: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // Rounded up, so that the last millisecond does not become a loop of polls without timeout.
         let timeout = PollTimeout::try_from(timeout.as_millis() + 1).unwrap_or(PollTimeout::MAX);
-        let _ = poll(&mut all, timeout);
+        let readable = poll(&mut all, timeout).is_ok_and(|n| n > 0);
+        let own_readable = own.is_some() && all.last().is_some_and(|fd| fd.any() == Some(true));
+        if readable && own_readable && !self.is_set() {
+            // Otherwise all later polls would return at once.
+            self.update_event();
+        }
     }
 
     /// Returns an fd that is readable while the interrupt is set; `None` if the process has no fd left for
@@ -157,5 +178,72 @@ impl Interrupt {
     /// for its own events.
     pub fn bell(&self) -> &Arc<Doorbell> {
         &self.bell
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    fn is_readable(interrupt: &Interrupt) -> bool {
+        let mut fds = [PollFd::new(interrupt.fd().unwrap(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+    }
+
+    #[test]
+    fn event_follows_interrupt() {
+        let interrupt = Interrupt::default();
+        for _ in 0..3 {
+            assert!(!interrupt.is_set() && !is_readable(&interrupt));
+            interrupt.set();
+            interrupt.set();
+            assert!(interrupt.is_set() && is_readable(&interrupt));
+            interrupt.clear();
+        }
+    }
+
+    /// The steps of `set` and `clear` in the orders in which two threads can execute them.
+    #[test]
+    fn set_is_not_lost_during_clear() {
+        let interrupt = Interrupt::new().unwrap();
+        interrupt.set();
+        // `set` between the two steps of `clear`.
+        interrupt.set.store(false, Ordering::Release);
+        interrupt.set();
+        interrupt.update_event();
+        assert!(interrupt.is_set() && is_readable(&interrupt));
+
+        // `clear` between the two steps of `set`: the event stays readable, which ends one poll at most.
+        interrupt.clear();
+        interrupt.event.get().unwrap().write(1).unwrap();
+        interrupt.poll(&[], Duration::MAX);
+        assert!(!interrupt.is_set() && !is_readable(&interrupt));
+    }
+
+    /// After concurrent calls of `set` and `clear`, a poll does not sleep while the interrupt is set.
+    #[test]
+    fn concurrent_set_and_clear_leave_event_readable() {
+        const ROUNDS: usize = 20_000;
+        let interrupt = Interrupt::new().unwrap();
+        let barrier = Barrier::new(2);
+        let mut lost = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    barrier.wait();
+                    interrupt.set();
+                    barrier.wait();
+                }
+            });
+            for _ in 0..ROUNDS {
+                interrupt.set();
+                barrier.wait();
+                interrupt.clear();
+                barrier.wait();
+                lost += usize::from(interrupt.is_set() && !is_readable(&interrupt));
+            }
+        });
+        assert_eq!(lost, 0);
     }
 }
