@@ -12,11 +12,33 @@ use nix::libc;
 use super::atomic::AtomicU32;
 use super::clock::deadline_after;
 
-/// Poll interval on kernels before 5.16, which cannot wait for two words at once.
+/// Poll interval while the kernel cannot wait for two words at once: before Linux 5.16, and after an error.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The kernel has no futex_waitv, or a filter forbids it.
 static NO_WAITV: AtomicBool = AtomicBool::new(false);
+
+/// Result of one call of futex_waitv.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WaitvResult {
+    /// The call slept, or had no reason to.
+    Done,
+    /// The call failed, and a later one may succeed.
+    Failed,
+    /// The call does not exist, or a filter forbids it. All later ones would fail too.
+    Unavailable,
+}
+
+impl WaitvResult {
+    fn new(result: nix::Result<libc::c_long>) -> Self {
+        match result {
+            // A word differs from its expected value, the timeout elapsed, or a signal arrived.
+            Ok(_) | Err(Errno::EAGAIN | Errno::ETIMEDOUT | Errno::EINTR) => Self::Done,
+            Err(Errno::ENOSYS | Errno::EPERM) => Self::Unavailable,
+            Err(_) => Self::Failed,
+        }
+    }
+}
 
 fn timespec(d: Duration) -> libc::timespec {
     libc::timespec {
@@ -79,12 +101,12 @@ pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout:
                 libc::CLOCK_MONOTONIC,
             )
         };
-        // All other results mean that the call does not exist or that a filter forbids it.
-        let ended = [Errno::EAGAIN, Errno::ETIMEDOUT, Errno::EINTR];
-        if r >= 0 || ended.contains(&Errno::last()) {
-            return;
+        match WaitvResult::new(Errno::result(r)) {
+            WaitvResult::Done => return,
+            // Only this sleep is shorter. Without any sleep, an error that lasts would keep the CPU busy.
+            WaitvResult::Failed => {}
+            WaitvResult::Unavailable => NO_WAITV.store(true, Ordering::Relaxed),
         }
-        NO_WAITV.store(true, Ordering::Relaxed);
     }
     // SYNC(bell/ticket): pairs with the Release in `Doorbell::ring`.
     if local.0.load(Ordering::Acquire) == local.1 {
@@ -96,6 +118,26 @@ pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_missing_call_disables_it() {
+        use WaitvResult::{Done, Failed, Unavailable};
+        for (result, expected) in [
+            (Ok(0), Done),
+            (Ok(1), Done),
+            (Err(Errno::EAGAIN), Done),
+            (Err(Errno::ETIMEDOUT), Done),
+            (Err(Errno::EINTR), Done),
+            (Err(Errno::ENOSYS), Unavailable),
+            (Err(Errno::EPERM), Unavailable),
+            (Err(Errno::ENOMEM), Failed),
+            (Err(Errno::EFAULT), Failed),
+            (Err(Errno::EINVAL), Failed),
+            (Err(Errno::EACCES), Failed),
+        ] {
+            assert_eq!(WaitvResult::new(result), expected, "{result:?}");
+        }
+    }
 
     #[test]
     fn longest_timeout_is_no_deadline() {
