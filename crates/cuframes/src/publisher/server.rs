@@ -76,7 +76,8 @@ struct Session {
 struct Ready {
     listener: bool,
     pending: Vec<bool>,
-    subscribers: Vec<bool>,
+    /// Events of the subscribers' sockets.
+    subscribers: Vec<PollFlags>,
 }
 
 impl Server {
@@ -93,8 +94,13 @@ impl Server {
             let now = clock::now();
             self.state.registry.drain_wake();
 
-            for (subscriber, ready) in subscribers.iter().zip(&ready.subscribers) {
-                if *ready {
+            for (subscriber, events) in subscribers.iter().zip(&ready.subscribers) {
+                if !listens_to(subscriber) {
+                    // Unread messages do not count any more, so the connection ends before they are read.
+                    if events.contains(PollFlags::POLLHUP) {
+                        self.remove(subscriber);
+                    }
+                } else if !events.is_empty() {
                     self.handle_message(subscriber);
                 }
             }
@@ -141,10 +147,10 @@ impl Server {
         let accept = if listening { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.endpoint.listener.as_fd(), accept));
         fds.extend(pending.iter().map(|p| PollFd::new(p.socket.as_fd(), PollFlags::POLLIN)));
-        // Messages of an evicted subscriber are ignored. The end of its connection is always reported.
-        let events = |s: &SubscriberHandle| match s.eviction() {
-            None => PollFlags::POLLIN,
-            Some(_) => PollFlags::empty(),
+        // The end of a connection is always reported.
+        let events = |s: &SubscriberHandle| match listens_to(s) {
+            true => PollFlags::POLLIN,
+            false => PollFlags::empty(),
         };
         fds.extend(subscribers.iter().map(|s| PollFd::new(s.socket.as_fd(), events(s))));
         let timeout = match (pending, subscribers) {
@@ -156,11 +162,14 @@ impl Server {
             // No memory, or more fds than the limit now allows. Both may pass.
             std::thread::sleep(CHECK_INTERVAL);
         }
-        let mut ready = fds[1..].iter().map(|fd| polled.is_ok() && fd.any().unwrap_or(false));
+        let mut events = fds[1..].iter().map(|fd| match polled {
+            Ok(_) => fd.revents().unwrap_or(PollFlags::empty()),
+            Err(_) => PollFlags::empty(),
+        });
         Ready {
-            listener: ready.next().unwrap_or(false),
-            pending: ready.by_ref().take(pending.len()).collect(),
-            subscribers: ready.collect(),
+            listener: events.next().is_some_and(|events| !events.is_empty()),
+            pending: events.by_ref().take(pending.len()).map(|events| !events.is_empty()).collect(),
+            subscribers: events.collect(),
         }
     }
 
@@ -319,7 +328,8 @@ impl Server {
         Ok(Admission { credentials, version, page, page_fd })
     }
 
-    /// Handles a message of a subscriber. After HELLO it sends LEAVE at most, and then closes the connection.
+    /// Handles a message of a subscriber to which the server listens. After HELLO a subscriber sends LEAVE at
+    /// most, and then closes the connection.
     fn handle_message(&self, subscriber: &SubscriberHandle) {
         match subscriber.socket.receive(0) {
             // An error means that there is no memory for a message, and says nothing about the subscriber.
@@ -327,14 +337,7 @@ impl Server {
             Ok(Received::Message(Message::Leave, _)) => {
                 subscriber.draining.store(true, Ordering::Relaxed);
             }
-            Ok(Received::Closed) => {
-                // The process has exited, or has released every frame: its claims no longer count.
-                self.state.registry.remove_subscriber(subscriber.id);
-                tracing::info!(key = self.state.key, name = subscriber.name, "subscriber left");
-                let reason = subscriber.eviction().map(|eviction| eviction.text);
-                let info = SubscriberInfo::of(subscriber);
-                self.emit(PublisherEvent::SubscriberRemoved(info, reason));
-            }
+            Ok(Received::Closed) => self.remove(subscriber),
             Ok(Received::Message(..) | Received::Malformed(_)) => {
                 let text =
                     "it sent an unexpected message: run the same version of cuframes on both sides";
@@ -342,6 +345,16 @@ impl Server {
                 self.state.registry.evict(subscriber, reason, text.into());
             }
         }
+    }
+
+    /// Removes a subscriber whose connection has ended: its process has exited, or has released every frame, so
+    /// its claims no longer count.
+    fn remove(&self, subscriber: &SubscriberHandle) {
+        self.state.registry.remove_subscriber(subscriber.id);
+        tracing::info!(key = self.state.key, name = subscriber.name, "subscriber left");
+        let reason = subscriber.eviction().map(|eviction| eviction.text);
+        let info = SubscriberInfo::of(subscriber);
+        self.emit(PublisherEvent::SubscriberRemoved(info, reason));
     }
 
     /// Disconnects an evicted subscriber, and reports or evicts a stalled one.
@@ -391,6 +404,12 @@ impl Server {
             self.state.registry.evict(subscriber, RefusalReason::Stalled, text);
         }
     }
+}
+
+/// Returns whether messages of a subscriber are read. After LEAVE and after an eviction only the end of the
+/// connection counts, so a subscriber that continues to send costs no CPU time.
+fn listens_to(subscriber: &SubscriberHandle) -> bool {
+    !subscriber.draining.load(Ordering::Relaxed)
 }
 
 /// A subscriber that was not accepted.

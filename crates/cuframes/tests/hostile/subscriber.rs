@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Subscribers that violate the protocol, and what the publisher does about them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,10 @@ use std::sync::mpsc::{Receiver, channel};
 use cuframes::memory::host::HostBackend;
 use cuframes::protocol::message::Message;
 use cuframes::{Mode, Publisher, PublisherConfig, PublisherEvent, RefusalReason};
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
+use nix::sys::socket::{MsgFlags, send};
 use testing::raw::{self, RawPeer, Segment, at, hello, welcome};
 use testing::{SIZE, TestDir, fill, info, number, until};
 
@@ -149,6 +152,49 @@ fn subscriber_that_violates_protocol_is_evicted() {
     let reason = stage.gone.recv().unwrap().unwrap();
     assert!(reason.contains("does not read its messages"), "{reason}");
     stage.check();
+}
+
+/// After LEAVE the publisher reads no message, however many there are, and waits for the end of the connection.
+#[test]
+fn messages_after_leave_are_not_read() {
+    let test = TestDir::new("hostile-leave");
+    let mut stage = Stage::new(&test, |c| c.max_subscribers = 3);
+    let (peer, ..) = stage.join(1);
+    assert!(peer.send(&Message::Leave.encode(), &[]));
+    until(|| unread(&peer) == 0);
+    // The first of them would be a reason for an eviction.
+    assert!(peer.send(&hello(1, "again"), &[]));
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    for _ in 0..1000 {
+        match send(peer.0.as_raw_fd(), &Message::Leave.encode(), flags) {
+            // The socket is full, because the publisher reads nothing.
+            Err(Errno::EAGAIN) => {}
+            sent => assert!(sent.is_ok(), "{sent:?}"),
+        }
+    }
+    let sent = unread(&peer);
+    assert!(sent > 0);
+    for _ in 0..3 {
+        // The server thread handles messages of subscribers before it accepts another one.
+        drop(stage.join(1));
+        stage.gone.recv().unwrap();
+        stage.check();
+    }
+    assert_eq!(unread(&peer), sent);
+    assert_eq!(stage.publisher.stats().subscribers.len(), 2);
+    // It was not evicted, and its place is free once it is gone.
+    drop(peer);
+    assert_eq!(stage.gone.recv().unwrap(), None);
+    stage.check();
+}
+
+/// Returns how much memory the messages take that the peer has sent and the other side has not read.
+fn unread(peer: &RawPeer) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: SIOCOUTQ, which has the same number as TIOCOUTQ, writes an int.
+    let result = unsafe { libc::ioctl(peer.0.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    assert_eq!(Errno::result(result), Ok(0));
+    bytes
 }
 
 /// Random words in its page have one effect only: they keep as many slots as the subscriber has credit.
