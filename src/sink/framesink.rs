@@ -477,9 +477,8 @@ impl BaseSinkImpl for FrameSink {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
+    use ::testing::TestDir;
     use cuframes::{Interrupt, Next, Subscriber, SubscriberConfig, Wait};
 
     const WIDTH: usize = 64;
@@ -491,16 +490,17 @@ mod tests {
         element: super::super::CuframesSink,
         pad: gst::Pad,
         caps: gst::Caps,
-        dir: PathBuf,
+        // Dropped last, which removes the directory.
+        dir: TestDir,
     }
 
     impl Sink {
         fn new(key: &str) -> Self {
             gst::init().unwrap();
-            let dir = std::env::temp_dir().join(format!("cuframes-{key}-{}", std::process::id()));
+            let dir = TestDir::new(key);
             let element: super::super::CuframesSink = glib::Object::builder()
                 .property("key", key)
-                .property("runtime-dir", dir.to_str().unwrap())
+                .property("runtime-dir", dir.dir.to_str().unwrap())
                 .build();
             let pad = element.request_pad_simple("sink").unwrap();
             element.set_state(gst::State::Playing).unwrap();
@@ -538,7 +538,7 @@ mod tests {
 
         fn subscribe(&self, interrupt: &Interrupt) -> Subscriber {
             let key = self.element.property::<String>("key");
-            let runtime_dir = Some(self.dir.clone());
+            let runtime_dir = Some(self.dir.dir.clone());
             let config = SubscriberConfig { runtime_dir, ..SubscriberConfig::new(key) };
             Subscriber::connect(config, None, interrupt).unwrap()
         }
@@ -547,7 +547,6 @@ mod tests {
     impl Drop for Sink {
         fn drop(&mut self) {
             let _ = self.element.set_state(gst::State::Null);
-            let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
 

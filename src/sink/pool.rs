@@ -150,6 +150,7 @@ impl BufferPoolImpl for SlotPool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ::testing::TestDir;
     use cuframes::PublisherConfig;
     use cuframes::memory::host::HostBackend;
     use cuframes::memory::{Chunk, Kind};
@@ -170,8 +171,8 @@ mod tests {
     #[test]
     fn host_upstream_gets_no_device_slots() {
         gst::init().unwrap();
-        let dir = std::env::temp_dir().join(format!("cuframes-pool-{}", std::process::id()));
-        let runtime_dir = Some(dir.clone());
+        let dir = TestDir::new("pool");
+        let runtime_dir = Some(dir.dir.clone());
         let config = PublisherConfig { runtime_dir, ..PublisherConfig::new("a") };
         let publisher = Publisher::open(config, Arc::new(Device), |_| {}).unwrap();
         publisher.set_format("video/x-raw", 4096).unwrap();
@@ -180,7 +181,5 @@ mod tests {
         let lent = slot_buffer(&publisher, &host, 4096, &|| false).unwrap().unwrap();
         assert_eq!(lent.into_mapped_buffer_writable().unwrap().size(), 4096);
         assert_eq!(publisher.stats().pool.memory, Kind::Host);
-        drop(publisher);
-        let _ = std::fs::remove_dir_all(dir);
     }
 }

@@ -195,14 +195,15 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use ::testing::TestDir;
     use cuframes::memory::host::HostBackend;
     use cuframes::{Publisher, PublisherConfig};
 
     #[test]
     fn memory_leads_to_its_loan_and_returns_it() {
         gst::init().unwrap();
-        let dir = std::env::temp_dir().join(format!("cuframes-slot-{}", std::process::id()));
-        let runtime_dir = Some(dir.clone());
+        let dir = TestDir::new("slot");
+        let runtime_dir = Some(dir.dir.clone());
         let config = PublisherConfig { runtime_dir, ..PublisherConfig::new("a") };
         let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
         let loan = publisher.loan(100).unwrap().unwrap();
@@ -230,7 +231,5 @@ mod tests {
         assert_ne!(publisher.loan(100).unwrap().unwrap().address(), address);
         drop(nested);
         assert_eq!(publisher.loan(100).unwrap().unwrap().address(), address);
-        drop(publisher);
-        let _ = std::fs::remove_dir_all(dir);
     }
 }
