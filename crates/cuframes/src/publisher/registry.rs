@@ -27,17 +27,6 @@ pub(crate) struct Refusal {
     pub(crate) text: String,
 }
 
-/// Parameters of [`SubscriberHandle::new`].
-pub(crate) struct NewSubscriber {
-    pub(crate) id: u32,
-    pub(crate) socket: Socket,
-    pub(crate) page: SubscriberPage,
-    pub(crate) credit: u32,
-    pub(crate) mode: Mode,
-    pub(crate) name: String,
-    pub(crate) credentials: UnixCredentials,
-}
-
 /// A connected subscriber.
 pub(crate) struct SubscriberHandle {
     pub(crate) id: u32,
@@ -49,7 +38,7 @@ pub(crate) struct SubscriberHandle {
     pub(crate) name: String,
     pub(crate) credentials: UnixCredentials,
     /// Why the subscriber is evicted. The server thread disconnects it.
-    eviction: Mutex<Option<Refusal>>,
+    pub(super) eviction: Mutex<Option<Refusal>>,
     /// The subscriber takes no more frames, because it leaves or is evicted. It may still hold some.
     pub(crate) draining: AtomicBool,
     /// The claims no longer count, because the subscriber exceeded its credit.
@@ -57,27 +46,6 @@ pub(crate) struct SubscriberHandle {
 }
 
 impl SubscriberHandle {
-    pub(crate) fn new(new: NewSubscriber) -> Self {
-        let NewSubscriber { id, socket, page, credit, mode, name, credentials } = new;
-        Self {
-            id,
-            socket,
-            page,
-            credit,
-            mode,
-            name,
-            credentials,
-            eviction: Mutex::default(),
-            draining: AtomicBool::new(false),
-            revoked: AtomicBool::new(false),
-        }
-    }
-
-    /// Returns the socket of a subscriber that was not added after all.
-    pub(crate) fn into_socket(self) -> Socket {
-        self.socket
-    }
-
     /// The reason for which the subscriber is evicted, if it is.
     pub(crate) fn eviction(&self) -> Option<Refusal> {
         lock(&self.eviction).clone()

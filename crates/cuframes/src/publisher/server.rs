@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
 use super::info::{PublisherEvent, SubscriberInfo};
-use super::registry::{NewSubscriber, Refusal, SubscriberHandle};
+use super::registry::{Refusal, SubscriberHandle};
 use super::state::State;
 use super::status::StatusResponder;
 use crate::error::Error;
@@ -255,8 +255,18 @@ impl Server {
         };
         let Admission { credentials, version, page, page_fd } = admission;
         let Hello { credit, mode, name, .. } = hello;
-        let new = NewSubscriber { id, socket, page, credit, mode, name, credentials };
-        let subscriber = Arc::new(SubscriberHandle::new(new));
+        let subscriber = Arc::new(SubscriberHandle {
+            id,
+            socket,
+            page,
+            credit,
+            mode,
+            name,
+            credentials,
+            eviction: Mutex::default(),
+            draining: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
+        });
         let frames = &self.state.frames;
         let welcome = Message::Welcome {
             version,
@@ -282,7 +292,7 @@ impl Server {
                 Error::System { source, .. } if is_out_of_fds(&source) => out_of_resources(source),
                 e => Refusal { reason: RefusalReason::NoMemory, text: e.to_string() },
             };
-            return Err(Refused { socket: handle.into_socket(), refusal });
+            return Err(Refused { socket: handle.socket, refusal });
         }
         tracing::info!(
             key = self.state.key,
