@@ -44,8 +44,8 @@ pub(super) struct FrameReader {
     resolved: Option<Resolved>,
 }
 
-/// Memory and caps of the last frame, with the numbers by which its record refers to them. The next frame
-/// usually refers to the same.
+/// Memory and caps of the last frame, with the chunk and the generation in its record. The next frame usually
+/// has the same.
 struct Resolved {
     /// [`Connection::announcements`] before the lookup.
     announcements: u64,

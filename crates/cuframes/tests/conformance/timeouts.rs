@@ -21,7 +21,7 @@ const TIMEOUTS: [Duration; 4] = [
     Duration::from_nanos(u64::MAX),
 ];
 
-/// Each wait with such a timeout ends by what it waits for.
+/// Each wait with such a timeout ends when its condition is met.
 pub(crate) fn longest_timeouts_never_elapse<M: MemoryFixture>(test: &TestDir) {
     for timeout in TIMEOUTS {
         let interrupt = Arc::new(Interrupt::new().unwrap());

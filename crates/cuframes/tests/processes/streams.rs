@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Streams between processes, some of which are stopped or killed.
+//! Streams between processes. Some processes are stopped or killed.
 
 use std::sync::Arc;
 use std::time::Duration;
