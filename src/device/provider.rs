@@ -140,7 +140,7 @@ impl DeviceProviderImpl for CuframesDeviceProvider {
                 "cuframes device provider",
                 "Source/Video",
                 "Lists the streams that cuframessink publishes on this host",
-                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
+                env!("CARGO_PKG_AUTHORS"),
             )
         });
         Some(&METADATA)

@@ -356,7 +356,7 @@ impl ElementImpl for CuframesSrc {
                 "cuframes source",
                 "Source/Video",
                 "Receives the video frames that cuframessink publishes in another process",
-                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
+                env!("CARGO_PKG_AUTHORS"),
             )
         });
         Some(&METADATA)

@@ -257,7 +257,7 @@ impl ElementImpl for CuframesPacketSrc {
                 "cuframes packet source",
                 "Source",
                 "Receives the encoded packets that cuframessink publishes in another process",
-                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
+                env!("CARGO_PKG_AUTHORS"),
             )
         });
         Some(&METADATA)

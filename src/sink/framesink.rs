@@ -282,7 +282,7 @@ impl ElementImpl for FrameSink {
                 "cuframes frame sink",
                 "Sink/Video",
                 "Publishes frames; part of cuframessink",
-                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
+                env!("CARGO_PKG_AUTHORS"),
             )
         });
         Some(&METADATA)

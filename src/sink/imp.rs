@@ -181,7 +181,7 @@ impl ElementImpl for CuframesSink {
                 "cuframes sink",
                 "Sink/Video",
                 "Publishes video frames and encoded packets to other processes without copying them",
-                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
+                env!("CARGO_PKG_AUTHORS"),
             )
         });
         Some(&METADATA)

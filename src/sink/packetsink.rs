@@ -86,7 +86,7 @@ impl ElementImpl for PacketSink {
                 "cuframes packet sink",
                 "Sink",
                 "Publishes packets; part of cuframessink",
-                "The cuframes authors <https://github.com/cuframes/gst-plugin-cuframes>",
+                env!("CARGO_PKG_AUTHORS"),
             )
         });
         Some(&METADATA)
