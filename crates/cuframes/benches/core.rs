@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Time of the library for one frame and one packet, with publisher and subscribers in one process: `make
-//! bench-core`. No thread sleeps, so the figures contain no wake-up. `make bench` measures wake-ups between
-//! processes.
+//! bench-core`. Only the group *wake* has sleeping subscribers, and measures what their wake-up costs the
+//! publisher. `make bench` measures wake-ups between processes.
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use cuframes::memory::host::HostBackend;
@@ -119,10 +120,43 @@ fn packets(c: &mut Criterion) {
     }
 }
 
+/// Publishes to subscribers that sleep, each in a thread of its own.
+fn wake(c: &mut Criterion) {
+    let mut group = c.benchmark_group("wake");
+    for subscribers in [1, 8, 32] {
+        let mut fixture = Fixture::new(subscribers);
+        let sleepers = std::mem::take(&mut fixture.subscribers);
+        thread::scope(|scope| {
+            for mut subscriber in sleepers {
+                let wait = Wait::forever(&fixture.interrupt);
+                scope.spawn(move || {
+                    while let Ok(Next::Item(frame)) = subscriber.next_frame(&wait) {
+                        drop(frame);
+                    }
+                });
+            }
+            group.bench_function(BenchmarkId::from_parameter(subscribers), |b| {
+                b.iter_custom(|iterations| {
+                    let mut total = Duration::ZERO;
+                    for _ in 0..iterations {
+                        // Everyone falls asleep meanwhile.
+                        thread::sleep(Duration::from_millis(3));
+                        let begin = Instant::now();
+                        fixture.publish();
+                        total += begin.elapsed();
+                    }
+                    total
+                });
+            });
+            fixture.interrupt.set();
+        });
+    }
+}
+
 criterion_group! {
     name = core;
     config = Criterion::default().sample_size(50).measurement_time(Duration::from_secs(2))
         .warm_up_time(Duration::from_millis(500));
-    targets = publish, take, packets
+    targets = publish, take, packets, wake
 }
 criterion_main!(core);
