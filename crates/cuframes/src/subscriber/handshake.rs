@@ -132,7 +132,8 @@ fn shake_hands(
             Ok(Received::Message(message, fds)) => (message, fds),
         };
         return match message {
-            Message::Refused { reason, text } => {
+            // BYE instead of WELCOME: the publisher ends, or evicts this subscriber at once.
+            Message::Refused { reason, text } | Message::Bye { reason, text } => {
                 Err(Error::Refused { key: key.to_owned(), reason, text })
             }
             Message::Welcome { version, epoch, slots, index, .. } => {
