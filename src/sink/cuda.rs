@@ -7,10 +7,15 @@
 //!
 //! # Why a frame is never ready before its pixels
 //!
-//! With [`SyncMode::Timeline`] the GPU writes the frame's sequence number to the publisher's ready word. The write
-//! follows the copy in the same stream, and the driver orders it after all earlier writes of that stream. The
-//! ready word is a single number, so frames have to become complete in their order: when upstream's stream
-//! changes, the sink waits for the previous stream first.
+//! With [`SyncMode::Timeline`] the GPU writes the frame's sequence number to the slot's ready word. The write
+//! follows the copy in the same stream, and the driver orders it after all earlier writes of that stream. Each slot
+//! has a word of its own, so frames of several streams become complete in any order.
+//!
+//! # Why a slot is never written before earlier work on it is done
+//!
+//! Upstream may still read a frame that it has published, and a frame that was not published may still be written.
+//! When the stream changes from one use of a slot to the next, the new stream waits for the previous one
+//! ([`CudaSlots::prepare_slot`]). The CPU does not wait.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -25,12 +30,12 @@ use crate::gstcuda::pool;
 use crate::gstcuda::{self, CudaContext, CudaStream};
 use crate::log::CAT;
 use cuframes::Publisher;
-use cuframes::cuda::{Address, Context, Copy2d, HostAccess, RegisteredHost, Stream};
+use cuframes::cuda::{Address, Context, Copy2d, Event, HostAccess, RegisteredHost, Stream};
 use cuframes::memory::cuda::CudaBackend;
 use cuframes::memory::cuda_ipc::CudaIpcBackend;
 use cuframes::memory::{Backend, Extensions};
 use cuframes::sync::lock;
-use cuframes::{FrameInfo, Loan, Planes, SharedWord};
+use cuframes::{FrameInfo, Loan, Planes, SharedWords};
 
 /// Alignment mask of the rows and planes in slots that upstream writes: 512 bytes, as textures require.
 const ALIGNMENT: u32 = 512 - 1;
@@ -45,8 +50,6 @@ pub(super) struct CudaSlots {
     backend: Arc<dyn Backend>,
     /// The mode that was chosen, never [`SyncMode::Auto`].
     sync: SyncMode,
-    /// The stream of the last published frame.
-    stream: Mutex<Option<Arc<Stream>>>,
 }
 
 /// User data of one chunk of slots.
@@ -54,7 +57,7 @@ pub(super) struct CudaSlots {
 struct ChunkData {
     memories: MemoryCache<Loan>,
     /// The streams that the slots were last written on, by address of the slot.
-    streams: Arc<Mutex<HashMap<u64, Option<Arc<Stream>>>>>,
+    streams: Arc<Mutex<HashMap<u64, Arc<Stream>>>>,
 }
 
 impl CudaSlots {
@@ -93,7 +96,7 @@ impl CudaSlots {
         } else {
             Arc::new(CudaBackend::new(context.clone())?)
         };
-        Ok(Arc::new(Self { context, backend, sync, stream: Mutex::default() }))
+        Ok(Arc::new(Self { context, backend, sync }))
     }
 
     pub(super) fn sync(&self) -> SyncMode {
@@ -145,35 +148,36 @@ impl CudaSlots {
         Ok(())
     }
 
-    /// Returns the stream to enqueue work on. If it is not the `last` stream, the CPU waits for the work on that stream, so
-    /// that work is completed in order.
-    fn switch(
-        &self,
-        last: &mut Option<Arc<Stream>>,
-        stream: Option<&CudaStream>,
-    ) -> Result<Arc<Stream>, gstcuda::Error> {
-        if let Some(before) = last {
-            if before.handle() == stream.map_or(std::ptr::null_mut(), CudaStream::handle) {
-                return Ok(before.clone());
-            }
-            before.synchronize()?;
+    /// Returns the stream to enqueue work on: `last` if it is the same one.
+    fn wrap_stream(&self, last: Option<&Arc<Stream>>, stream: Option<&CudaStream>) -> Arc<Stream> {
+        let handle = stream.map_or(std::ptr::null_mut(), CudaStream::handle);
+        match last.filter(|last| last.handle() == handle) {
+            Some(last) => last.clone(),
+            None => Arc::new(match stream {
+                Some(stream) => stream.driver_stream(&self.context),
+                None => Stream::default_of(&self.context),
+            }),
         }
-        let new = Arc::new(match stream {
-            Some(stream) => stream.driver_stream(&self.context),
-            None => Stream::default_of(&self.context),
-        });
-        Ok(last.insert(new).clone())
     }
 
-    /// Prepares a slot to be written on `stream`: waits for writes to it that were enqueued on another stream. There may be
-    /// such writes if a frame was not published, or if no subscriber has waited for it.
+    /// Prepares a slot to be written on `stream`, which from now on waits for all work of the stream that the slot was
+    /// used on before.
     fn prepare_slot(
         &self,
         loan: &Loan,
         stream: Option<&CudaStream>,
     ) -> Result<ChunkData, gstcuda::Error> {
         let chunk: ChunkData = loan.memory().extensions().map(Extensions::get).unwrap_or_default();
-        self.switch(lock(&chunk.streams).entry(loan.address()).or_default(), stream)?;
+        let mut streams = lock(&chunk.streams);
+        let last = streams.get(&loan.address());
+        let new = self.wrap_stream(last, stream);
+        if let Some(last) = last.filter(|last| last.handle() != new.handle()) {
+            let event = Event::new(&self.context)?;
+            event.record(last)?;
+            new.wait_for(&event)?;
+        }
+        streams.insert(loan.address(), new);
+        drop(streams);
         Ok(chunk)
     }
 
@@ -276,18 +280,13 @@ pub(super) enum Outcome {
     NoSlot,
 }
 
-/// The publisher's ready word, registered with the driver.
-struct ReadyWord {
-    memory: RegisteredHost,
-    /// Offset of the word in bytes.
-    offset: usize,
-}
-
 /// Publishes the frames of one format in one CUDA context.
 pub(super) struct CudaPublisher {
     slots: Arc<CudaSlots>,
-    /// For [`SyncMode::Timeline`].
-    ready: Option<ReadyWord>,
+    /// The stream of the last frame.
+    stream: Option<Arc<Stream>>,
+    /// The slots' ready words, registered with the driver, for [`SyncMode::Timeline`].
+    ready: Option<RegisteredHost>,
     /// Layout of a copied frame in its slot: that of the first frame, so that a copy is one operation.
     layout: VideoInfo,
 }
@@ -296,7 +295,7 @@ impl CudaPublisher {
     /// Announces the format of the frames that follow, with `memory` as the first of them.
     ///
     /// # Errors
-    /// The memory is no CUDA memory, the driver refuses to register the ready word, or there is no memory for slots.
+    /// The memory is no CUDA memory, the driver refuses to register the ready words, or there is no memory for slots.
     pub(super) fn new(
         publisher: &Publisher,
         slots: Arc<CudaSlots>,
@@ -304,19 +303,17 @@ impl CudaPublisher {
         memory: &gst::MemoryRef,
     ) -> Result<Self, cuframes::Error> {
         let ready = if slots.sync == SyncMode::Timeline {
-            let SharedWord { base, len, offset, keep_alive } = publisher.ready_word();
+            let SharedWords { base, len, keep_alive } = publisher.ready_words();
             let access = HostAccess::ReadWrite;
             // SAFETY: the segment is mapped for writing until `keep_alive` is dropped. It consists of atomics and is
             // read as such.
-            let memory =
-                unsafe { RegisteredHost::new(&slots.context, base, len, access, keep_alive) }?;
-            Some(ReadyWord { memory, offset })
+            Some(unsafe { RegisteredHost::new(&slots.context, base, len, access, keep_alive) }?)
         } else {
             None
         };
         let layout = info(memory)?;
         publisher.set_format_in(slots.backend.clone(), &caps.to_string(), layout.size())?;
-        Ok(Self { slots, ready, layout })
+        Ok(Self { slots, stream: None, ready, layout })
     }
 
     /// Publishes a frame, in place if possible. Sets size and planes of `frame`.
@@ -334,8 +331,8 @@ impl CudaPublisher {
         let map = gstcuda::map_device(memory)?;
         let source = info(memory)?;
         let own = gstcuda::memory_stream(memory);
-        // Frames become ready in their order.
-        let stream = self.slots.switch(&mut lock(&self.slots.stream), own.as_ref())?;
+        let stream = self.slots.wrap_stream(self.stream.as_ref(), own.as_ref());
+        self.stream = Some(stream.clone());
         let Some(ready) = &self.ready else {
             let Some(loan) = self.loan(publisher, own.as_ref(), cancelled)? else {
                 return Ok(Outcome::NoSlot);
@@ -357,7 +354,7 @@ impl CudaPublisher {
                 if !complete {
                     // SYNC(ready/complete): pairs with the Acquire in the subscriber's `FrameReader`. The stream orders
                     // this write after those of the pixels.
-                    stream.write_value(&ready.memory, ready.offset, seq)?;
+                    stream.write_value(ready, loan.ready_offset(), seq)?;
                 }
                 return Ok(Outcome::InPlace);
             }
@@ -372,7 +369,7 @@ impl CudaPublisher {
         let seq = published.expect("a new loan of this publisher");
         self.copy(&stream, &source, &map, &loan)?;
         // SYNC(ready/complete): as above.
-        stream.write_value(&ready.memory, ready.offset, seq)?;
+        stream.write_value(ready, loan.ready_offset(), seq)?;
         Ok(Outcome::Copied)
     }
 

@@ -123,7 +123,7 @@ fn frames_use_stream_of_downstream() {
 fn child() {
     use cuframes::cuda::{Context, Device, DeviceMemory, HostAccess, RegisteredHost, Stream};
     use cuframes::memory::cuda::CudaBackend;
-    use cuframes::{FrameInfo, Publisher, PublisherConfig, SharedWord};
+    use cuframes::{FrameInfo, Publisher, PublisherConfig, SharedWords};
     let Some((_, dir)) = testing::role() else { return };
     let context = Context::primary(&Device::by_ordinal(0).unwrap()).unwrap();
     let mut config = PublisherConfig::new("cam1");
@@ -137,14 +137,14 @@ fn child() {
     came.recv().unwrap();
     let stream = Stream::new(&context).unwrap();
     let ballast = DeviceMemory::new(&context, 1 << 30).unwrap();
-    let SharedWord { base: at, len, offset, keep_alive: keep } = publisher.ready_word();
-    // SAFETY: the word is mapped for writing while `keep` lives, and accessed through atomics by others.
+    let SharedWords { base: at, len, keep_alive: keep } = publisher.ready_words();
+    // SAFETY: the words are mapped for writing while `keep` lives, and accessed through atomics by others.
     let ready =
         unsafe { RegisteredHost::new(&context, at, len, HostAccess::ReadWrite, keep) }.unwrap();
     let planes = cuframes::Planes::new(&[0, 640 * 360], &[640, 640]);
     let info = FrameInfo { size, planes, ..Default::default() };
     let loan = publisher.loan(size).unwrap().unwrap();
-    let address = loan.address();
+    let (address, offset) = (loan.address(), loan.ready_offset());
     let seq = publisher.publish_unready(loan, &info);
     // SAFETY: both memories live longer than this process.
     unsafe {

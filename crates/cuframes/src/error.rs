@@ -161,8 +161,10 @@ fn advice(source: &io::Error) -> &'static str {
 
 /// Returns whether the system had no file descriptor or memory left, which may pass.
 pub(crate) fn is_exhausted(e: &io::Error) -> bool {
-    use nix::errno::Errno::{EMFILE, ENFILE, ENOMEM};
-    [EMFILE, ENFILE, ENOMEM].iter().any(|n| e.raw_os_error() == Some(*n as i32))
+    use nix::errno::Errno::{EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS};
+    [EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS]
+        .iter()
+        .any(|n| e.raw_os_error() == Some(*n as i32))
 }
 
 /// Adds the action that failed to an error of the system.

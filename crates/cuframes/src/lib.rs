@@ -94,7 +94,7 @@ pub use error::{Error, Result};
 pub use observe::{LiveKey, keys, status};
 pub use protocol::runtime_dir::{candidates as runtime_dirs, check_key};
 pub use publisher::{
-    Loan, Policy, Publisher, PublisherConfig, PublisherEvent, PushError, SharedWord, SocketAccess,
+    Loan, Policy, Publisher, PublisherConfig, PublisherEvent, PushError, SharedWords, SocketAccess,
     Track, TrackConfig,
 };
 pub use subscriber::{

@@ -29,7 +29,7 @@ pub const RING: u64 = 4096;
 /// Bytes of a packet in the ring: 100 bytes and its header.
 pub const PACKET: u64 = 232;
 pub const VERSION: u16 = 2;
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 pub const CAPS: &str = "video/x-raw, format=GRAY8, width=64, height=32, framerate=30/1";
 pub const PACKET_CAPS: &str = "video/x-h264, stream-format=byte-stream, alignment=au";
 const NONE: u64 = i64::MIN as u64;
@@ -38,14 +38,16 @@ const NONE: u64 = i64::MIN as u64;
 pub mod at {
     pub const VERSION: usize = 8;
     pub const HEAD: usize = 64;
-    pub const READY: usize = 128;
-    pub const SLOT: usize = 320;
-    pub const INDEX: usize = 384;
-    pub const RECORD: usize = 448;
-    pub const CLAIMS: usize = 768;
+    /// Number of slot 0.
+    pub const SLOT: usize = 192;
+    /// Ready word of slot 0.
+    pub const READY: usize = 200;
+    pub const INDEX: usize = 256;
+    pub const RECORD: usize = 320;
+    pub const CLAIMS: usize = 1216;
     pub const TAIL: usize = 128;
     pub const KEYFRAME: usize = 192;
-    pub const RECLAIM: usize = 328;
+    pub const RECLAIM: usize = 320;
     /// The packets, one after the other.
     pub const PACKETS: usize = 384;
 }

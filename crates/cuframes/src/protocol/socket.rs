@@ -63,6 +63,16 @@ impl Socket {
         Ok(getsockopt(&self.0, sockopt::PeerCredentials)?)
     }
 
+    /// Returns whether the peer has read all messages that were sent to it. The kernel knows, so that a peer cannot
+    /// pretend. False also if the kernel does not tell.
+    pub fn is_read_by_peer(&self) -> bool {
+        let mut unread: libc::c_int = 0;
+        // SAFETY: the ioctl writes an int to the address.
+        let r = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+        // While the last message is being freed, the kernel still counts one byte.
+        r == 0 && unread <= 1
+    }
+
     /// Sends a message with its fds, without blocking.
     ///
     /// # Errors

@@ -4,11 +4,12 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::backpressure::{Backpressure, BackpressureWait, Policy, WaitContext};
-use super::pool::{MAX_LOANS, Pool, SlotSearch, Slots};
-use super::registry::Registry;
+use super::pool::{LOAN_STEP, MAX_LOANS, Pool, SlotSearch, Slots, over_credit};
+use super::registry::{Registry, SubscriberHandle};
 use crate::error::{Context, Result};
 use crate::memory::{Backend, Chunk, Kind};
 use crate::shm::claim;
@@ -17,8 +18,9 @@ use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::record::Record;
 use crate::shm::segments::Control;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{clock, futex, lock};
+use crate::sync::{clock, lock};
 use crate::types::frame::FrameInfo;
+use crate::types::refusal::RefusalReason;
 
 /// Statistics of a publisher's frame pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,9 @@ pub struct PoolStats {
     /// Size of all chunks in bytes.
     pub bytes: u64,
 }
+
+/// Maximum number of searches for a free slot.
+const MAX_SEARCHES: u32 = 64;
 
 /// What happens to the loan when its slot is published.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,12 +125,16 @@ impl FramePublisher {
         let switched = backend.is_some_and(|backend| pool.switch_backend(&backend));
         pool.subscribers.refresh(&self.slots.registry);
         pool.generation += 1;
-        self.slots.registry.announce_format(pool.generation, caps, pool.head_generation);
-        if switched || slot_size > pool.slot_size || slot_size < pool.slot_size / 2 {
+        let live = pool.live_generations();
+        self.slots.registry.announce_format(pool.generation, caps, &live);
+        let other_size = slot_size > pool.slot_size || slot_size < pool.slot_size / 2;
+        if switched || other_size {
             pool.retire_all(slot_size);
-            // A subscriber that blocks the allocation is waited for in `loan`.
-            self.slots.ensure_any_capacity(&mut pool)?;
         }
+        drop(pool);
+        self.slots.registry.wake_server();
+        // A subscriber that blocks the allocation is waited for in `loan`.
+        self.ensure_any_capacity()?;
         Ok(())
     }
 
@@ -139,12 +148,111 @@ impl FramePublisher {
     /// # Errors
     /// There is no memory or slot number for the additional slots.
     pub(super) fn register_between_frames(&self, credit: u32, add: impl FnOnce(u64)) -> Result<()> {
+        loop {
+            self.grow(credit)?;
+            let mut pool = lock(&self.pool);
+            // Slots may have been retired meanwhile.
+            if pool.growth(self.slots.window, credit)?.is_none() {
+                add(pool.head);
+                pool.subscribers.refresh(&self.slots.registry);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Allocates slots until there are enough for the window, all credits and upstream, plus `more_credit`.
+    ///
+    /// # Errors
+    /// There is no memory or slot number left. For `more_credit` nothing is allocated then, otherwise as much as
+    /// possible.
+    fn grow(&self, more_credit: u32) -> Result<()> {
+        let mut freed = false;
+        loop {
+            let mut pool = lock(&self.pool);
+            pool.subscribers.refresh(&self.slots.registry);
+            let growth = pool.growth(self.slots.window, more_credit);
+            drop(pool);
+            let mut chunks = Vec::new();
+            let allocated = match &growth {
+                Ok(None) => return Ok(()),
+                Ok(Some(growth)) => growth.allocate(&mut chunks),
+                Err(_) => Ok(()),
+            };
+            let failed = growth.as_ref().err().or(allocated.as_ref().err()).is_some();
+            if failed && !freed {
+                // The memory and the numbers of retiring chunks may be enough.
+                freed = true;
+                drop(chunks);
+                self.free_retired();
+                continue;
+            }
+            if let Ok(Some(growth)) = &growth
+                && (allocated.is_ok() || more_credit == 0)
+            {
+                self.slots.install(&mut lock(&self.pool), growth, &mut chunks);
+                self.slots.registry.wake_server();
+            }
+            growth?;
+            allocated?;
+        }
+    }
+
+    /// Allocates the missing slots, or accepts fewer when at least one slot exists. When there is none, returns
+    /// the strict subscriber that has to take a frame first, under a policy that waits.
+    ///
+    /// # Errors
+    /// There is no slot, and no memory or slot number for one.
+    fn ensure_any_capacity(&self) -> Result<Option<Arc<SubscriberHandle>>> {
+        let Err(e) = self.grow(0) else { return Ok(None) };
         let mut pool = lock(&self.pool);
-        pool.subscribers.refresh(&self.slots.registry);
-        self.slots.ensure_capacity(&mut pool, credit)?;
-        add(pool.head);
-        pool.subscribers.refresh(&self.slots.registry);
-        Ok(())
+        if pool.capacity() > 0 {
+            if !std::mem::replace(&mut pool.growth_failed, true) {
+                tracing::warn!(%e, "the frame pool is too small for its subscribers");
+            }
+            return Ok(None);
+        }
+        let blocking = self.slots.blocking_subscriber(&pool);
+        drop(pool);
+        if blocking.is_none() {
+            // The blocking subscriber may have taken its frame a moment ago.
+            self.grow(0)?;
+        }
+        Ok(blocking)
+    }
+
+    /// Frees the memory of retiring chunks that are no longer in use.
+    fn free_retired(&self) {
+        let mut from = 0;
+        loop {
+            let freed = self.slots.free_retired(&mut lock(&self.pool), from);
+            let Some((id, chunk)) = freed else { return };
+            if chunk.is_some() {
+                // The registry's references to the memory are dropped here, without a lock.
+                drop(self.slots.registry.announce_retired(id));
+            }
+            from = id + 1;
+        }
+    }
+
+    /// Frees memory that is not needed any more, and tries again to allocate what was missing. The server thread
+    /// calls this function. Returns whether it has to be called again later.
+    pub(super) fn maintain(&self, now: Duration) -> bool {
+        let growth_failed = {
+            let mut pool = lock(&self.pool);
+            pool.subscribers.refresh(&self.slots.registry);
+            pool.retire_surplus(self.slots.window, now);
+            pool.growth_failed
+        };
+        self.free_retired();
+        if growth_failed && self.grow(0).is_ok() {
+            lock(&self.pool).growth_failed = false;
+        }
+        lock(&self.pool).needs_maintenance()
+    }
+
+    /// Drops references to subscribers that were removed.
+    pub(super) fn refresh_subscribers(&self) {
+        lock(&self.pool).subscribers.refresh(&self.slots.registry);
     }
 
     pub(super) fn stats(&self) -> PoolStats {
@@ -153,7 +261,7 @@ impl FramePublisher {
             memory: pool.backend.kind(),
             published: pool.head,
             dropped: pool.dropped,
-            slots: pool.slots.iter().flatten().count() as u32,
+            slots: pool.slot_count(),
             chunks: pool.chunks.len() as u32,
             bytes: pool
                 .chunks
@@ -175,45 +283,83 @@ impl FramePublisher {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Loan>> {
         let mut wait = BackpressureWait::new(self.wait_context(), cancelled);
+        let mut searches = 0;
         loop {
             let mut pool = lock(&self.pool);
             pool.subscribers.refresh(&self.slots.registry);
             if backend.is_some_and(|b| pool.switch_backend(b)) || size > pool.slot_size {
                 pool.retire_all(size);
+                self.slots.registry.wake_server();
             }
             // A subscriber that joined before the first format has no slots for its credit yet.
-            if let Some(subscriber) = self.slots.ensure_any_capacity(&mut pool)? {
+            if pool.lacks_slots(self.slots.window) {
                 drop(pool);
-                if !wait.wait_for(subscriber, "a frame") {
+                if let Some(subscriber) = self.ensure_any_capacity()?
+                    && !wait.wait_for(subscriber, "a frame")
+                {
                     return Ok(None);
                 }
                 continue;
             }
-            self.slots.shrink(&mut pool);
             // A loan beyond the reserve gets an additional slot if there is memory, instead of one that
             // subscribers are entitled to.
-            let may_grow = pool.loans >= pool.loan_reserve.max(1) && pool.loans < MAX_LOANS;
-            let overwrites = self.slots.policy == Policy::Drop;
-            let mut search = self.slots.acquire_slot(&mut pool, overwrites && !may_grow);
-            if may_grow && !matches!(search, SlotSearch::Found(_)) {
-                if self.slots.grow_for_loans(&mut pool) {
-                    continue;
-                }
-                search = self.slots.acquire_slot(&mut pool, overwrites);
-            }
+            let may_grow = pool.loans >= pool.loan_reserve.max(1)
+                && pool.loans < MAX_LOANS
+                && !pool.growth_failed;
+            let overwrites = self.slots.policy == Policy::Drop && !may_grow;
+            let search = self.slots.acquire_slot(&mut pool, overwrites);
             match search {
                 SlotSearch::Found(slot) => return Ok(Some(self.make_loan(&mut pool, slot))),
-                // The slots of the evicted subscribers are free now.
-                SlotSearch::Exhausted if self.slots.evict_over_credit(&pool) => {}
-                SlotSearch::Exhausted => return Ok(None),
+                _ if may_grow => self.grow_for_loans(pool),
                 SlotSearch::Blocked(subscriber) => {
                     drop(pool);
                     if !wait.wait_for(subscriber, "a frame") {
                         return Ok(None);
                     }
                 }
+                SlotSearch::Exhausted if searches < MAX_SEARCHES => {
+                    searches += 1;
+                    std::hint::spin_loop();
+                }
+                SlotSearch::Exhausted => {
+                    let subscribers = pool.subscribers.list();
+                    drop(pool);
+                    if !self.evict_over_credit(&subscribers) {
+                        return Ok(None);
+                    }
+                    // The slots of the evicted subscriber are free now.
+                    searches = 0;
+                }
             }
         }
+    }
+
+    /// Allocates slots for loans beyond the reserve.
+    fn grow_for_loans(&self, mut pool: MutexGuard<'_, Pool>) {
+        let before = pool.loan_reserve;
+        pool.loan_reserve = (pool.loans + LOAN_STEP).min(MAX_LOANS);
+        drop(pool);
+        if let Err(e) = self.grow(0) {
+            tracing::debug!(%e, "the frame pool can't grow");
+            let mut pool = lock(&self.pool);
+            pool.loan_reserve = before;
+            // Until the server thread has found memory.
+            pool.growth_failed = true;
+        }
+    }
+
+    /// Evicts a subscriber that holds more slots than its credit, if there is one. Returns whether there was.
+    fn evict_over_credit(&self, subscribers: &[Arc<SubscriberHandle>]) -> bool {
+        let Some((subscriber, held)) = over_credit(subscribers, self.slots.control.slots()) else {
+            return false;
+        };
+        subscriber.revoked.store(true, Ordering::Relaxed);
+        let text = format!(
+            "it holds {held} frames with a credit of {}: run the same version of cuframes on both sides",
+            subscriber.credit
+        );
+        self.slots.registry.evict(subscriber, RefusalReason::OverCredit, text);
+        true
     }
 
     /// Counts a frame that was dropped because no slot was free.
@@ -238,12 +384,13 @@ impl FramePublisher {
         // SYNC(eos/end): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
         // stored before.
         h.status.eos.store(1, Ordering::Release);
-        h.futex.fetch_add(1, Ordering::Release);
-        futex::wake_all(&h.futex);
+        let subscribers = lock(&self.pool).subscribers.list();
+        self.slots.registry.waker().wake_frame_readers(&subscribers);
     }
 
     fn make_loan(self: &Arc<Self>, pool: &mut Pool, number: u32) -> Loan {
         pool.loans += 1;
+        pool.most_loans = pool.most_loans.max(pool.loans);
         let kind = pool.backend.kind();
         let slot = pool.slots[number as usize].as_mut().expect("a slot that was acquired exists");
         slot.loaned = true;
@@ -260,14 +407,15 @@ impl FramePublisher {
     }
 
     /// Publishes the slot of a loan and returns the frame's sequence number; `None` if the slot was published
-    /// before. `ready` says that the pixels are complete; otherwise the device sets the ready word to the sequence
-    /// number when they are.
+    /// before. `ready` says that the pixels are complete; otherwise the device sets the slot's ready word to the
+    /// sequence number when they are.
     fn publish(&self, number: u32, info: &FrameInfo, ready: bool, after: LoanAfter) -> Option<u64> {
         let h = self.slots.control.header();
         let mut pool = lock(&self.pool);
         let (generation, seq) = (pool.generation, pool.head + 1);
         let slot = pool.slots[number as usize].as_mut().filter(|s| s.loaned && !s.published)?;
         slot.published = true;
+        slot.generation = generation;
         slot.loaned = after == LoanAfter::Kept;
         let published_ns = clock::now_ns();
         let (chunk, slot_in_chunk) = (slot.chunk, slot.index);
@@ -277,28 +425,21 @@ impl FramePublisher {
         self.slots.control.index_entry(seq).store(pack_index(seq, number), Ordering::Relaxed);
         if ready {
             // SYNC(ready/complete): pairs with the Acquire in `FrameReader`. The pixels are written.
-            h.ready.store(seq, Ordering::Release);
+            self.slots.control.ready(number).store(seq, Ordering::Release);
         }
         h.status.eos.store(0, Ordering::Relaxed);
         // SYNC(head/publish): pairs with the Acquire in `FrameReader`. Record, slot number and index entry are written.
         h.head.store(seq, Ordering::Release);
         pool.head = seq;
-        pool.head_generation = generation;
         pool.reuse_queue.push_back(number);
         if after == LoanAfter::Returned {
             pool.loans -= 1;
         }
-        let any_subscriber = !pool.subscribers.is_empty();
-        drop(pool);
-        // SYNC(futex/head): pairs with the Acquire in the reader, which loads the futex before `head` and sleeps
-        // only while the futex is unchanged.
-        h.futex.fetch_add(1, Ordering::Release);
-        // Without a subscriber in the list no thread can sleep on the futex, and the system call is saved. Every
-        // subscriber is added under the pool's lock (`register_between_frames`). One that is added after this
+        // Every subscriber is added under the pool's lock (`register_between_frames`). One that is added after this
         // frame synchronises with the lock, so it sees this `head` before it first sleeps.
-        if any_subscriber {
-            futex::wake_all(&h.futex);
-        }
+        let subscribers = pool.subscribers.list();
+        drop(pool);
+        self.slots.registry.waker().wake_frame_readers(&subscribers);
         tracing::trace!(name: "published", target: "cuframes::steps", published = published_ns);
         Some(seq)
     }
@@ -361,6 +502,18 @@ impl Loan {
     /// Returns whether the slot has a size of 0, which is never the case.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The word to which a device writes the frame's sequence number when its pixels are complete; see
+    /// [`Publisher::publish_unready`]. It is part of a segment that all subscribers map, and whose start and length
+    /// are those of [`Publisher::ready_words`].
+    ///
+    /// Returns its offset from the start of the segment, in bytes.
+    ///
+    /// [`Publisher::publish_unready`]: super::Publisher::publish_unready
+    /// [`Publisher::ready_words`]: super::Publisher::ready_words
+    pub fn ready_offset(&self) -> usize {
+        Control::ready_offset(self.slot)
     }
 
     /// The CUDA event that subscribers wait for, if the memory has events. It has to be recorded after the work that

@@ -2,7 +2,7 @@
 //! The publisher: owns a key, lends slots, publishes frames and packets.
 //!
 //! [`frames`] lends and publishes slots, which [`pool`] manages. [`track`] writes packets. [`backpressure`] waits for
-//! slow subscribers. [`registry`] has the subscribers and all announcements. [`server`] runs the
+//! slow subscribers, [`waker`] wakes sleeping ones. [`registry`] has the subscribers and all announcements. [`server`] runs the
 //! publisher's own thread, which accepts connections on the [`endpoint`].
 
 mod backpressure;
@@ -15,6 +15,7 @@ mod server;
 mod state;
 mod status;
 mod track;
+mod waker;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ pub use track::{PushError, Track, TrackConfig, TrackStats};
 
 use crate::error::{Context, Error, Result};
 use crate::memory::Backend;
-use crate::shm::layout::{ControlHeader, MAX_SLOTS};
+use crate::shm::layout::MAX_SLOTS;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::process::Owner;
 use crate::sync::{clock, lock};
@@ -100,33 +101,27 @@ pub struct PublisherStats {
     pub tracks: Vec<TrackStats>,
 }
 
-/// A word in shared memory that a GPU writes: see [`Publisher::ready_word`].
+/// Shared memory with words that a GPU writes: see [`Publisher::ready_words`].
 #[derive(Clone)]
-pub struct SharedWord {
+pub struct SharedWords {
     /// Start of the shared memory, which is page-aligned and mapped for reading and writing.
     pub base: *mut u8,
     /// Length of the shared memory in bytes.
     pub len: usize,
-    /// Offset of the word from `base`, in bytes. The word has 8 bytes and is 8-byte aligned.
-    pub offset: usize,
     /// Keeps the memory mapped. It has to outlive every use of `base`, also by a device.
     pub keep_alive: Arc<dyn Send + Sync>,
 }
 
 // SAFETY: `base` points to a mapping that is valid in every thread of the process while `keep_alive` exists, and that
 // consists of atomics. The struct only carries the address, and each access through it is unsafe code of the caller.
-unsafe impl Send for SharedWord {}
+unsafe impl Send for SharedWords {}
 // SAFETY: as above. A shared reference gives access to the address and nothing else.
-unsafe impl Sync for SharedWord {}
+unsafe impl Sync for SharedWords {}
 
-impl fmt::Debug for SharedWord {
+impl fmt::Debug for SharedWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { base, len, offset, .. } = self;
-        f.debug_struct("SharedWord")
-            .field("base", base)
-            .field("len", len)
-            .field("offset", offset)
-            .finish_non_exhaustive()
+        let Self { base, len, .. } = self;
+        f.debug_struct("SharedWords").field("base", base).field("len", len).finish_non_exhaustive()
     }
 }
 
@@ -301,8 +296,8 @@ impl Publisher {
     }
 
     /// Like [`Publisher::publish`], for a frame that a device is still writing. When the pixels are complete, the device
-    /// has to write the returned sequence number to [`Publisher::ready_word`]. Frames have to become complete in
-    /// the order of their publication.
+    /// has to write the returned sequence number to the word at [`Loan::ready_offset`] in [`Publisher::ready_words`].
+    /// Frames may become complete in any order.
     ///
     /// # Panics
     /// As for [`Publisher::publish`].
@@ -328,16 +323,12 @@ impl Publisher {
         loan.publish_in_place(info, ready)
     }
 
-    /// The word to which a device writes the sequence number of the newest frame whose pixels are complete; see
-    /// [`Publisher::publish_unready`]. It is part of a segment that all subscribers map.
-    pub fn ready_word(&self) -> SharedWord {
+    /// The memory of the words to which a device writes when the pixels of a frame are complete; see
+    /// [`Publisher::publish_unready`]. There is one word of 8 bytes for each slot, at [`Loan::ready_offset`]. The rest
+    /// of the memory must not be written.
+    pub fn ready_words(&self) -> SharedWords {
         let memory = self.frames.slots.control.memory();
-        SharedWord {
-            base: memory.as_ptr(),
-            len: memory.size(),
-            offset: std::mem::offset_of!(ControlHeader, ready),
-            keep_alive: self.frames.clone(),
-        }
+        SharedWords { base: memory.as_ptr(), len: memory.size(), keep_alive: self.frames.clone() }
     }
 
     /// Counts a frame that the application dropped because no slot was free.

@@ -34,29 +34,38 @@
 //! # Subscribers that exceed their credit
 //!
 //! Such a subscriber keeps slots that other subscribers are entitled to. When no slot is left, the
-//! publisher finds it with repeated scans: the claims of a subscriber that moves from frame to frame differ
-//! between two scans, and the claims of one that holds too many stay. All claims of that subscriber are
+//! publisher looks for it, see [`exceeds_credit`]. All claims of that subscriber are
 //! *revoked*: they no longer count, and the subscriber is evicted. It reads undefined content from then on.
 //! Subscribers of this crate never exceed their credit.
 //!
 //! # Growing and shrinking
 //!
-//! *Growing*: when slots are missing, because a subscriber joined or upstream keeps more buffers, one chunk with
-//! the missing slots is allocated and announced. Slots for upstream are added in steps of [`LOAN_STEP`] up to
-//! [`MAX_LOANS`], and are kept.
+//! Memory is allocated in *chunks* of at most [`CHUNK_SLOTS`] slots. A frame that is held keeps its chunk, so
+//! subscribers can make the publisher keep at most `CHUNK_SLOTS` × Σ credits slots of old formats, in addition to
+//! the slots in use.
 //!
-//! *Shrinking*: each loan retires the largest chunk that fits into the surplus, if there is one. A
-//! chunk without claims and loans is preferred to one in use.
+//! *Growing*: when slots are missing, because a subscriber joined or upstream keeps more buffers, chunks with
+//! the missing slots are allocated and announced. Slots for upstream are added in steps of [`LOAN_STEP`] up to
+//! [`MAX_LOANS`].
+//!
+//! *Shrinking*: a surplus that has lasted for [`SURPLUS_TIME`] is retired, as far as whole chunks fit into it.
+//! Subscribers that join and leave in turn, or a decoder that restarts, therefore find the slots still there.
 //!
 //! *A new frame size, or another backend*: all chunks are retired, and new ones are allocated.
 //!
 //! A retiring chunk provides no free slots. A slot of it is freed when its frame is not among the newest, is not on
 //! loan, not claimed, and not awaited by a strict subscriber. The chunk is freed with its last slot, and
 //! RETIRE is sent.
+//!
+//! # What happens under the lock
+//!
+//! Streaming threads take the pool's lock, so nothing slow happens under it: memory is allocated before
+//! ([`Growth`]) and freed afterwards, and the slots of retiring chunks are checked chunk by chunk.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::backpressure::Policy;
 use super::registry::{Registry, SubscriberHandle, SubscriberSnapshot};
@@ -67,7 +76,6 @@ use crate::shm::claim;
 use crate::shm::segments::Control;
 use crate::sync::atomic::Ordering;
 use crate::types::mode::Mode;
-use crate::types::refusal::RefusalReason;
 
 /// Maximum number of slots on loan: a decoder's reference frames, and those in its threads.
 pub(super) const MAX_LOANS: u32 = 64;
@@ -76,8 +84,14 @@ pub(super) const MAX_LOANS: u32 = 64;
 /// per loan.
 pub(super) const LOAN_STEP: u32 = 4;
 
-/// Maximum number of scans for a free slot.
-const MAX_SCANS: u32 = 64;
+/// Maximum number of slots in a chunk.
+pub(super) const CHUNK_SLOTS: u32 = 4;
+
+/// Time for which surplus slots are kept.
+pub(super) const SURPLUS_TIME: Duration = Duration::from_secs(3);
+
+/// Number of times that [`exceeds_credit`] looks at the claims of a subscriber.
+const CREDIT_LOOKS: u32 = 16;
 
 pub(super) struct Slot {
     /// Id of the chunk that the slot is part of.
@@ -88,6 +102,8 @@ pub(super) struct Slot {
     /// Upstream has the slot: it writes the frame, or still reads it after the publication.
     pub(super) loaned: bool,
     pub(super) published: bool,
+    /// Generation of the frame, if `published`.
+    pub(super) generation: u32,
     /// The slot's chunk is retiring.
     pub(super) retiring: bool,
 }
@@ -115,8 +131,12 @@ impl AsFd for ChunkFd {
 pub(super) struct Pool {
     pub(super) chunks: Vec<LiveChunk>,
     last_chunk: u32,
+    /// Number of chunks that are retiring.
+    retiring: usize,
     /// By slot number; `None` where the number is free.
     pub(super) slots: Vec<Option<Slot>>,
+    /// The numbers that are free, the next one last.
+    free_numbers: Vec<u32>,
     /// Slots in circulation that are not being written, in the order in which they may be used again.
     pub(super) reuse_queue: VecDeque<u32>,
     /// Slots that were never used. Their memory costs nothing before it is touched.
@@ -128,14 +148,21 @@ pub(super) struct Pool {
     /// Allocates the chunks.
     pub(super) backend: Arc<dyn Backend>,
     pub(super) generation: u32,
-    /// Sequence number of the newest frame, and the generation of its caps.
+    /// Sequence number of the newest frame.
     pub(super) head: u64,
-    pub(super) head_generation: u32,
     pub(super) dropped: u64,
     /// Number of slots on loan.
     pub(super) loans: u32,
     /// Number of slots that are provided for loans.
     pub(super) loan_reserve: u32,
+    /// Maximum of `loans` since `surplus_checked`.
+    pub(super) most_loans: u32,
+    /// When the reserve for loans was last compared with `most_loans`.
+    surplus_checked: Duration,
+    /// Since when there have been surplus slots.
+    surplus_since: Option<Duration>,
+    /// There was no memory for missing slots. Streaming threads do not try again before the server thread has.
+    pub(super) growth_failed: bool,
     /// Contains every subscriber that was added while the pool was locked.
     pub(super) subscribers: SubscriberSnapshot,
 }
@@ -158,13 +185,69 @@ fn has_unread_frame(subscriber: &SubscriberHandle, seq: u64) -> bool {
         && subscriber.page.header().cursor.load(Ordering::Acquire) < seq
 }
 
+/// Memory that the pool needs, to be allocated without its lock.
+pub(super) struct Growth {
+    backend: Arc<dyn Backend>,
+    slots: u32,
+    slot_size: usize,
+}
+
+impl Growth {
+    /// Allocates chunks until `chunks` has all slots.
+    ///
+    /// # Errors
+    /// There is no memory, or no file descriptor for it. `chunks` has what could be allocated.
+    pub(super) fn allocate(&self, chunks: &mut Vec<Arc<dyn Chunk>>) -> Result<()> {
+        let mut missing = self.slots - chunks.iter().map(|c| c.geometry().slots).sum::<u32>();
+        while missing > 0 {
+            let slots = missing.min(CHUNK_SLOTS);
+            let chunk = self.backend.allocate(slots, self.slot_size);
+            chunks.push(chunk.context("get memory for frames")?);
+            missing -= slots;
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether the subscriber claims more slots than its credit.
+///
+/// The claims cannot be read all at once, so a subscriber that moves from frame to frame may be seen in more slots than
+/// it holds. Only slots count that are claimed at every look. A subscriber of this crate claims each frame once, so
+/// that such a slot was claimed all the time, and all such slots at the same time. One that clears its claims for a
+/// moment to escape leaves these slots to the publisher at that moment.
+fn exceeds_credit(subscriber: &SubscriberHandle, slots: u32) -> Option<usize> {
+    let is_held = |slot: &u32| claim::is_held(subscriber.page.held(*slot));
+    let mut held: Vec<u32> = (0..slots).filter(is_held).collect();
+    for _ in 1..CREDIT_LOOKS {
+        if held.len() <= subscriber.credit as usize {
+            return None;
+        }
+        std::hint::spin_loop();
+        held.retain(is_held);
+    }
+    (held.len() > subscriber.credit as usize).then_some(held.len())
+}
+
+/// Returns the first subscriber that exceeds its credit, and how many slots it claims.
+pub(super) fn over_credit(
+    subscribers: &[Arc<SubscriberHandle>],
+    slots: u32,
+) -> Option<(&Arc<SubscriberHandle>, usize)> {
+    subscribers
+        .iter()
+        .filter(|s| !s.revoked.load(Ordering::Relaxed))
+        .find_map(|s| Some((s, exceeds_credit(s, slots)?)))
+}
+
 impl Pool {
     /// Creates a pool without slots, for at most `slots` of them.
     pub(super) fn new(slots: u32, backend: Arc<dyn Backend>) -> Self {
         Self {
             chunks: Vec::new(),
             last_chunk: 0,
+            retiring: 0,
             slots: (0..slots).map(|_| None).collect(),
+            free_numbers: (0..slots).rev().collect(),
             reuse_queue: VecDeque::new(),
             unused: Vec::new(),
             capacity: 0,
@@ -172,10 +255,13 @@ impl Pool {
             backend,
             generation: 0,
             head: 0,
-            head_generation: 0,
             dropped: 0,
             loans: 0,
             loan_reserve: 0,
+            most_loans: 0,
+            surplus_checked: Duration::ZERO,
+            surplus_since: None,
+            growth_failed: false,
             subscribers: SubscriberSnapshot::default(),
         }
     }
@@ -195,6 +281,7 @@ impl Pool {
             self.retire_chunk(at);
         }
         self.slot_size = slot_size;
+        self.growth_failed = false;
     }
 
     fn retire_chunk(&mut self, at: usize) {
@@ -202,6 +289,7 @@ impl Pool {
         if std::mem::replace(&mut chunk.retiring, true) {
             return;
         }
+        self.retiring += 1;
         // All of its slots exist: slots are freed one by one only while the chunk retires.
         self.capacity -= chunk.slots;
         for number in &chunk.numbers {
@@ -215,15 +303,92 @@ impl Pool {
         window + self.subscribers.credits() + self.loan_reserve.max(1)
     }
 
+    /// Returns whether slots are missing that a streaming thread has to allocate.
+    pub(super) fn lacks_slots(&self, window: u32) -> bool {
+        self.capacity < self.needed(window) && (self.capacity == 0 || !self.growth_failed)
+    }
+
+    /// Number of slots in chunks that are not retiring.
+    pub(super) fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Number of slots, with those of retiring chunks.
+    pub(super) fn slot_count(&self) -> u32 {
+        self.chunks.iter().map(|c| c.slots).sum()
+    }
+
+    /// The generations that frames in slots have.
+    pub(super) fn live_generations(&self) -> Vec<u32> {
+        let published = self.slots.iter().flatten().filter(|s| s.published);
+        let mut all: Vec<u32> = published.map(|s| s.generation).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Returns what has to be allocated until there are slots for the window, all credits and upstream, plus
+    /// `more_credit`; `None` if there are enough.
+    ///
+    /// # Errors
+    /// There are not enough slot numbers for `more_credit`, or no number at all.
+    pub(super) fn growth(&self, window: u32, more_credit: u32) -> Result<Option<Growth>> {
+        // The size of a slot is unknown before the first format. `set_format` calls this again.
+        let missing = (self.needed(window) + more_credit).saturating_sub(self.capacity);
+        if self.slot_size == 0 || missing == 0 {
+            return Ok(None);
+        }
+        let slots = missing.min(self.free_numbers.len() as u32);
+        if slots == 0 || slots < missing && more_credit > 0 {
+            return Err(Error::InvalidConfig {
+                what: "The frame pool",
+                problem:
+                    "has no slot numbers left: lower max-subscribers or max-frames-per-subscriber"
+                        .into(),
+            });
+        }
+        let (backend, slot_size) = (self.backend.clone(), self.slot_size);
+        Ok(Some(Growth { backend, slots, slot_size }))
+    }
+
+    /// Returns whether the server thread has something to free or to allocate, now or later.
+    pub(super) fn needs_maintenance(&self) -> bool {
+        self.retiring > 0 || self.surplus_since.is_some() || self.growth_failed
+    }
+
     fn slot(&self, number: u32) -> &Slot {
         self.slots[number as usize].as_ref().expect("queued slots exist")
     }
 
-    /// Frees a slot of a retiring chunk.
-    fn free_slot(&mut self, number: u32) {
-        let slot = self.slots[number as usize].take().expect("queued slots exist");
-        let chunk = self.chunks.iter_mut().find(|c| c.id == slot.chunk);
-        chunk.expect("a slot's chunk exists").slots -= 1;
+    /// Retires chunks that have been surplus for [`SURPLUS_TIME`].
+    pub(super) fn retire_surplus(&mut self, window: u32, now: Duration) {
+        if now >= self.surplus_checked + SURPLUS_TIME {
+            self.surplus_checked = now;
+            let most = std::mem::replace(&mut self.most_loans, self.loans);
+            self.loan_reserve = self.loan_reserve.min(most.next_multiple_of(LOAN_STEP));
+        }
+        let mut surplus = self.capacity.saturating_sub(self.needed(window));
+        let Some(mut at) = self.surplus_chunk(surplus) else {
+            self.surplus_since = None;
+            return;
+        };
+        if now < *self.surplus_since.get_or_insert(now) + SURPLUS_TIME {
+            return;
+        }
+        self.surplus_since = None;
+        loop {
+            surplus -= self.chunks[at].slots;
+            self.retire_chunk(at);
+            match self.surplus_chunk(surplus) {
+                Some(next) => at = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Returns the index of the newest chunk that fits into the surplus.
+    fn surplus_chunk(&self, surplus: u32) -> Option<usize> {
+        self.chunks.iter().rposition(|c| !c.retiring && c.slots <= surplus)
     }
 }
 
@@ -237,30 +402,17 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Finds a free slot and removes it from the queue. With `overwrites`, the search may also take a slot whose
-    /// frame a strict subscriber has yet to take.
-    ///
-    /// The search is repeated up to [`MAX_SCANS`] times. During one scan a fast subscriber can move from slot to
-    /// slot and make each of them look claimed. It never holds more than its credit, so a repeated scan finds
-    /// the free slot.
-    pub(super) fn acquire_slot(&self, pool: &mut Pool, overwrites: bool) -> SlotSearch {
-        let mut search = self.find_free_slot(pool, overwrites);
-        for _ in 1..MAX_SCANS {
-            if !matches!(search, SlotSearch::Exhausted) {
-                break;
-            }
-            std::hint::spin_loop();
-            search = self.find_free_slot(pool, overwrites);
-        }
-        search
-    }
-
     /// Returns whether the frame is one of the newest, which are kept for subscribers that are just waking up.
     fn is_newest(&self, seq: u64, head: u64) -> bool {
         seq != claim::EMPTY && seq + u64::from(self.window) > head
     }
 
-    fn find_free_slot(&self, pool: &mut Pool, overwrites: bool) -> SlotSearch {
+    /// Finds a free slot and removes it from the queue. With `overwrites`, the search may also take a slot whose
+    /// frame a strict subscriber has yet to take.
+    ///
+    /// During the search, a fast subscriber can move from slot to slot and make each of them look claimed. It never
+    /// holds more than its credit, so that a repeated search finds the free slot.
+    pub(super) fn acquire_slot(&self, pool: &mut Pool, overwrites: bool) -> SlotSearch {
         let Pool { reuse_queue, unused, slots, subscribers, head, .. } = pool;
         for at in 0..reuse_queue.len() {
             let number = reuse_queue[at];
@@ -291,60 +443,9 @@ impl Slots {
         unused.pop().map_or(SlotSearch::Exhausted, SlotSearch::Found)
     }
 
-    /// Evicts subscribers that hold more slots than their credit. Returns whether any was evicted.
-    pub(super) fn evict_over_credit(&self, pool: &Pool) -> bool {
-        let mut evicted = false;
-        for subscriber in pool.subscribers.iter() {
-            // A subscriber that moves from frame to frame may be seen in more slots than it holds, and one that
-            // holds too many is seen in the same slots again. No frame is published meanwhile, so a
-            // subscriber that respects its credit comes to rest before it has claimed and released each slot once.
-            let mut claims = subscriber.page.claims();
-            for _ in 0..4 * self.control.slots() {
-                let before = std::mem::replace(&mut claims, subscriber.page.claims());
-                if claims == before {
-                    break;
-                }
-            }
-            let held = claims.iter().filter(|c| **c != claim::EMPTY).count();
-            if held > subscriber.credit as usize
-                && !subscriber.revoked.swap(true, Ordering::Relaxed)
-            {
-                let text = format!(
-                    "it holds {held} frames with a credit of {}: run the same version of cuframes on both sides",
-                    subscriber.credit
-                );
-                self.registry.evict(subscriber, RefusalReason::OverCredit, text);
-                evicted = true;
-            }
-        }
-        evicted
-    }
-
-    /// Allocates the missing slots, or accepts fewer when at least one slot exists. When there is none, returns
-    /// the strict subscriber that has to take a frame first, under a policy that waits.
-    ///
-    /// # Errors
-    /// There is no slot, and no memory or slot number for one.
-    pub(super) fn ensure_any_capacity(
-        &self,
-        pool: &mut Pool,
-    ) -> Result<Option<Arc<SubscriberHandle>>> {
-        let Err(e) = self.ensure_capacity(pool, 0) else { return Ok(None) };
-        if pool.capacity > 0 {
-            tracing::warn!(%e, "the frame pool is too small for its subscribers");
-            return Ok(None);
-        }
-        let blocking = self.blocking_subscriber(pool);
-        if blocking.is_none() {
-            // The blocking subscriber may have taken its frame a moment ago.
-            self.ensure_capacity(pool, 0)?;
-        }
-        Ok(blocking)
-    }
-
     /// Returns a strict subscriber that has yet to take one of the frames outside the window, under a policy that
     /// waits.
-    fn blocking_subscriber(&self, pool: &Pool) -> Option<Arc<SubscriberHandle>> {
+    pub(super) fn blocking_subscriber(&self, pool: &Pool) -> Option<Arc<SubscriberHandle>> {
         if self.policy == Policy::Drop {
             return None;
         }
@@ -353,49 +454,33 @@ impl Slots {
         old.find_map(|seq| pool.subscribers.iter().find(|s| has_unread_frame(s, seq)).cloned())
     }
 
-    /// Allocates slots until there are enough for the window, all credits and upstream, plus `more_credit`.
-    ///
-    /// # Errors
-    /// There is no memory or no slot number left. The pool keeps its slots.
-    pub(super) fn ensure_capacity(&self, pool: &mut Pool, more_credit: u32) -> Result<()> {
-        // The size of a slot is unknown before the first format. `set_format` calls this again.
-        if pool.slot_size == 0 {
-            return Ok(());
+    /// Moves chunks to the pool. Leaves those that do not fit any more.
+    pub(super) fn install(
+        &self,
+        pool: &mut Pool,
+        growth: &Growth,
+        chunks: &mut Vec<Arc<dyn Chunk>>,
+    ) {
+        let wanted =
+            Arc::ptr_eq(&pool.backend, &growth.backend) && pool.slot_size == growth.slot_size;
+        while wanted
+            && let Some(memory) =
+                chunks.pop_if(|c| c.geometry().slots as usize <= pool.free_numbers.len())
+        {
+            self.add_chunk(pool, memory);
         }
-        let missing = (pool.needed(self.window) + more_credit).saturating_sub(pool.capacity);
-        if missing == 0 {
-            return Ok(());
-        }
-        let allocated = self.allocate_chunk(pool, missing);
-        if allocated.is_err() && pool.chunks.iter().any(|c| c.retiring) {
-            self.free_retired(pool);
-            return self.allocate_chunk(pool, missing);
-        }
-        allocated
     }
 
-    fn allocate_chunk(&self, pool: &mut Pool, slots: u32) -> Result<()> {
-        let numbers: Vec<u32> = (0..self.control.slots())
-            .filter(|n| pool.slots[*n as usize].is_none())
-            .take(slots as usize)
-            .collect();
-        if numbers.len() < slots as usize {
-            return Err(Error::InvalidConfig {
-                what: "The frame pool",
-                problem:
-                    "has no slot numbers left: lower max-subscribers or max-frames-per-subscriber"
-                        .into(),
-            });
-        }
-        let memory =
-            pool.backend.allocate(slots, pool.slot_size).context("get memory for frames")?;
+    fn add_chunk(&self, pool: &mut Pool, memory: Arc<dyn Chunk>) {
         pool.last_chunk += 1;
-        let id = pool.last_chunk;
-        let g = memory.geometry();
+        let (id, g) = (pool.last_chunk, memory.geometry());
+        let slots = g.slots;
         let (kind, device) = (pool.backend.kind() as u32, pool.backend.device().0);
-        let (slots, stride, size) = (g.slots, g.stride, g.size);
-        let message = Message::Chunk { id, kind, device, slots, stride, size };
-        self.registry.announce_chunk(id, message, Arc::new(ChunkFd(memory.clone())));
+        let message =
+            Message::Chunk { id, kind, device, slots: g.slots, stride: g.stride, size: g.size };
+        self.registry.announce(message, Some(Arc::new(ChunkFd(memory.clone()))));
+        let first = pool.free_numbers.len() - slots as usize;
+        let numbers: Vec<u32> = pool.free_numbers.drain(first..).rev().collect();
         for (index, &number) in (0..).zip(&numbers) {
             pool.slots[number as usize] = Some(Slot {
                 chunk: id,
@@ -403,91 +488,61 @@ impl Slots {
                 memory: memory.clone(),
                 loaned: false,
                 published: false,
+                generation: 0,
                 retiring: false,
             });
             pool.unused.push(number);
         }
         pool.capacity += slots;
-        pool.chunks.push(LiveChunk { id, memory, numbers, slots, retiring: false });
         tracing::debug!(chunk = id, slots, bytes = g.bytes(), "pool grew");
-        Ok(())
+        pool.chunks.push(LiveChunk { id, memory, numbers, slots, retiring: false });
     }
 
-    /// Allocates slots for loans beyond the reserve. Returns false if there is no memory for them.
-    pub(super) fn grow_for_loans(&self, pool: &mut Pool) -> bool {
-        let before = pool.loan_reserve;
-        pool.loan_reserve = (pool.loans + LOAN_STEP).min(MAX_LOANS);
-        let grown = self.ensure_capacity(pool, 0);
-        if let Err(e) = &grown {
-            tracing::debug!(%e, "the frame pool can't grow");
-            pool.loan_reserve = before;
+    /// Frees the slots of one retiring chunk that are no longer in use: the first chunk from `from` on, in the order
+    /// of their ids. Returns the id of that chunk, and the chunk itself if that was its last slot; `None` if there
+    /// is no such chunk.
+    pub(super) fn free_retired(
+        &self,
+        pool: &mut Pool,
+        from: u32,
+    ) -> Option<(u32, Option<LiveChunk>)> {
+        if pool.retiring == 0 {
+            return None;
         }
-        grown.is_ok()
-    }
-
-    /// Retires a chunk if there are surplus slots, and frees the slots of retiring chunks that are no longer in use.
-    pub(super) fn shrink(&self, pool: &mut Pool) {
-        let surplus = pool.capacity.saturating_sub(pool.needed(self.window));
-        if surplus > 0
-            && let Some(at) = Self::surplus_chunk(pool, surplus)
-        {
-            pool.retire_chunk(at);
+        // Chunks are in the order of their ids.
+        let first = pool.chunks.partition_point(|c| c.id < from);
+        let at = first + pool.chunks[first..].iter().position(|c| c.retiring)?;
+        let id = pool.chunks[at].id;
+        for n in 0..pool.chunks[at].numbers.len() {
+            let number = pool.chunks[at].numbers[n];
+            let of_chunk = pool.slots[number as usize].as_ref().is_some_and(|s| s.chunk == id);
+            if of_chunk && self.free_slot(pool, number) {
+                pool.slots[number as usize] = None;
+                pool.free_numbers.push(number);
+                pool.chunks[at].slots -= 1;
+            }
         }
-        if pool.chunks.iter().any(|c| c.retiring) {
-            self.free_retired(pool);
+        if pool.chunks[at].slots > 0 {
+            return Some((id, None));
         }
+        pool.retiring -= 1;
+        tracing::debug!(chunk = id, "pool shrank");
+        Some((id, Some(pool.chunks.remove(at))))
     }
 
-    /// Returns the index of the largest chunk that fits into the surplus, preferably one without claims and
-    /// loans. A chunk in use is retired too, and freed when its frames are released.
-    fn surplus_chunk(pool: &Pool, surplus: u32) -> Option<usize> {
-        let in_use = |n: &u32| {
-            pool.slots[*n as usize].as_ref().is_some_and(|s| s.loaned)
-                || pool.subscribers.iter().any(|s| claim::is_held(s.page.held(*n)))
-        };
-        let idle = |c: &LiveChunk| !c.numbers.iter().any(in_use);
-        let fits = |c: &LiveChunk| !c.retiring && c.slots <= surplus;
-        let candidates = pool.chunks.iter().enumerate().filter(|(_, c)| fits(c));
-        candidates.max_by_key(|(_, c)| (idle(c), c.slots)).map(|(at, _)| at)
-    }
-
-    /// Frees the slots of retiring chunks that are no longer in use, and the chunks without slots.
-    fn free_retired(&self, pool: &mut Pool) {
-        Self::free_unused(pool);
-        self.free_unread(pool);
-        pool.chunks.retain(|chunk| {
-            if chunk.slots == 0 {
-                self.registry.announce_retired(chunk.id);
-                tracing::debug!(chunk = chunk.id, "pool shrank");
-            }
-            chunk.slots > 0
-        });
-    }
-
-    /// Frees the slots of retiring chunks that were never used.
-    fn free_unused(pool: &mut Pool) {
-        let mut unused = std::mem::take(&mut pool.unused);
-        unused.retain(|number| {
-            let retiring = pool.slot(*number).retiring;
-            if retiring {
-                pool.free_slot(*number);
-            }
-            !retiring
-        });
-        pool.unused = unused;
-    }
-
-    /// Frees the slots of retiring chunks whose frames are no longer needed.
-    fn free_unread(&self, pool: &mut Pool) {
-        let mut queue = std::mem::take(&mut pool.reuse_queue);
-        queue.retain(|number| {
-            let free = pool.slot(*number).retiring && self.retire_unread(pool, *number);
-            if free {
-                pool.free_slot(*number);
-            }
-            !free
-        });
-        pool.reuse_queue = queue;
+    /// Takes a slot of a retiring chunk out of its queue if it is no longer in use, and returns whether it did.
+    fn free_slot(&self, pool: &mut Pool, number: u32) -> bool {
+        if let Some(at) = pool.unused.iter().position(|n| *n == number) {
+            pool.unused.remove(at);
+            return true;
+        }
+        // A slot that is not published yet is in neither queue.
+        let Some(at) = pool.reuse_queue.iter().position(|n| *n == number) else { return false };
+        let free = self.retire_unread(pool, number);
+        if free {
+            pool.reuse_queue.remove(at);
+        }
+        free
     }
 
     /// Removes the frame from a slot of a retiring chunk if it is not needed, and returns whether it did.

@@ -1,13 +1,27 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! Registry of connected subscribers, and of every announcement (caps, chunks, tracks) that a new subscriber
-//! receives on joining.
+//! Registry of connected subscribers, and of every announcement (caps, chunks, tracks) that they receive.
 //!
-//! An announcement is sent to the subscribers that are connected, and stored for later subscribers. One lock
-//! orders both, so that each subscriber receives every announcement exactly once.
+//! # Announcements
+//!
+//! The registry keeps one list of the announcements that are valid, each with a number. Streaming threads append to
+//! the list and never send. The server thread sends: for each subscriber it knows the number up to which
+//! announcements were sent, so a subscriber that joins simply begins at the start of the list. An announcement that
+//! is no longer valid leaves the list. A subscriber that reads slowly therefore delays only itself, and costs no
+//! memory beyond the list.
+//!
+//! # Unread file descriptors
+//!
+//! Linux limits the number of file descriptors in messages that nobody has read, for each *sending user*
+//! (`RLIMIT_NOFILE`, `ETOOMANYREFS`). Subscribers that do not read could otherwise exhaust it for all publishers
+//! of this user. So at most [`MAX_UNREAD_FDS`] are sent to a subscriber before it reads them.
 
+use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::slice;
 use std::sync::{Arc, Mutex};
 
+use super::waker::Waker;
 use crate::error::{Context, Result};
 use crate::protocol::message::Message;
 use crate::protocol::socket::Socket;
@@ -17,8 +31,12 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock;
 use crate::types::mode::Mode;
 use crate::types::refusal::RefusalReason;
+use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::UnixCredentials;
+
+/// Maximum number of file descriptors that a subscriber has been sent and has not read.
+const MAX_UNREAD_FDS: usize = 4;
 
 /// Why a subscriber is refused or evicted: a reason for its program and a text for its user.
 #[derive(Debug, Clone)]
@@ -43,6 +61,31 @@ pub(crate) struct SubscriberHandle {
     pub(crate) draining: AtomicBool,
     /// The claims no longer count, because the subscriber exceeded its credit.
     pub(crate) revoked: AtomicBool,
+    pub(super) outbox: Mutex<Outbox>,
+}
+
+/// Which announcements a subscriber has been sent.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    /// Number of the last announcement that was sent, or is being sent.
+    sent: u64,
+    /// Chunks that were announced to the subscriber and have been freed since.
+    retired: VecDeque<u32>,
+    /// Number of file descriptors sent since the subscriber was last known to have read all of its messages.
+    unread_fds: usize,
+    /// A lack of resources was reported.
+    shortage: bool,
+}
+
+/// Result of [`Registry::send_announcements`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// The subscriber has been sent everything, or is gone.
+    Complete,
+    /// Nothing could be sent now: the subscriber has yet to read its messages, or this process has no resources.
+    Blocked,
+    /// Something was sent, and the rest could not be sent now.
+    Progress,
 }
 
 impl SubscriberHandle {
@@ -55,37 +98,21 @@ impl SubscriberHandle {
 /// Owner of an fd that is sent with a message. The registry keeps it alive for later subscribers.
 pub(crate) type FdOwner = Arc<dyn AsFd + Send + Sync>;
 
-struct ChunkAnnouncement {
-    id: u32,
+/// A message that every subscriber receives. At most one fd belongs to it.
+pub(super) struct Announcement {
+    number: u64,
     message: Message,
-    fd: FdOwner,
-}
-
-struct FrameFormat {
-    generation: u32,
-    message: Message,
-}
-
-struct TrackFormat {
-    generation: u32,
-    caps: String,
-}
-
-struct TrackAnnouncement {
-    track: u32,
-    message: Message,
-    fd: FdOwner,
-    /// From the oldest generation that the ring still contains.
-    formats: Vec<TrackFormat>,
+    fd: Option<FdOwner>,
 }
 
 #[derive(Default)]
 struct State {
-    subscribers: Vec<Arc<SubscriberHandle>>,
-    /// From the generation of the newest frame on.
-    formats: Vec<FrameFormat>,
-    chunks: Vec<ChunkAnnouncement>,
-    tracks: Vec<TrackAnnouncement>,
+    /// Shared with the snapshots of streaming threads.
+    subscribers: Arc<[Arc<SubscriberHandle>]>,
+    /// The valid announcements, in the order of their numbers.
+    announcements: Vec<Arc<Announcement>>,
+    /// Number of the last announcement.
+    last: u64,
 }
 
 /// Caps that are in effect.
@@ -106,6 +133,7 @@ pub(crate) struct Registry {
     version: AtomicU64,
     /// Wakes the server thread.
     wake: EventFd,
+    waker: Waker,
 }
 
 impl Registry {
@@ -119,6 +147,7 @@ impl Registry {
             state: Mutex::default(),
             version: AtomicU64::new(0),
             wake: EventFd::from_flags(flags).context("create an eventfd")?,
+            waker: Waker::default(),
         })
     }
 
@@ -130,52 +159,25 @@ impl Registry {
     }
 
     /// Returns the connected subscribers.
-    pub(crate) fn subscribers(&self) -> Vec<Arc<SubscriberHandle>> {
+    pub(crate) fn subscribers(&self) -> Arc<[Arc<SubscriberHandle>]> {
         lock(&self.state).subscribers.clone()
     }
 
-    /// Adds a subscriber, and sends WELCOME and all stored announcements to it.
-    pub(crate) fn add_subscriber(
-        &self,
-        subscriber: Arc<SubscriberHandle>,
-        welcome: &Message,
-        fds: &[BorrowedFd<'_>],
-    ) {
+    /// Adds a subscriber. Send WELCOME to it afterwards.
+    pub(crate) fn add_subscriber(&self, subscriber: Arc<SubscriberHandle>) {
         let mut state = lock(&self.state);
-        state.subscribers.push(subscriber.clone());
-        // SYNC(add/version): pairs with the Acquire in `version`. The store precedes the first message, and so
+        let all = state.subscribers.iter().cloned().chain([subscriber]);
+        state.subscribers = all.collect();
+        // SYNC(add/version): pairs with the Acquire in `version`. The store precedes WELCOME, and so
         // every claim of the subscriber: a publisher that loads the version after the fence of
         // `claim::retire` either finds the subscriber or precedes its claim.
         self.version.fetch_add(1, Ordering::Release);
-        let socket = &subscriber.socket;
-        let send_all = || -> std::io::Result<()> {
-            socket.send(welcome, fds)?;
-            for format in &state.formats {
-                socket.send(&format.message, &[])?;
-            }
-            for chunk in &state.chunks {
-                socket.send(&chunk.message, &[chunk.fd.as_fd()])?;
-            }
-            for announcement in &state.tracks {
-                let track = announcement.track;
-                socket.send(&announcement.message, &[announcement.fd.as_fd()])?;
-                for TrackFormat { generation, caps } in &announcement.formats {
-                    let (generation, caps) = (*generation, caps.clone());
-                    socket.send(&Message::TrackFormat { track, generation, caps }, &[])?;
-                }
-            }
-            Ok(())
-        };
-        if let Err(e) = send_all() {
-            // WELCOME may have been received, and the subscriber may claim frames. So it stays in the list until
-            // its connection has ended.
-            self.evict_unresponsive(&subscriber, &e);
-        }
     }
 
     /// Removes a subscriber whose connection has ended.
     pub(crate) fn remove_subscriber(&self, id: u32) {
-        lock(&self.state).subscribers.retain(|s| s.id != id);
+        let mut state = lock(&self.state);
+        state.subscribers = state.subscribers.iter().filter(|s| s.id != id).cloned().collect();
         // SYNC(add/version): pairs with the Acquire in `version`.
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -188,10 +190,9 @@ impl Registry {
         self.wake_server();
     }
 
-    /// Evicts a subscriber to which a message could not be sent.
-    fn evict_unresponsive(&self, subscriber: &SubscriberHandle, e: &std::io::Error) {
-        let text = format!("it does not read its messages ({e}): find out what blocks it");
-        self.evict(subscriber, RefusalReason::Slow, text);
+    /// Wakes the subscribers.
+    pub(super) fn waker(&self) -> &Waker {
+        &self.waker
     }
 
     /// Wakes the server thread.
@@ -210,81 +211,179 @@ impl Registry {
         let _ = self.wake.read();
     }
 
-    fn broadcast(&self, state: &State, message: &Message, fds: &[BorrowedFd<'_>]) {
-        for subscriber in &state.subscribers {
-            if let Err(e) = subscriber.socket.send(message, fds) {
-                self.evict_unresponsive(subscriber, &e);
-            }
-        }
+    /// Adds an announcement. The server thread sends it once it is woken up.
+    pub(super) fn announce(&self, message: Message, fd: Option<FdOwner>) {
+        lock(&self.state).announce(message, fd);
     }
 
-    /// Announces new caps for frames. Generations before `oldest` are not sent to later subscribers, because
-    /// these never receive a frame of them.
-    pub(crate) fn announce_format(&self, generation: u32, caps: &str, oldest: u32) {
+    /// Announces new caps for frames, and forgets those of all generations that are not in `live`.
+    pub(super) fn announce_format(&self, generation: u32, caps: &str, live: &[u32]) {
         let mut state = lock(&self.state);
-        let message = Message::Format { generation, caps: caps.to_owned() };
-        self.broadcast(&state, &message, &[]);
-        state.formats.retain(|f| f.generation >= oldest);
-        state.formats.push(FrameFormat { generation, message });
+        let is_dead = |message: &Message| matches!(message, Message::Format { generation, .. } if !live.contains(generation));
+        state.announcements.retain(|a| !is_dead(&a.message));
+        state.announce(Message::Format { generation, caps: caps.to_owned() }, None);
     }
 
-    /// Announces a new chunk of slots.
-    pub(crate) fn announce_chunk(&self, id: u32, message: Message, fd: FdOwner) {
-        let mut state = lock(&self.state);
-        self.broadcast(&state, &message, &[fd.as_fd()]);
-        state.chunks.push(ChunkAnnouncement { id, message, fd });
-    }
-
-    /// Announces that a chunk was freed.
-    pub(crate) fn announce_retired(&self, chunk: u32) {
-        let mut state = lock(&self.state);
-        state.chunks.retain(|c| c.id != chunk);
-        self.broadcast(&state, &Message::Retire { chunk }, &[]);
-    }
-
-    /// Announces a new track.
-    pub(crate) fn announce_track(&self, track: u32, message: Message, fd: FdOwner) {
-        let mut state = lock(&self.state);
-        self.broadcast(&state, &message, &[fd.as_fd()]);
-        state.tracks.push(TrackAnnouncement { track, message, fd, formats: Vec::new() });
-    }
-
-    /// Announces new caps of a track. Generations before `oldest` have no packets left in the ring.
-    pub(crate) fn announce_track_format(
+    /// Announces new caps of a track, and forgets those of all generations that are not in `live`.
+    pub(super) fn announce_track_format(
         &self,
         track: u32,
         generation: u32,
         caps: &str,
-        oldest: u32,
+        live: &[u32],
     ) {
         let mut state = lock(&self.state);
-        let message = Message::TrackFormat { track, generation, caps: caps.to_owned() };
-        self.broadcast(&state, &message, &[]);
-        if let Some(announcement) = state.tracks.iter_mut().find(|t| t.track == track) {
-            announcement.formats.retain(|f| f.generation >= oldest);
-            announcement.formats.push(TrackFormat { generation, caps: caps.to_owned() });
+        let is_dead = |message: &Message| matches!(message, Message::TrackFormat { track: of, generation, .. } if *of == track && !live.contains(generation));
+        state.announcements.retain(|a| !is_dead(&a.message));
+        state.announce(Message::TrackFormat { track, generation, caps: caps.to_owned() }, None);
+    }
+
+    /// Announces that a chunk was freed. Returns what the registry had of it, to be dropped without a lock.
+    pub(super) fn announce_retired(&self, chunk: u32) -> Option<Arc<Announcement>> {
+        let mut state = lock(&self.state);
+        let is_chunk =
+            |a: &Arc<Announcement>| matches!(a.message, Message::Chunk { id, .. } if id == chunk);
+        let at = state.announcements.iter().position(is_chunk)?;
+        let announcement = state.announcements.remove(at);
+        for subscriber in state.subscribers.iter() {
+            let mut outbox = lock(&subscriber.outbox);
+            if outbox.sent >= announcement.number {
+                outbox.retired.push_back(chunk);
+            }
         }
+        Some(announcement)
+    }
+
+    /// Sends to a subscriber what it has yet to be told, as far as that is possible without waiting. Only the
+    /// server thread calls this function.
+    pub(super) fn send_announcements(&self, subscriber: &SubscriberHandle) -> Delivery {
+        let mut delivery = Delivery::Blocked;
+        loop {
+            let next = self.next_message(subscriber);
+            let sent = match &next {
+                NextMessage::Nothing => return Delivery::Complete,
+                NextMessage::Unread => return delivery,
+                NextMessage::Retire(chunk) => {
+                    subscriber.socket.send(&Message::Retire { chunk: *chunk }, &[])
+                }
+                NextMessage::Announcement(a, _) => {
+                    let fds: Vec<_> = a.fd.iter().map(|fd| fd.as_fd()).collect();
+                    subscriber.socket.send(&a.message, &fds)
+                }
+            };
+            match sent {
+                Ok(()) => delivery = Delivery::Progress,
+                Err(e) if is_disconnected(&e) => return Delivery::Complete,
+                Err(e) => {
+                    let mut outbox = lock(&subscriber.outbox);
+                    match next {
+                        NextMessage::Retire(chunk) => outbox.retired.push_front(chunk),
+                        NextMessage::Announcement(_, before) => outbox.sent = before,
+                        NextMessage::Nothing | NextMessage::Unread => {}
+                    }
+                    // Anything but a full socket is a lack of resources of this process or its user.
+                    if e.kind() != io::ErrorKind::WouldBlock
+                        && !std::mem::replace(&mut outbox.shortage, true)
+                    {
+                        let name = &subscriber.name;
+                        tracing::warn!(name, %e, "can't send to a subscriber now: raise the limit of open files (ulimit -n)");
+                    }
+                    return delivery;
+                }
+            }
+        }
+    }
+
+    /// Returns the next message to a subscriber, and counts it as sent.
+    fn next_message(&self, subscriber: &SubscriberHandle) -> NextMessage {
+        let state = lock(&self.state);
+        let mut outbox = lock(&subscriber.outbox);
+        let before = outbox.sent;
+        if let Some(chunk) = outbox.retired.pop_front() {
+            return NextMessage::Retire(chunk);
+        }
+        let at = state.announcements.partition_point(|a| a.number <= before);
+        // A subscriber without credit needs no memory for frames.
+        let concerns = |a: &&Arc<Announcement>| {
+            subscriber.credit > 0 || !matches!(a.message, Message::Chunk { .. })
+        };
+        let Some(next) = state.announcements[at..].iter().find(concerns) else {
+            return NextMessage::Nothing;
+        };
+        let fds = usize::from(next.fd.is_some());
+        if !outbox.may_send(fds, &subscriber.socket) {
+            return NextMessage::Unread;
+        }
+        outbox.sent = next.number;
+        NextMessage::Announcement(next.clone(), before)
     }
 
     /// Returns the caps of the newest generation of frames, and of each track that has caps.
     pub(crate) fn current_caps(&self) -> CurrentCaps {
         let state = lock(&self.state);
-        let frames = match state.formats.last() {
-            Some(FrameFormat { message: Message::Format { caps, .. }, .. }) => caps.clone(),
-            _ => String::new(),
-        };
-        let caps_of = |t: &TrackAnnouncement| {
-            Some(TrackCaps { track: t.track, caps: t.formats.last()?.caps.clone() })
-        };
-        CurrentCaps { frames, tracks: state.tracks.iter().filter_map(caps_of).collect() }
+        let mut current = CurrentCaps { frames: String::new(), tracks: Vec::new() };
+        // Later announcements replace earlier ones.
+        for announcement in &state.announcements {
+            match &announcement.message {
+                Message::Format { caps, .. } => current.frames.clone_from(caps),
+                Message::TrackFormat { track, caps, .. } => {
+                    current.tracks.retain(|t| t.track != *track);
+                    current.tracks.push(TrackCaps { track: *track, caps: caps.clone() });
+                }
+                _ => {}
+            }
+        }
+        current
     }
+}
+
+impl State {
+    fn announce(&mut self, message: Message, fd: Option<FdOwner>) {
+        self.last += 1;
+        self.announcements.push(Arc::new(Announcement { number: self.last, message, fd }));
+    }
+}
+
+impl Outbox {
+    /// Returns the outbox of a subscriber that has been sent WELCOME, with its two file descriptors.
+    pub(super) fn after_welcome() -> Self {
+        Self { unread_fds: 2, ..Self::default() }
+    }
+
+    /// Counts `fds` more file descriptors, if the subscriber has read enough of the earlier ones.
+    pub(super) fn may_send(&mut self, fds: usize, socket: &Socket) -> bool {
+        if fds == 0 {
+            return true;
+        }
+        if self.unread_fds + fds > MAX_UNREAD_FDS && socket.is_read_by_peer() {
+            self.unread_fds = 0;
+        }
+        let may = self.unread_fds + fds <= MAX_UNREAD_FDS;
+        self.unread_fds += if may { fds } else { 0 };
+        may
+    }
+}
+
+/// Result of [`Registry::next_message`].
+enum NextMessage {
+    Nothing,
+    /// The subscriber has to read its messages first.
+    Unread,
+    Retire(u32),
+    /// An announcement, and the number of the one that was sent before.
+    Announcement(Arc<Announcement>, u64),
+}
+
+fn is_disconnected(e: &io::Error) -> bool {
+    let code = e.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN))
 }
 
 /// A copy of the registry's list that is renewed when the list has changed. It keeps the registry's lock off the
 /// path of a frame or packet.
 #[derive(Default)]
 pub(super) struct SubscriberSnapshot {
-    list: Vec<Arc<SubscriberHandle>>,
+    list: Arc<[Arc<SubscriberHandle>]>,
     version: u64,
     /// Sum of all credits.
     credits: u32,
@@ -301,17 +400,18 @@ impl SubscriberSnapshot {
         }
         let state = lock(&registry.state);
         self.version = registry.version();
-        self.list.clone_from(&state.subscribers);
+        self.list = state.subscribers.clone();
         drop(state);
         self.credits = self.list.iter().map(|s| s.credit).sum();
     }
 
-    pub(super) fn iter(&self) -> std::slice::Iter<'_, Arc<SubscriberHandle>> {
+    pub(super) fn iter(&self) -> slice::Iter<'_, Arc<SubscriberHandle>> {
         self.list.iter()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.list.is_empty()
+    /// The subscribers, for use without the lock that protects this snapshot.
+    pub(super) fn list(&self) -> Arc<[Arc<SubscriberHandle>]> {
+        self.list.clone()
     }
 
     /// Sum of the credits of all subscribers.

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::endpoint::Endpoint;
 use super::info::{PublisherEvent, SubscriberInfo};
-use super::registry::{Refusal, SubscriberHandle};
+use super::registry::{Delivery, Outbox, Refusal, SubscriberHandle};
 use super::state::State;
 use super::status::StatusResponder;
-use crate::error::Error;
+use crate::error::{Context, Error};
 use crate::protocol::message::{Hello, Message, VERSIONS};
 use crate::protocol::socket::{Received, Socket};
 use crate::protocol::wire::Malformed;
@@ -21,7 +21,7 @@ use crate::shm::layout::{LAYOUT_VERSION, MAGIC, READER_ANY_TRACK, READER_LOSSLES
 use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::segments::SubscriberPage;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::clock;
+use crate::sync::{clock, lock};
 use crate::types::mode::Mode;
 use crate::types::refusal::RefusalReason;
 use nix::errno::Errno;
@@ -32,8 +32,11 @@ use nix::sys::socket::{Shutdown, SockFlag, UnixCredentials, accept4, shutdown};
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of pending connections. Further connections wait in the backlog of the socket.
 const MAX_PENDING: usize = 16;
-/// Interval at which the progress of subscribers is checked.
+/// Interval at which the progress of subscribers is checked, and memory is freed.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest and longest time after which sending is tried again to a subscriber that has yet to read its messages.
+const RESEND_INTERVAL: (Duration, Duration) =
+    (Duration::from_millis(1), Duration::from_millis(100));
 /// Time after which a subscriber that holds frames and takes none is reported, while frames are published.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 
@@ -70,6 +73,12 @@ struct Progress {
 struct Session {
     last_id: u32,
     responder: StatusResponder,
+    /// No fd was left for a connection. The next attempt follows after `CHECK_INTERVAL` instead of at once.
+    exhausted: bool,
+    /// Time after which to send again; `None` if all subscribers have been sent everything.
+    resend: Option<Duration>,
+    /// The pool has something to free or to allocate.
+    maintenance: bool,
 }
 
 /// Which fds were ready after a poll.
@@ -85,12 +94,11 @@ impl Server {
         let mut pending: Vec<Pending> = Vec::new();
         let mut progress: HashMap<u32, Progress> = HashMap::new();
         let mut session = Session::default();
-        // No fd was left for a connection. The next attempt follows after `CHECK_INTERVAL` instead of at once.
-        let mut exhausted = false;
         // SYNC(stop/run): pairs with the Release in `Publisher::drop`.
         while !self.stop.load(Ordering::Acquire) {
             let subscribers = self.state.registry.subscribers();
-            let ready = self.poll(&pending, &subscribers, std::mem::take(&mut exhausted));
+            let ready = self.poll(&pending, &subscribers, &session);
+            session.exhausted = false;
             let now = clock::now();
             self.state.registry.drain_wake();
 
@@ -119,30 +127,58 @@ impl Server {
                     Ok(socket) => pending.push(Pending { socket, deadline: now + HELLO_TIMEOUT }),
                     Err(e) => {
                         tracing::warn!(key = self.state.key, %e, "can't accept a connection");
-                        exhausted = true;
+                        session.exhausted = true;
                     }
                 }
             }
-            for subscriber in &subscribers {
+            for subscriber in subscribers.iter() {
                 self.check_progress(subscriber, progress.entry(subscriber.id), now);
             }
+            session.maintenance = self.state.frames.maintain(now);
             let subscribers = self.state.registry.subscribers();
+            session.resend = self.send_announcements(&subscribers, session.resend);
             progress.retain(|id, _| subscribers.iter().any(|s| s.id == *id));
         }
         let text = format!("the publisher of '{}' ends", self.state.key);
         let bye = Message::Bye { reason: RefusalReason::Closing, text };
-        for subscriber in self.state.registry.subscribers() {
+        for subscriber in self.state.registry.subscribers().iter() {
             let _ = subscriber.socket.send(&bye, &[]);
         }
+        self.state.registry.waker().stop();
+    }
+
+    /// Sends announcements to all subscribers. Returns the time after which to send again, if that is necessary:
+    /// twice the last one while no subscriber reads.
+    fn send_announcements(
+        &self,
+        subscribers: &[Arc<SubscriberHandle>],
+        last: Option<Duration>,
+    ) -> Option<Duration> {
+        let mut resend = None;
+        for subscriber in subscribers {
+            // An evicted subscriber has been sent BYE, or is about to be.
+            if subscriber.eviction().is_some() {
+                continue;
+            }
+            match self.state.registry.send_announcements(subscriber) {
+                Delivery::Complete => {}
+                Delivery::Progress => resend = Some(RESEND_INTERVAL.0),
+                Delivery::Blocked => {
+                    let doubled = last.map_or(RESEND_INTERVAL.0, |last| last * 2);
+                    resend.get_or_insert(doubled.min(RESEND_INTERVAL.1));
+                }
+            }
+        }
+        resend
     }
 
     fn poll(
         &self,
         pending: &[Pending],
         subscribers: &[Arc<SubscriberHandle>],
-        exhausted: bool,
+        session: &Session,
     ) -> Ready {
-        let listening = pending.len() < MAX_PENDING && !exhausted;
+        let listening = pending.len() < MAX_PENDING && !session.exhausted;
         let mut fds = vec![PollFd::new(self.state.registry.wake_fd(), PollFlags::POLLIN)];
         let accept = if listening { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.endpoint.listener.as_fd(), accept));
@@ -153,10 +189,15 @@ impl Server {
             false => PollFlags::empty(),
         };
         fds.extend(subscribers.iter().map(|s| PollFd::new(s.socket.as_fd(), events(s))));
-        let timeout = match (pending, subscribers) {
-            ([], []) if !exhausted => PollTimeout::NONE,
-            _ => PollTimeout::try_from(CHECK_INTERVAL).expect("half a second is a timeout"),
+        let idle = pending.is_empty() && subscribers.is_empty();
+        let timeout = match session.resend {
+            Some(resend) => Some(resend),
+            None if idle && !session.exhausted && !session.maintenance => None,
+            None => Some(CHECK_INTERVAL),
         };
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            PollTimeout::try_from(timeout).expect("half a second is a timeout")
+        });
         let polled = poll(&mut fds, timeout);
         if polled.is_err_and(|e| e != Errno::EINTR) {
             // No memory, or more fds than the limit now allows. Both may pass.
@@ -196,11 +237,8 @@ impl Server {
             Ok(Received::Nothing) => return Some(socket),
             Ok(Received::Closed) | Err(_) => return None,
             Ok(Received::Message(Message::Hello(hello), _)) => {
-                session.last_id = session.last_id.wrapping_add(1);
-                match self.accept_subscriber(socket, hello, session.last_id) {
-                    Ok(()) => return None,
-                    Err(Refused { socket, refusal }) => (socket, refusal),
-                }
+                self.accept_subscriber(socket, hello, session);
+                return None;
             }
             Ok(Received::Message(Message::StatusRequest { versions, from }, _)) => {
                 let version = self.authorize(&socket).and_then(|_| negotiate("observer", versions));
@@ -229,10 +267,13 @@ impl Server {
             }
             Ok(Received::Malformed(e)) => (socket, refuse(RefusalReason::Malformed, e.to_string())),
         };
-        let Refusal { reason, text } = refusal;
+        self.refuse(&socket, refusal);
+        None
+    }
+
+    fn refuse(&self, socket: &Socket, Refusal { reason, text }: Refusal) {
         tracing::info!(key = self.state.key, text, "refused a connection");
         let _ = socket.send(&Message::Refused { reason, text }, &[]);
-        None
     }
 
     /// Returns the credentials of the peer if its user may connect.
@@ -247,12 +288,14 @@ impl Server {
         Ok(credentials)
     }
 
-    /// Adds the subscriber that sent `hello`, or returns its socket and the reason.
-    fn accept_subscriber(&self, socket: Socket, hello: Hello, id: u32) -> Result<(), Refused> {
+    /// Adds the subscriber that sent `hello`, or refuses it.
+    fn accept_subscriber(&self, socket: Socket, hello: Hello, session: &mut Session) {
         let admission = match self.check_hello(&socket, &hello) {
             Ok(admission) => admission,
-            Err(refusal) => return Err(Refused { socket, refusal }),
+            Err(refusal) => return self.refuse(&socket, refusal),
         };
+        session.last_id = session.last_id.wrapping_add(1);
+        let id = session.last_id;
         let Admission { credentials, version, page, page_fd } = admission;
         let Hello { credit, mode, name, .. } = hello;
         let subscriber = Arc::new(SubscriberHandle {
@@ -266,6 +309,7 @@ impl Server {
             eviction: Mutex::default(),
             draining: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
+            outbox: Mutex::new(Outbox::after_welcome()),
         });
         let frames = &self.state.frames;
         let welcome = Message::Welcome {
@@ -282,17 +326,22 @@ impl Server {
             h.joined_ns.store(clock::now_ns() as u64, Ordering::Relaxed);
             // SYNC(magic/open): pairs with the Acquire of the subscriber that opens the page.
             h.magic.store(MAGIC, Ordering::Release);
-            let fds = [frames.control_fd.as_fd(), page_fd.as_fd()];
-            self.state.registry.add_subscriber(subscriber.clone(), &welcome, &fds);
+            self.state.registry.add_subscriber(subscriber.clone());
         });
-        if let Err(e) = added {
-            let handle = Arc::into_inner(subscriber).expect("a subscriber that was not added");
+        let welcomed = added.and_then(|()| {
+            let fds = [frames.control_fd.as_fd(), page_fd.as_fd()];
+            let sent = subscriber.socket.send(&welcome, &fds);
+            sent.inspect_err(|_| self.forget(id)).context("send WELCOME")
+        });
+        if let Err(e) = welcomed {
+            // Without WELCOME it has no page, and so no claims.
             let refusal = match e {
-                // The page took the last fd. The refusal is the same as without an fd for the page.
+                // The page took the last fd, or the messages that other subscribers have yet to read have too many. The
+                // refusal is the same as without an fd for the page.
                 Error::System { source, .. } if is_out_of_fds(&source) => out_of_resources(source),
                 e => Refusal { reason: RefusalReason::NoMemory, text: e.to_string() },
             };
-            return Err(Refused { socket: handle.socket, refusal });
+            return self.refuse(&subscriber.socket, refusal);
         }
         tracing::info!(
             key = self.state.key,
@@ -300,8 +349,11 @@ impl Server {
             pid = credentials.pid(),
             "subscriber joined"
         );
+        let registry = &self.state.registry;
+        if let Err(e) = registry.waker().start(registry, registry.subscribers().len()) {
+            tracing::warn!(key = self.state.key, %e, "streaming threads wake all subscribers");
+        }
         self.emit(PublisherEvent::SubscriberAdded(SubscriberInfo::of(&subscriber)));
-        Ok(())
     }
 
     /// Checks whether the sender of `hello` may join, and creates its page.
@@ -360,11 +412,21 @@ impl Server {
     /// Removes a subscriber whose connection has ended: its process has exited, or has released every frame, so
     /// its claims no longer count.
     fn remove(&self, subscriber: &SubscriberHandle) {
-        self.state.registry.remove_subscriber(subscriber.id);
+        self.forget(subscriber.id);
         tracing::info!(key = self.state.key, name = subscriber.name, "subscriber left");
         let reason = subscriber.eviction().map(|eviction| eviction.text);
         let info = SubscriberInfo::of(subscriber);
         self.emit(PublisherEvent::SubscriberRemoved(info, reason));
+    }
+
+    /// Takes a subscriber off all lists. The caller has the last reference, so that page and socket are closed
+    /// without a lock.
+    fn forget(&self, id: u32) {
+        self.state.registry.remove_subscriber(id);
+        self.state.frames.refresh_subscribers();
+        for track in lock(&self.state.tracks).iter() {
+            track.refresh_subscribers();
+        }
     }
 
     /// Disconnects an evicted subscriber, and reports or evicts a stalled one.
@@ -422,12 +484,6 @@ fn listens_to(subscriber: &SubscriberHandle) -> bool {
     !subscriber.draining.load(Ordering::Relaxed)
 }
 
-/// A subscriber that was not accepted.
-struct Refused {
-    socket: Socket,
-    refusal: Refusal,
-}
-
 /// Results of [`Server::check_hello`].
 struct Admission {
     credentials: UnixCredentials,
@@ -450,7 +506,8 @@ fn negotiate(peer: &str, (first, last): (u16, u16)) -> Result<u16, Refusal> {
 }
 
 fn is_out_of_fds(e: &io::Error) -> bool {
-    matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
+    let code = e.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS))
 }
 
 /// Returns the refusal of a subscriber for which the publisher has no resources.

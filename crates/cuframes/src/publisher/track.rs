@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::backpressure::{BackpressureWait, Policy};
@@ -20,8 +20,9 @@ use crate::shm::references::encode_references;
 use crate::shm::retention;
 use crate::shm::ring;
 use crate::shm::segments::TrackSegment;
+use crate::shm::wakeup::before_wakeups;
 use crate::sync::atomic::Ordering;
-use crate::sync::{clock, futex, lock};
+use crate::sync::{clock, lock};
 use crate::types::packet::PacketInfo;
 
 /// How much of a track's past is kept for subscribers that join later.
@@ -224,7 +225,7 @@ impl TrackWriter {
         // SYNC(magic/open): pairs with the Acquire of the subscriber that opens the segment.
         h.magic.store(MAGIC, Ordering::Release);
         let fd: Arc<OwnedFd> = Arc::new(fd);
-        registry.announce_track(id, Message::Track { track: id, bytes }, fd);
+        registry.announce(Message::Track { track: id, bytes }, Some(fd));
         let config = TrackConfig { bytes, ..config };
         Ok(Self { id, segment, config, registry, frames, state: Mutex::default() })
     }
@@ -243,7 +244,10 @@ impl TrackWriter {
         while generations.get(1).is_some_and(|next| next.start <= writer.tail()) {
             generations.pop_front();
         }
-        self.registry.announce_track_format(self.id, *generation, caps, generations[0].number);
+        let live: Vec<u32> = generations.iter().map(|g| g.number).collect();
+        self.registry.announce_track_format(self.id, *generation, caps, &live);
+        drop(state);
+        self.registry.wake_server();
     }
 
     /// Appends a packet. Under [`Policy::Wait`] this function waits for lossless readers.
@@ -274,8 +278,7 @@ impl TrackWriter {
             };
             let Some(reader) = self.lagging_reader(&mut state, tail) else {
                 let seq = self.append(&mut state, info, data, &references);
-                drop(state);
-                self.wake_readers();
+                self.wake_readers(state);
                 return Ok(seq);
             };
             drop(state);
@@ -339,6 +342,11 @@ impl TrackWriter {
         // SYNC(eos/end): before `head`, which `write` stores with Release. A reader that has seen this packet therefore
         // does not report the earlier end again behind it.
         h.eos.store(0, Ordering::Relaxed);
+        if keyframe {
+            // SYNC(keyframe/append): pairs with the Acquire in the reader. Before `head`, so that a reader that sees
+            // the packet also finds it as a keyframe. A reader ignores a keyframe that is not before its `head`.
+            h.keyframe.store(position + 1, Ordering::Release);
+        }
         let written = writer.write(ring, [data, references], &header.to_words());
         let seq = written.expect("the caller has checked the length");
 
@@ -348,8 +356,6 @@ impl TrackWriter {
         }
         if keyframe {
             keyframes.push_back(Keyframe { position, published_ns });
-            // SYNC(keyframe/append): pairs with the Acquire in the reader. The packet is written.
-            h.keyframe.store(position + 1, Ordering::Release);
         } else if gop.is_some_and(|gop| gop < tail) {
             *gop = None;
             state.truncated_gops += 1;
@@ -379,18 +385,26 @@ impl TrackWriter {
         self.segment.header()
     }
 
-    fn wake_readers(&self) {
-        let h = self.header();
-        // SYNC(futex/head): pairs with the Acquire in the reader, which loads the futex before `head`.
-        h.futex.fetch_add(1, Ordering::Release);
-        futex::wake_all(&h.futex);
+    /// Drops references to subscribers that were removed.
+    pub(super) fn refresh_subscribers(&self) {
+        lock(&self.state).subscribers.refresh(&self.registry);
+    }
+
+    /// Wakes the readers of this track after a packet or the end was stored.
+    fn wake_readers(&self, mut state: MutexGuard<'_, State>) {
+        before_wakeups();
+        // Behind the fence: this finds every subscriber that may have announced its sleep before.
+        state.subscribers.refresh(&self.registry);
+        let subscribers = state.subscribers.list();
+        drop(state);
+        self.registry.waker().wake_packet_readers(&subscribers, self.id);
     }
 
     pub(super) fn end(&self) {
         // SYNC(eos/end): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
         // stored before.
         self.header().eos.store(1, Ordering::Release);
-        self.wake_readers();
+        self.wake_readers(lock(&self.state));
     }
 
     pub(super) fn stats(&self) -> TrackStats {

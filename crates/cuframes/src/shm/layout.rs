@@ -12,7 +12,7 @@ use std::mem::{offset_of, size_of};
 /// First word of every segment: the bytes of "cuframes".
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"cuframes");
 /// Version of these structures, raised by every change that an older peer would misread.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// A value on a cache line of its own, which avoids false sharing.
 #[repr(C, align(64))]
@@ -28,7 +28,7 @@ impl<T> std::ops::Deref for CacheAligned<T> {
 
 /// Header of the control segment. Written by the publisher; subscribers map it read-only.
 ///
-/// The header is followed by `slots` slot numbers and `index` index entries of one word each (both padded to a
+/// The header is followed by `slots` times [`SlotWords`] and `index` index entries of one word (both padded to a
 /// cache line), then by `slots` records of [`RECORD_WORDS`](super::record::RECORD_WORDS) words.
 #[repr(C)]
 #[derive(Debug)]
@@ -47,12 +47,19 @@ pub struct ControlHeader {
     pub epoch: AtomicU64,
     /// Sequence number of the newest published frame; 0 before the first.
     pub head: CacheAligned<AtomicU64>,
-    /// Sequence number of the newest frame whose pixels are complete. For device memory the GPU writes it.
-    pub ready: CacheAligned<AtomicU64>,
-    /// Futex that subscribers sleep on. It counts frames and ends of the stream.
-    pub futex: CacheAligned<AtomicU32>,
     /// Rarely written fields.
     pub status: CacheAligned<StreamFlags>,
+}
+
+/// The words of a slot in the control segment.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct SlotWords {
+    /// The slot's number: the sequence number of the frame in it, or [`EMPTY`](super::claim::EMPTY).
+    pub number: AtomicU64,
+    /// Sequence number of the last frame in this slot whose pixels are complete. For device memory the GPU
+    /// writes it.
+    pub ready: AtomicU64,
 }
 
 /// Rarely written fields of the control segment, kept off the hot cache lines.
@@ -83,8 +90,14 @@ pub struct PageHeader {
     pub slots: AtomicU32,
     /// Futex that the publisher sleeps on while it waits for this subscriber.
     pub futex: CacheAligned<AtomicU32>,
-    /// Sequence number of the last frame that was taken.
-    pub cursor: CacheAligned<AtomicU64>,
+    /// Sequence number of the last frame that was taken. Shares a cache line with the fields up to `joined_ns`,
+    /// most of which the subscriber writes for each frame.
+    pub cursor: AtomicU64,
+    /// Which threads of the subscriber sleep: bit n for the packet reader in entry n of `readers`,
+    /// [`FRAME_READER`] for the reader of frames. See [`wakeup`](super::wakeup).
+    pub sleeping: AtomicU32,
+    /// Futex that the reader of frames sleeps on.
+    pub wake: AtomicU32,
     /// Number of frames that the subscriber has taken.
     pub received: AtomicU64,
     /// Number of frames that the subscriber has missed.
@@ -95,17 +108,18 @@ pub struct PageHeader {
     pub heartbeat_ns: AtomicU64,
     /// Time at which the publisher added the subscriber, ns of CLOCK_MONOTONIC.
     pub joined_ns: AtomicU64,
-    /// Zero.
-    pub _reserved: [AtomicU64; 3],
     /// The subscriber's readers of packets.
     pub readers: [ReaderWords; MAX_READERS],
 }
 
+/// Bit of [`PageHeader::sleeping`] for the reader of frames.
+pub const FRAME_READER: u32 = 31;
+
 /// Maximum number of packet readers of one subscriber.
 pub const MAX_READERS: usize = 16;
 
-/// State of a packet reader that its publisher sees.
-#[repr(C)]
+/// State of a packet reader that its publisher sees, on a cache line of its own.
+#[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct ReaderWords {
     /// Number of the track in the low 32 bits, [`READER_IN_USE`] and the other flags above; 0 if this entry is
@@ -117,6 +131,8 @@ pub struct ReaderWords {
     pub received: AtomicU64,
     /// Number of packets that the reader has missed.
     pub lost: AtomicU64,
+    /// Futex that the reader sleeps on.
+    pub wake: AtomicU32,
 }
 
 /// Flag of [`ReaderWords::track`]: the entry is in use.
@@ -148,12 +164,8 @@ pub struct TrackHeader {
     pub tail: CacheAligned<AtomicU64>,
     /// Position of the newest keyframe plus 1; 0 before the first keyframe.
     pub keyframe: CacheAligned<AtomicU64>,
-    /// Futex that readers sleep on. It changes with every packet and at the end of the stream.
-    pub futex: CacheAligned<AtomicU32>,
     /// 1 when the stream has ended after `head`, else 0.
-    pub eos: AtomicU32,
-    /// Zero.
-    pub _reserved2: AtomicU32,
+    pub eos: CacheAligned<AtomicU32>,
     /// Under the policy *wait*: position before which the publisher is about to reclaim all packets.
     pub reclaim: AtomicU64,
 }
@@ -161,25 +173,26 @@ pub struct TrackHeader {
 // Loom's atomics are larger.
 #[cfg(not(loom))]
 const _: () = {
-    assert!(size_of::<ControlHeader>() == 320);
+    assert!(size_of::<ControlHeader>() == 192);
     assert!(offset_of!(ControlHeader, head) == 64);
-    assert!(offset_of!(ControlHeader, ready) == 128);
-    assert!(offset_of!(ControlHeader, futex) == 192);
-    assert!(offset_of!(ControlHeader, status) == 256);
-    assert!(size_of::<PageHeader>() == 768);
+    assert!(offset_of!(ControlHeader, status) == 128);
+    assert!(size_of::<SlotWords>() == 16);
+    assert!(size_of::<PageHeader>() == 1216);
     assert!(offset_of!(PageHeader, futex) == 64);
     assert!(offset_of!(PageHeader, cursor) == 128);
-    assert!(offset_of!(PageHeader, received) == 192);
-    assert!(offset_of!(PageHeader, joined_ns) == 224);
-    assert!(offset_of!(PageHeader, readers) == 256);
-    assert!(size_of::<ReaderWords>() == 32);
+    assert!(offset_of!(PageHeader, sleeping) == 136);
+    assert!(offset_of!(PageHeader, wake) == 140);
+    assert!(offset_of!(PageHeader, received) == 144);
+    assert!(offset_of!(PageHeader, joined_ns) == 176);
+    assert!(offset_of!(PageHeader, readers) == 192);
+    assert!(size_of::<ReaderWords>() == 64);
+    assert!(offset_of!(ReaderWords, wake) == 32);
     assert!(size_of::<TrackHeader>() == 384);
     assert!(offset_of!(TrackHeader, head) == 64);
     assert!(offset_of!(TrackHeader, tail) == 128);
     assert!(offset_of!(TrackHeader, keyframe) == 192);
-    assert!(offset_of!(TrackHeader, futex) == 256);
-    assert!(offset_of!(TrackHeader, eos) == 320);
-    assert!(offset_of!(TrackHeader, reclaim) == 328);
+    assert!(offset_of!(TrackHeader, eos) == 256);
+    assert!(offset_of!(TrackHeader, reclaim) == 320);
 };
 
 /// Maximum number of slots of a publisher. The index packs a slot's number into 16 bits.

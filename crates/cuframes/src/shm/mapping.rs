@@ -108,7 +108,14 @@ impl Mapping {
 
     /// Returns `count` words from byte `offset` on.
     pub(super) fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
-        assert!(offset.is_multiple_of(8) && offset + count * 8 <= self.len);
+        self.array(offset, count)
+    }
+
+    /// Returns `count` structures of atomics from byte `offset` on.
+    pub(super) fn array<T>(&self, offset: usize, count: usize) -> &[T] {
+        assert!(
+            offset.is_multiple_of(align_of::<T>()) && offset + count * size_of::<T>() <= self.len
+        );
         // SAFETY: aligned and within the mapping by the assertion above. Atomics, as in `header`.
         unsafe { std::slice::from_raw_parts(self.ptr.add(offset).cast().as_ptr(), count) }
     }

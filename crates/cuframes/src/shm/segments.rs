@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The three kinds of shared memory segments: control segment, subscriber page, track.
 
-use super::layout::{ControlHeader, PageHeader, TrackHeader};
+use super::layout::{ControlHeader, PageHeader, SlotWords, TrackHeader};
 use super::mapping::Mapping;
 use super::record::RECORD_WORDS;
 use super::ring::Ring;
@@ -10,7 +10,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// Arrays start on a cache line.
 const LINE: usize = 64;
 
-/// The control segment: header, slot numbers, index, records. Written by the publisher only.
+/// The control segment: header, words of the slots, index, records. Written by the publisher only.
 #[derive(Debug)]
 pub struct Control {
     map: Mapping,
@@ -25,7 +25,7 @@ impl Control {
     }
 
     fn index_at(slots: usize) -> usize {
-        size_of::<ControlHeader>() + (slots * 8).next_multiple_of(LINE)
+        size_of::<ControlHeader>() + (slots * size_of::<SlotWords>()).next_multiple_of(LINE)
     }
 
     fn records_at(slots: usize, index: usize) -> usize {
@@ -62,8 +62,30 @@ impl Control {
     }
 
     /// The slot's number: the sequence number of the frame in it, or [`EMPTY`](super::claim::EMPTY).
+    ///
+    /// # Panics
+    /// If there is no such slot.
     pub fn slot(&self, slot: u32) -> &AtomicU64 {
-        &self.map.words(size_of::<ControlHeader>(), self.slots)[slot as usize]
+        &self.slot_words(slot).number
+    }
+
+    /// Sequence number of the last frame in the slot whose pixels are complete.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn ready(&self, slot: u32) -> &AtomicU64 {
+        &self.slot_words(slot).ready
+    }
+
+    /// Offset of [`Control::ready`] from the start of the segment, in bytes.
+    pub fn ready_offset(slot: u32) -> usize {
+        size_of::<ControlHeader>()
+            + slot as usize * size_of::<SlotWords>()
+            + std::mem::offset_of!(SlotWords, ready)
+    }
+
+    fn slot_words(&self, slot: u32) -> &SlotWords {
+        &self.map.array(size_of::<ControlHeader>(), self.slots)[slot as usize]
     }
 
     /// The index entry of frame `seq`.
@@ -123,12 +145,6 @@ impl SubscriberPage {
     /// The claim on the slot.
     pub fn held(&self, slot: u32) -> &AtomicU64 {
         &self.map.words(size_of::<PageHeader>(), self.slots)[slot as usize]
-    }
-
-    /// Copies the claims on all slots.
-    pub fn claims(&self) -> Vec<u64> {
-        let claims = self.map.words(size_of::<PageHeader>(), self.slots);
-        claims.iter().map(|h| h.load(Ordering::Relaxed)).collect()
     }
 
     /// Counts the slots that are claimed.

@@ -178,8 +178,7 @@ impl Connection {
     /// errors.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the connection ended, [`Error::Interrupted`], and [`Error::Protocol`] after
-    /// 10 s.
+    /// [`Error::Refused`] if the connection ended, or after 10 s; [`Error::Interrupted`].
     pub(super) fn wait_announced<T>(
         &self,
         what: &str,
@@ -210,7 +209,12 @@ impl Connection {
             // the import is done.
             let left = (!importing).then(|| deadline.saturating_sub(now));
             if left.is_some_and(|left| left.is_zero()) {
-                return Err(self.protocol_error(format!("it never announced the {what}")));
+                // The publisher may have no file descriptors or memory left, which may pass.
+                return Err(Error::Refused {
+                    key: self.key.clone(),
+                    reason: RefusalReason::NoMemory,
+                    text: format!("it did not announce the {what} within 10 s"),
+                });
             }
             // Only the bell: the futex of the frames changes with each frame.
             self.bell.wait(ticket, left);

@@ -10,8 +10,9 @@ use crate::cuda::Event;
 use crate::error::{Error, Result};
 use crate::memory::Imported;
 use crate::shm::claim;
-use crate::shm::layout::{MAX_SEQ, unpack_index};
+use crate::shm::layout::{FRAME_READER, MAX_SEQ, unpack_index};
 use crate::shm::record::Record;
+use crate::shm::wakeup::Sleeper;
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::clock;
 use crate::sync::interrupt::Interrupt;
@@ -68,8 +69,8 @@ impl std::fmt::Debug for Resolved {
 /// Why there is nothing to take.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pending {
-    /// The publisher has not published the next frame yet.
-    Frame,
+    /// The publisher has not published the next frame yet. `head` and `eos` are the words that were seen.
+    Frame { head: u64, eos: u32 },
     /// This subscriber holds as many frames as its credit allows, and has to release one first.
     Release,
     /// The newest frame was overwritten before it could be claimed. `head` is about to name a newer one.
@@ -81,7 +82,7 @@ enum Pending {
 #[derive(Clone, Copy)]
 struct Tickets {
     bell: u32,
-    futex: u32,
+    wake: u32,
 }
 
 impl FrameReader {
@@ -142,13 +143,13 @@ impl FrameReader {
 
     /// Reads the two words that a sleep waits for. Call it before the poll that decides on the sleep.
     fn tickets(&self) -> Tickets {
-        Tickets {
-            // SYNC(bell/ticket): see `Doorbell`.
-            bell: self.connection.bell.ticket(),
-            // SYNC(futex/head): pairs with the Release in `FramePublisher::publish` and `end`. A frame
-            // that was published before this load is visible to the poll, a later one changes the word.
-            futex: self.connection.control.header().futex.load(Ordering::Acquire),
-        }
+        // SYNC(bell/ticket): see `Doorbell`.
+        Tickets { bell: self.connection.bell.ticket(), wake: self.sleeper().expected() }
+    }
+
+    fn sleeper(&self) -> Sleeper<'_> {
+        let page = self.connection.page.header();
+        Sleeper { sleeping: &page.sleeping, bit: FRAME_READER, futex: &page.wake }
     }
 
     /// Checks the current state: returns the result of the wait (a frame, the end of the stream or of the
@@ -169,7 +170,7 @@ impl FrameReader {
         let h = self.connection.control.header();
         // SYNC(eos/end): pairs with the Release in `FramePublisher::end`; all frames were published before
         // it. Read before `head`.
-        let eos = h.status.eos.load(Ordering::Acquire) != 0;
+        let eos = h.status.eos.load(Ordering::Acquire);
         // SYNC(head/publish): pairs with the Release in `FramePublisher::publish`; record, slot number and
         // index entry of the frame are written.
         let head = h.head.load(Ordering::Acquire);
@@ -186,14 +187,14 @@ impl FrameReader {
                 (None, None) => ControlFlow::Continue(Pending::Overwritten { head }),
             });
         }
-        if eos && head == self.cursor && !wait.past_eos {
+        if eos != 0 && head == self.cursor && !wait.past_eos {
             return Ok(ControlFlow::Break(Next::Eos));
         }
         Ok(match disconnect {
             // Also if there is a frame that cannot be taken because the credit is used up.
             Some(disconnect) => ControlFlow::Break(disconnect.into()),
             None if full => ControlFlow::Continue(Pending::Release),
-            None => ControlFlow::Continue(Pending::Frame),
+            None => ControlFlow::Continue(Pending::Frame { head, eos }),
         })
     }
 
@@ -215,21 +216,27 @@ impl FrameReader {
         deadline: Option<Duration>,
         busy_poll: Duration,
     ) {
-        match pending {
-            Pending::Frame => {}
+        let (head, eos) = match pending {
+            Pending::Frame { head, eos } => (head, eos),
             Pending::Release => {
                 return self.wait_for_release(tickets, deadline.map(|until| until - now));
             }
             Pending::Overwritten { .. } => return std::hint::spin_loop(),
-        }
+        };
         let expected = self.pace.expect(busy_poll).filter(|around| now < around.end);
         if expected.as_ref().is_some_and(|around| around.start <= now) {
             return std::hint::spin_loop();
         }
         let until = expected.map(|around| around.start).into_iter().chain(deadline).min();
-        let futex = (&*self.connection.control.header().futex, tickets.futex);
-        self.connection.bell.wait_or(tickets.bell, futex, until.map(|until| until - now));
-        tracing::trace!(name: "woken", target: "cuframes::steps", "woken");
+        let (sleeper, h) = (self.sleeper(), self.connection.control.header());
+        sleeper.announce();
+        // SYNC(sleep/wake): the publisher either sees the announcement, or stored these words before.
+        if h.head.load(Ordering::Relaxed) == head && h.status.eos.load(Ordering::Relaxed) == eos {
+            let wake = (sleeper.futex, tickets.wake);
+            self.connection.bell.wait_or(tickets.bell, wake, until.map(|until| until - now));
+            tracing::trace!(name: "woken", target: "cuframes::steps", "woken");
+        }
+        sleeper.retract();
     }
 
     /// Sleeps until this subscriber releases a frame.
@@ -274,7 +281,7 @@ impl FrameReader {
             return Err(self.connection.protocol_error("a frame is outside its memory"));
         }
         tracing::trace!(name: "claimed", target: "cuframes::steps", seq);
-        self.wait_until_ready(seq, memory.event(record.slot_in_chunk), wait)?;
+        self.wait_until_ready(slot, seq, memory.event(record.slot_in_chunk), wait)?;
         let (captured, published) = (record.info.captured_ns, record.published_ns);
         tracing::trace!(name: "ready", target: "cuframes::steps", captured, published);
 
@@ -357,18 +364,24 @@ impl FrameReader {
         skipped
     }
 
-    /// Waits for the pixels: a device stores `seq` in `ready` after writing them, or completes the slot's
-    /// event. Host memory is ready when it is published.
+    /// Waits for the pixels: a device stores `seq` in the slot's ready word after writing them, or completes the
+    /// slot's event. Host memory is ready when it is published.
     ///
     /// # Errors
     /// [`Error::Refused`] if the connection ends before, because the publisher may have exited in between,
     /// or after 1 s; [`Error::Interrupted`]; [`Error::Device`].
-    fn wait_until_ready(&self, seq: u64, event: Option<&Event>, wait: &Wait<'_>) -> Result<()> {
-        let ready = &self.connection.control.header().ready;
+    fn wait_until_ready(
+        &self,
+        slot: u32,
+        seq: u64,
+        event: Option<&Event>,
+        wait: &Wait<'_>,
+    ) -> Result<()> {
+        let ready = self.connection.control.ready(slot);
         let is_complete = || -> Result<bool, crate::cuda::Error> {
             // SYNC(ready/complete): pairs with the Release in `FramePublisher::publish`, or with the write
             // of the device, which is ordered after its writes of the pixels.
-            Ok(ready.load(Ordering::Acquire) >= seq && event.map_or(Ok(true), Event::is_done)?)
+            Ok(ready.load(Ordering::Acquire) == seq && event.map_or(Ok(true), Event::is_done)?)
         };
         let mut begin = None;
         while !is_complete()? {

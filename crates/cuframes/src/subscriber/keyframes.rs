@@ -6,6 +6,17 @@ use crate::shm::packet_header::PacketHeader;
 use crate::shm::ring::{Entry, Overwritten, Ring};
 use crate::sync::atomic::Ordering;
 
+/// Result of [`newest_keyframe`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Newest {
+    /// The position of the newest keyframe.
+    At(u64),
+    /// The ring has no keyframe.
+    Missing,
+    /// The next packet is a keyframe, which is about to be complete.
+    Appending,
+}
+
 /// A packet that was found in the ring: its position and its header.
 pub(super) type Found = (u64, PacketHeader);
 
@@ -18,10 +29,15 @@ pub(super) fn read_entry(
     Ok((entry, PacketHeader::from_words(&entry.meta)))
 }
 
-/// Returns the position of the newest keyframe; `None` before the first.
-pub(super) fn newest_keyframe(view: &TrackView) -> Option<u64> {
-    // SYNC(keyframe/append): pairs with the Release in `Track::append`; the packet is written.
-    view.segment.header().keyframe.load(Ordering::Acquire).checked_sub(1)
+/// Finds the newest keyframe of the packets from `tail` to `head`, which were loaded before.
+pub(super) fn newest_keyframe(view: &TrackView, tail: u64, head: u64) -> Newest {
+    // SYNC(keyframe/append): pairs with the Release in `Track::append`.
+    let position = view.segment.header().keyframe.load(Ordering::Acquire).checked_sub(1);
+    match position {
+        Some(position) if position >= head => Newest::Appending,
+        Some(position) if position >= tail => Newest::At(position),
+        _ => Newest::Missing,
+    }
 }
 
 /// Iterates over the keyframes in the ring, from the one at `newest` backwards.

@@ -3,7 +3,9 @@
 
 use super::announcements::TrackView;
 use super::connection::Connection;
-use super::keyframes::{first_or_last, keyframes, newest_keyframe, read_entry, time_of_last};
+use super::keyframes::{
+    Newest, first_or_last, keyframes, newest_keyframe, read_entry, time_of_last,
+};
 use super::wait::{Next, Wait};
 use super::{Counters, Interrupt};
 use crate::error::{Error, Result};
@@ -12,6 +14,7 @@ use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
 use crate::shm::references::decode_references;
 use crate::shm::retention;
 use crate::shm::ring::Entry;
+use crate::shm::wakeup::Sleeper;
 use crate::sync::atomic::Ordering;
 use crate::sync::{clock, lock};
 use crate::types::mode::Mode;
@@ -123,7 +126,7 @@ pub struct PacketReader {
     lost: u64,
     received: u64,
     skipped: u64,
-    /// Index of this reader's entry in the subscriber's page; `None` if all are in use.
+    /// Index of this reader's entry in the subscriber's page; `None` if all are in use, so that it reads nothing.
     entry: Option<usize>,
     /// The packets from this reader's position on are retained by a publisher that waits, or the reader
     /// does not need that.
@@ -211,7 +214,7 @@ impl PacketReader {
     }
 
     fn words(&self) -> Option<&ReaderWords> {
-        Some(&self.connection.page.header().readers[self.entry?])
+        words(&self.connection, self.entry)
     }
 
     /// Returns how many packets were returned, and how many were lost since the first one.
@@ -231,21 +234,21 @@ impl PacketReader {
     /// - [`Error::Protocol`] if the publisher broke the protocol.
     /// - [`Error::Refused`] if the connection ended before the caps of a packet arrived.
     /// - [`Error::Interrupted`] if the interrupt was set while waiting for these caps.
-    /// - [`Error::InvalidConfig`] if this subscriber has [`Mode::Strict`] and already has 16 readers.
+    /// - [`Error::InvalidConfig`] if this subscriber already has 16 readers.
     /// - [`Error::System`] if there is no memory for the packet.
     pub fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Packet>> {
         let connection = self.connection.clone();
-        if self.is_lossless() && self.entry.is_none() {
-            let problem = format!(
-                "in strict mode has at most {MAX_READERS} packet readers: connect another one"
-            );
+        let Some((bit, words)) = self.entry.zip(words(&connection, self.entry)) else {
+            let problem = format!("has at most {MAX_READERS} packet readers: connect another one");
             return Err(Error::InvalidConfig { what: "A subscriber", problem });
-        }
+        };
+        let sleeping = &connection.page.header().sleeping;
+        let sleeper = Sleeper { sleeping, bit: bit as u32, futex: &words.wake };
         let deadline = wait.timeout.and_then(clock::deadline_after);
         let mut last = None;
         loop {
             // SYNC(bell/ticket): read before everything that the sleep below waits for.
-            let ticket = connection.bell.ticket();
+            let (ticket, expected) = (connection.bell.ticket(), sleeper.expected());
             if wait.interrupt.is_set() {
                 return Ok(Next::Interrupted);
             }
@@ -262,15 +265,13 @@ impl PacketReader {
             if self.view.is_none() {
                 self.view = lock(&connection.state).tracks.get(&self.track).cloned();
             }
-            let mut futex = 0;
+            let mut seen = None;
             if let Some(view) = self.view.clone() {
                 let h = view.segment.header();
-                // SYNC(futex/head): pairs with the Release of the publisher's wake-up. A packet that was
-                // published before this load is visible to the step, a later one changes the word.
-                futex = h.futex.load(Ordering::Acquire);
                 // SYNC(eos/end): pairs with the Release in `Track::end`; all packets were published before
                 // it. Read before the packets.
-                let eos = h.eos.load(Ordering::Acquire) != 0;
+                let eos = h.eos.load(Ordering::Acquire);
+                seen = Some((h.head.load(Ordering::Relaxed), eos));
                 if !self.retained
                     && disconnect.is_none()
                     && !retention::is_retained(&h.reclaim, &h.tail)
@@ -295,7 +296,7 @@ impl PacketReader {
                     }
                     Step::Again => continue,
                     // A reader without a start continues to wait for it, also at the end of the track.
-                    Step::Nothing if eos && !wait.past_eos && !self.waits_for_start() => {
+                    Step::Nothing if eos != 0 && !wait.past_eos && !self.waits_for_start() => {
                         return Ok(Next::Eos);
                     }
                     Step::Nothing => {}
@@ -307,12 +308,17 @@ impl PacketReader {
             if timed_out {
                 return Ok(Next::TimedOut);
             }
-            match &self.view {
-                Some(view) => {
-                    connection.bell.wait_or(ticket, (&view.segment.header().futex, futex), left);
-                }
-                None => connection.bell.wait(ticket, left),
+            let Some((view, seen)) = self.view.as_ref().zip(seen) else {
+                connection.bell.wait(ticket, left);
+                continue;
+            };
+            let h = view.segment.header();
+            sleeper.announce();
+            // SYNC(sleep/wake): the publisher either sees the announcement, or stored these words before.
+            if (h.head.load(Ordering::Relaxed), h.eos.load(Ordering::Relaxed)) == seen {
+                connection.bell.wait_or(ticket, (sleeper.futex, expected), left);
             }
+            sleeper.retract();
         }
     }
 
@@ -349,7 +355,11 @@ impl PacketReader {
         };
         if position < tail {
             self.need_keyframe = true;
-            self.position = Some(newest_keyframe(view).filter(|k| *k >= tail).unwrap_or(tail));
+            self.position = Some(match newest_keyframe(view, tail, head) {
+                Newest::At(keyframe) => keyframe,
+                Newest::Appending => head,
+                Newest::Missing => tail,
+            });
             return Ok(Step::Again);
         }
         if position == head {
@@ -441,7 +451,12 @@ impl PacketReader {
     /// Returns the position to start at; `None` if no packet satisfies `start` yet.
     fn find_start(&self, view: &TrackView, tail: u64, head: u64) -> Option<u64> {
         let ring = view.segment.ring();
-        let newest = newest_keyframe(view).filter(|k| *k >= tail);
+        let newest = match newest_keyframe(view, tail, head) {
+            Newest::At(keyframe) => Some(keyframe),
+            Newest::Missing => None,
+            // The reader may start at that keyframe, so that it cannot give up anything yet.
+            Newest::Appending => return None,
+        };
         let was_present = |meta: &PacketHeader| meta.published_ns <= self.created_ns;
         let found = match &self.start {
             Start::LatestKeyframe => first_or_last(keyframes(ring, newest), was_present),
@@ -474,6 +489,11 @@ impl PacketReader {
         }
         found.map(|(at, _)| at)
     }
+}
+
+/// Returns the words of a reader's entry.
+fn words(connection: &Connection, entry: Option<usize>) -> Option<&ReaderWords> {
+    Some(&connection.page.header().readers[entry?])
 }
 
 impl Drop for PacketReader {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cuframes::{Counters, Credit, Mode, Next, Policy, Publisher, PublisherEvent, RefusalReason};
 use testing::{CAPS, FrameLog, SIZE, TestDir, info, until};
 
-use crate::fixture::{HASTE, MemoryFixture, PATIENT, asleep, hurry, intact, publish};
+use crate::fixture::{HASTE, MemoryFixture, PATIENT, asleep, fits, hurry, intact, publish};
 
 /// A strict subscriber that keeps up costs no more memory than others. One that lags gets as many frames as
 /// there are slots.
@@ -222,11 +222,12 @@ pub(crate) fn leaving_subscriber_costs_others_no_frame<M: MemoryFixture>(test: &
             let frame = viewer.frame();
             assert_eq!((frame.seq, frame.skipped), (n, 0));
         }
-        for n in 8.. {
+        let mut n = 7;
+        until(|| {
+            n += 1;
             publish::<M>(&publisher, n);
-            if publisher.stats().pool.slots == 1 + 5 + 1 {
-                break;
-            }
-        }
+            assert_eq!(viewer.frame().seq, n);
+            fits(publisher.stats().pool.slots, 1 + 5 + 1)
+        });
     }
 }

@@ -130,3 +130,8 @@ pub(crate) fn connect(test: &TestDir, config: SubscriberConfig) -> Result<Subscr
     let config = SubscriberConfig { runtime_dir: Some(test.dir.clone()), ..config };
     Subscriber::connect(config, None, &Interrupt::new().unwrap())
 }
+
+/// Returns whether a pool that needs so many slots has them, and at most as many more as a chunk has.
+pub(crate) fn fits(slots: u32, needed: u32) -> bool {
+    (needed..needed + 4).contains(&slots)
+}

@@ -4,7 +4,7 @@
 use cuframes::{Mode, Policy};
 use testing::{CAPS, SIZE, TestDir, info, until};
 
-use crate::fixture::{HASTE, MemoryFixture, PATIENT, hurry, intact, publish, publish_sized};
+use crate::fixture::{HASTE, MemoryFixture, PATIENT, fits, hurry, intact, publish, publish_sized};
 
 /// Bigger, smaller, and the same size under other caps.
 pub(crate) const FORMATS: [(&str, usize); 5] =
@@ -52,7 +52,7 @@ pub(crate) fn frames_keep_format<M: MemoryFixture>(test: &TestDir) {
     held.clear();
     until(|| {
         publish::<M>(&publisher, publisher.stats().pool.published + 1);
-        publisher.stats().pool.slots == 10 + 8 + 2 + 1
+        fits(publisher.stats().pool.slots, 10 + 8 + 2 + 1)
     });
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn frames_keep_format_for_late_subscriber<M: MemoryFixture>(test: &Te
 
 /// There is room for two pools of slots, not for three.
 pub(crate) fn size_changes_before_old_frames_are_taken<M: MemoryFixture>(test: &TestDir) {
-    for (policy, received) in [(Policy::Drop, 2 + 60), (PATIENT, 3 * 60)] {
+    for policy in [Policy::Drop, PATIENT] {
         let publisher = test.publisher(M::backend(), |c| {
             (c.policy, c.window, c.max_subscribers, c.max_frames_per_subscriber) =
                 (policy, 2, 1, 8);
@@ -93,7 +93,11 @@ pub(crate) fn size_changes_before_old_frames_are_taken<M: MemoryFixture>(test: &
         let viewer = hurry(viewer);
         publish(SIZE * 9);
         publisher.end_of_frames();
-        assert_eq!(viewer.join().unwrap(), received);
+        let received = viewer.join().unwrap();
+        // Without waiting, at least the window of the old frames and all of the new ones.
+        let all = 3 * 60;
+        let expected = if policy == Policy::Drop { 2 + 60..=all } else { all..=all };
+        assert!(expected.contains(&received), "{received}");
     }
 }
 

@@ -10,6 +10,7 @@ mod joining;
 mod lifetime;
 mod packets;
 mod timeouts;
+mod wakeups;
 
 macro_rules! conformance {
     ($memory:ident, $fixture:ident $(, $ignore:meta)?) => {

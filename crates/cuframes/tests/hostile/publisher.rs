@@ -148,7 +148,7 @@ fn publisher_with_other_version_is_reported() {
         case("a track has no valid header", |s| s.track.set(0, &[1])),
     ];
     for version in [0, 1, 2, u32::MAX] {
-        let text = format!("layout version {version}, this side knows 3");
+        let text = format!("layout version {version}, this side knows 4");
         let word = pair(version, 4);
         cases.push(case(&text, move |s| s.control.set(at::VERSION, &[word])));
         cases.push(case(&text, move |s| s.page.set(at::VERSION, &[word])));

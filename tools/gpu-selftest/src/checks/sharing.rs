@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cuframes::cuda::{Context, DeviceMemory, Event, HostAccess, RegisteredHost, Stream};
 use cuframes::memory::{Backend, Kind};
-use cuframes::{FrameInfo, Publisher, PublisherConfig, SharedWord};
+use cuframes::{FrameInfo, Publisher, PublisherConfig, SharedWords};
 
 use crate::page::SharedPage;
 use crate::peer::Peer;
@@ -175,7 +175,7 @@ impl Pair {
     /// Publishes [`FRAMES`] frames before they are written, to a subscriber that releases each before it
     /// has read it. Only stream order keeps the two apart.
     fn publish_frames(&mut self, release: &str) -> Outcome<Tally> {
-        let SharedWord { base: at, len, offset, keep_alive: keep } = self.publisher.ready_word();
+        let SharedWords { base: at, len, keep_alive: keep } = self.publisher.ready_words();
         let access = HostAccess::ReadWrite;
         // SAFETY: mapped for writing while `keep` exists, and read through atomics.
         let control = unsafe { RegisteredHost::new(&self.context, at, len, access, keep) }?;
@@ -188,7 +188,7 @@ impl Pair {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             };
-            let address = loan.address();
+            let (address, offset) = (loan.address(), loan.ready_offset());
             // The frame is visible before its first byte is written.
             let seq = self.publisher.publish_unready(loan, &frame_info());
             // SAFETY: the stream is synchronized below, before the ballast and the slot's chunk go.

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Wake-ups of subscribers: a thread that waits for a frame or packet sleeps on a futex of its own, and the
+//! publisher wakes only threads that sleep.
+//!
+//! Whoever has mapped a futex, even for reading only, can wake the threads that sleep on it, or move them to
+//! another futex (`FUTEX_REQUEUE`), where nobody wakes them. So the futex is in the subscriber's own page, which no
+//! other subscriber maps. The page also has the word `sleeping` with one bit for each thread: the publisher saves
+//! the system call for threads that are awake.
+//!
+//! ```text
+//! subscriber                                publisher: a new frame, packet or end
+//!   expected = futex                          head = …
+//!   check: no new item                        ── SC fence ──
+//!   sleeping |= bit                           sleeping has the bit ?  yes: sleeping &= !bit
+//!   ── SC fence ──                                                         futex += 1, FUTEX_WAKE
+//!   check again: no new item
+//!   sleep while futex == expected
+//!   sleeping &= !bit
+//! ```
+//!
+//! # Why no wake-up is lost
+//!
+//! All `SeqCst` fences have one total order; the pair is named SYNC(sleep/wake).
+//!
+//! - The publisher's fence is first: the subscriber's second check sees the new item.
+//! - The subscriber's fence is first: the publisher sees the bit, or another thread of the publisher has taken the
+//!   bit and is about to change the futex.
+//!
+//! Whoever takes the bit changes the futex afterwards. The subscriber reads `expected` before it sets the bit. So if
+//! the bit was taken after it was set, the futex changes after `expected` was read, and the subscriber does not
+//! sleep, or is woken.
+//!
+//! A subscriber that writes anything else to these words harms only itself: at worst it is not woken, or costs the
+//! publisher one system call for each item.
+
+use crate::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::sync::futex;
+
+/// The words with which one thread of a subscriber sleeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Sleeper<'a> {
+    /// [`PageHeader::sleeping`](super::layout::PageHeader::sleeping), or another word in a model.
+    pub sleeping: &'a AtomicU32,
+    /// Number of the thread's bit in `sleeping`.
+    pub bit: u32,
+    /// The futex that the thread sleeps on.
+    pub futex: &'a AtomicU32,
+}
+
+impl Sleeper<'_> {
+    fn mask(&self) -> u32 {
+        1 << self.bit
+    }
+
+    /// Subscriber: returns the value to sleep on. Call it before [`Sleeper::announce`].
+    pub fn expected(&self) -> u32 {
+        // SYNC(wake/expected): pairs with the Release in `wake`. A thread that reads the value of a wake-up sees the
+        // item that caused it, and the cleared bit.
+        self.futex.load(Ordering::Acquire)
+    }
+
+    /// Subscriber: announces that this thread is about to sleep. Check for a new item afterwards, and sleep only if
+    /// there is none.
+    pub fn announce(&self) {
+        // SYNC(wake/expected): Release; the value to sleep on was read before. SYNC(reader/register): a publisher that
+        // sees the bit also sees the track of this reader.
+        self.sleeping.fetch_or(self.mask(), Ordering::Release);
+        // SYNC(sleep/wake): pairs with the fence in `before_wakeups`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Subscriber: takes the announcement back. Returns whether the publisher had taken it, to wake this thread.
+    pub fn retract(&self) -> bool {
+        self.sleeping.load(Ordering::Relaxed) & self.mask() == 0
+            || self.sleeping.fetch_and(!self.mask(), Ordering::Relaxed) & self.mask() == 0
+    }
+
+    /// Publisher: wakes the thread if it sleeps or is about to, and returns whether it did. Call
+    /// [`before_wakeups`] after storing the item and before the first call.
+    pub fn wake(&self) -> bool {
+        if self.sleeping.load(Ordering::Relaxed) & self.mask() == 0 {
+            return false;
+        }
+        // The thread that clears the bit is the one that wakes, so that two threads cost one system call.
+        // SYNC(wake/expected): Acquire pairs with the Release in `announce`, so that the futex changes after the
+        // subscriber has read it.
+        if self.sleeping.fetch_and(!self.mask(), Ordering::Acquire) & self.mask() == 0 {
+            return false;
+        }
+        // SYNC(wake/expected): pairs with the Acquire in `expected`.
+        self.futex.fetch_add(1, Ordering::Release);
+        futex::wake_all(self.futex);
+        true
+    }
+}
+
+/// Publisher: orders a new item before the checks of [`Sleeper::wake`].
+pub fn before_wakeups() {
+    // SYNC(sleep/wake): pairs with the fence in `Sleeper::announce`.
+    fence(Ordering::SeqCst);
+}
