@@ -112,19 +112,17 @@ impl BaseSinkImpl for PacketSink {
         })?;
         let mut state = lock(&self.state);
         let caps = caps.to_string();
-        if let Some(track) = &state.track {
-            track.set_caps(&caps);
-            return Ok(());
-        }
-        match publisher.add_track(*number, &caps, publication.track_config()) {
-            Ok(track) => state.track = Some(track),
-            Err(e) => {
-                drop(state);
-                post_error(self, &e);
-                return Err(gst::loggable_error!(CAT, "{e}"));
-            }
-        }
-        Ok(())
+        let set = match &state.track {
+            Some(track) => track.set_caps(&caps),
+            None => publisher
+                .add_track(*number, &caps, publication.track_config())
+                .map(|track| state.track = Some(track)),
+        };
+        drop(state);
+        set.map_err(|e| {
+            post_error(self, &e);
+            gst::loggable_error!(CAT, "{e}")
+        })
     }
 
     fn render(&self, buffer: &gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {

@@ -33,9 +33,10 @@ const OTHERS: [&str; 18] = [
 ];
 
 /// Sentences without advice.
-const WITHOUT_ADVICE: [&str; 12] = [
+const WITHOUT_ADVICE: [&str; 13] = [
     // Subjects of sentences whose second part has the advice, and a sentence that another literal continues.
     "A subscriber",
+    "The caps",
     "The frame pool",
     "The packet buffer's number of bytes",
     "The socket's group",

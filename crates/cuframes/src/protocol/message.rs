@@ -5,7 +5,7 @@
 //! length in bytes (u32) and UTF-8. The last field ends the message. The type determines the number of fds.
 
 use super::status::PublisherStatus;
-use super::wire::{HELLO_MAGIC, MAX_MESSAGE, MAX_NAME, Malformed, Reader, Writer};
+use super::wire::{HELLO_MAGIC, MAX_CAPS, MAX_MESSAGE, MAX_NAME, Malformed, Reader, Writer};
 use crate::types::mode::Mode;
 use crate::types::refusal::RefusalReason;
 
@@ -202,7 +202,7 @@ impl Message {
                 index: r.u32()?,
             },
             REFUSED => Self::Refused { reason: r.u32()?.into(), text: r.text(MAX_MESSAGE)? },
-            FORMAT => Self::Format { generation: r.u32()?, caps: r.text(MAX_MESSAGE)? },
+            FORMAT => Self::Format { generation: r.u32()?, caps: r.text(MAX_CAPS)? },
             CHUNK => Self::Chunk {
                 id: r.u32()?,
                 kind: r.u32()?,
@@ -213,11 +213,9 @@ impl Message {
             },
             RETIRE => Self::Retire { chunk: r.u32()? },
             TRACK => Self::Track { track: r.u32()?, bytes: r.u64()? },
-            TRACK_FORMAT => Self::TrackFormat {
-                track: r.u32()?,
-                generation: r.u32()?,
-                caps: r.text(MAX_MESSAGE)?,
-            },
+            TRACK_FORMAT => {
+                Self::TrackFormat { track: r.u32()?, generation: r.u32()?, caps: r.text(MAX_CAPS)? }
+            }
             BYE => Self::Bye { reason: r.u32()?.into(), text: r.text(MAX_MESSAGE)? },
             LEAVE => Self::Leave,
             STATUS_REQUEST => Self::StatusRequest { versions: r.versions()?, from: r.u64()? },

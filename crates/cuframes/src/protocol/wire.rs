@@ -3,10 +3,14 @@
 
 use std::fmt;
 
+use crate::error::{Error, Result};
 use crate::types::mode::Mode;
 
 /// Maximum size of a message in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// Maximum size of the caps of a format in bytes: FORMAT and TRACK_FORMAT have room for them and their other fields.
+pub const MAX_CAPS: usize = 60 << 10;
 
 /// Maximum size of a name in bytes. The sender truncates a longer one, the receiver rejects it.
 pub const MAX_NAME: usize = 255;
@@ -62,6 +66,22 @@ impl fmt::Display for Malformed {
 }
 
 impl std::error::Error for Malformed {}
+
+/// Checks that subscribers accept caps. One that gets other caps ends its connection.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] if the caps are longer than [`MAX_CAPS`] or contain control characters.
+pub fn check_caps(caps: &str) -> Result<()> {
+    let problem = if caps.len() > MAX_CAPS {
+        let len = caps.len();
+        format!("have {len} bytes: shorten them to {MAX_CAPS}, for example a long streamheader")
+    } else if let Some(c) = caps.chars().find(|c| c.is_control()) {
+        format!("contain the control character {c:?}: remove or escape it")
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidConfig { what: "The caps", problem })
+}
 
 /// First field of HELLO and STATUS_REQUEST.
 pub const HELLO_MAGIC: u64 = crate::shm::layout::MAGIC;

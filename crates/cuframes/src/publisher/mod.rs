@@ -31,6 +31,7 @@ pub use track::{PushError, Track, TrackConfig, TrackStats};
 
 use crate::error::{Context, Error, Result};
 use crate::memory::Backend;
+use crate::protocol::wire::check_caps;
 use crate::shm::layout::MAX_SLOTS;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::process::Owner;
@@ -245,8 +246,10 @@ impl Publisher {
     /// slots are freed when their frames are no longer needed.
     ///
     /// # Errors
-    /// There is no memory or no slot number for a single slot.
+    /// The caps are longer than 61,440 bytes or contain control characters ([`Error::InvalidConfig`]); the previous
+    /// format then stays in effect. Or there is no memory or no slot number for a single slot.
     pub fn set_format(&self, caps: &str, frame_size: usize) -> Result<()> {
+        check_caps(caps)?;
         self.frames.set_format(caps, frame_size, None)
     }
 
@@ -260,6 +263,7 @@ impl Publisher {
         caps: &str,
         frame_size: usize,
     ) -> Result<()> {
+        check_caps(caps)?;
         self.frames.set_format(caps, frame_size, Some(backend))
     }
 
@@ -358,9 +362,10 @@ impl Publisher {
     /// these caps; its packets and its configuration stay, so that its readers continue.
     ///
     /// # Errors
-    /// `config.bytes` is impossible, or the system has no memory or file descriptors left
-    /// ([`Error::System`]).
+    /// `config.bytes` is impossible, the caps are as described at [`Track::set_caps`], or the system has no memory or
+    /// file descriptors left ([`Error::System`]). An existing track then keeps its caps.
     pub fn add_track(&self, track: u32, caps: &str, config: TrackConfig) -> Result<Track> {
+        check_caps(caps)?;
         let mut tracks = lock(&self.tracks);
         if let Some(existing) = tracks.iter().find(|t| t.id() == track) {
             existing.set_caps(caps);

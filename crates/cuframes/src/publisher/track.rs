@@ -11,6 +11,7 @@ use super::frames::FramePublisher;
 use super::registry::{Registry, SubscriberHandle, SubscriberSnapshot};
 use crate::error::{Context, Error, Result};
 use crate::protocol::message::Message;
+use crate::protocol::wire::check_caps;
 use crate::shm::layout::{
     LAYOUT_VERSION, MAGIC, READER_ANY_TRACK, READER_LOSSLESS, ReaderWords, TrackHeader,
 };
@@ -117,8 +118,14 @@ impl std::fmt::Debug for Track {
 
 impl Track {
     /// Sets the caps of all later packets.
-    pub fn set_caps(&self, caps: &str) {
+    ///
+    /// # Errors
+    /// The caps are longer than 61,440 bytes or contain control characters ([`Error::InvalidConfig`]). The previous
+    /// caps then stay in effect.
+    pub fn set_caps(&self, caps: &str) -> Result<()> {
+        check_caps(caps)?;
         self.0.set_caps(caps);
+        Ok(())
     }
 
     /// Publishes a packet and returns its sequence number, which starts at 0. `info` and `data` are
@@ -235,6 +242,7 @@ impl TrackWriter {
         self.id
     }
 
+    /// Sets the caps of all later packets. The caller has checked them.
     pub(super) fn set_caps(&self, caps: &str) {
         let mut state = lock(&self.state);
         let State { writer, generation, generations, .. } = &mut *state;

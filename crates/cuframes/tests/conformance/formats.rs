@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Formats and sizes that change while frames flow.
 
-use cuframes::{Mode, Policy};
+use cuframes::protocol::wire::MAX_CAPS;
+use cuframes::{Error, Mode, Policy};
 use testing::{CAPS, SIZE, TestDir, info, until};
 
 use crate::fixture::{HASTE, MemoryFixture, PATIENT, fits, hurry, intact, publish, publish_sized};
@@ -69,6 +70,34 @@ pub(crate) fn frames_keep_format_for_late_subscriber<M: MemoryFixture>(test: &Te
     let frame = viewer.frame();
     assert_eq!((frame.seq, &*frame.caps, frame.info.size), (2, "other", SIZE * 3));
     intact::<M>(&frame);
+}
+
+/// Caps that a subscriber does not accept: too long, or with control characters.
+pub(crate) fn rejected_caps() -> [String; 4] {
+    ["c".repeat(MAX_CAPS + 1), "a\nb".into(), "\0".into(), "\u{9f}".into()]
+}
+
+pub(crate) fn rejected_caps_change_nothing<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |c| c.window = 10);
+    let mut at_once = test.subscriber(|c| c.mode = Mode::Strict);
+    let longest = "c".repeat(MAX_CAPS);
+    for (n, caps) in [(1, CAPS), (2, &longest)] {
+        if n == 2 {
+            publisher.set_format(caps, SIZE).unwrap();
+        }
+        for rejected in rejected_caps() {
+            let errors = [
+                publisher.set_format(&rejected, SIZE * 3),
+                publisher.set_format_in(M::backend(), &rejected, SIZE * 3),
+            ];
+            for error in errors.map(Result::unwrap_err) {
+                assert!(matches!(error, Error::InvalidConfig { what: "The caps", .. }), "{error}");
+            }
+        }
+        publish::<M>(&publisher, n);
+        assert_eq!(&*at_once.frame().caps, caps);
+    }
+    assert_eq!(&*test.subscriber(|_| {}).frame().caps, longest);
 }
 
 /// There is room for two pools of slots, not for three.

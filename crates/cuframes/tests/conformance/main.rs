@@ -40,6 +40,7 @@ macro_rules! conformance {
                 lifetime::dropped_loan_is_free_again
                 formats::frames_keep_format
                 formats::frames_keep_format_for_late_subscriber
+                formats::rejected_caps_change_nothing
                 formats::size_changes_before_old_frames_are_taken
                 formats::loans_have_size_of_format
                 joining::join_is_refused_when_full

@@ -4,7 +4,7 @@
 use cuframes::info::{PublisherStatus, SubscriberStatus, TrackStatus};
 use cuframes::memory::Kind;
 use cuframes::protocol::message::{Hello, Message, VERSIONS};
-use cuframes::protocol::wire::{MAX_NAME, Malformed};
+use cuframes::protocol::wire::{MAX_CAPS, MAX_MESSAGE, MAX_NAME, Malformed, check_caps};
 use cuframes::{Mode, RefusalReason};
 
 use proptest::collection::vec;
@@ -202,5 +202,29 @@ proptest! {
             bytes[at] = byte;
         }
         check_strange(&bytes);
+    }
+}
+
+/// Publishers check caps by the rules of the receiver.
+#[test]
+fn caps_are_limited_on_both_sides() {
+    let check = |caps: &str, accepted: bool| {
+        assert_eq!(check_caps(caps).is_ok(), accepted);
+        let (track, generation) = (1, 2);
+        for message in [
+            Message::Format { generation, caps: caps.into() },
+            Message::TrackFormat { track, generation, caps: caps.into() },
+        ] {
+            let bytes = message.encode();
+            assert!(!accepted || bytes.len() <= MAX_MESSAGE);
+            let expected = if accepted { Ok(message) } else { Err(Malformed::Text) };
+            assert_eq!(Message::decode(&bytes, 0), expected);
+        }
+    };
+    for caps in ["", "video/x-raw", &"c".repeat(MAX_CAPS), &"\u{e4}".repeat(MAX_CAPS / 2)] {
+        check(caps, true);
+    }
+    for caps in [&"c".repeat(MAX_CAPS + 1), "a\nb", "\0", "\u{7f}", "\u{9f}"] {
+        check(caps, false);
     }
 }

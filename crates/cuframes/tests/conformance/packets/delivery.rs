@@ -5,10 +5,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cuframes::{Counters, Next, PacketInfo, ReferenceTimestamp, RefusalReason, Start, Wait};
+use cuframes::protocol::wire::MAX_CAPS;
+use cuframes::{
+    Counters, Error, Next, PacketInfo, ReferenceTimestamp, RefusalReason, Start, TrackConfig, Wait,
+};
 
 use super::{LONG, Reader, Source, bounds, info};
 use crate::fixture::asleep;
+use crate::formats::rejected_caps;
 use testing::item;
 
 /// Returns the bytes of packet `seq`: up to a few kB, some much longer, some empty.
@@ -119,10 +123,10 @@ fn caps_change_at_their_packet() {
         match caps {
             "a" => {}
             "-c" => {
-                source.track.set_caps("never used");
-                source.track.set_caps(caps);
+                source.track.set_caps("never used").unwrap();
+                source.track.set_caps(caps).unwrap();
             }
-            _ => source.track.set_caps(caps),
+            _ => source.track.set_caps(caps).unwrap(),
         }
         source.push("K-----");
         for _ in 0..6 {
@@ -141,6 +145,35 @@ fn caps_change_at_their_packet() {
         generations.push((caps, packets[0].generation));
     }
     assert!(generations.windows(2).all(|w| (w[0].0 == w[1].0) == (w[0].1 == w[1].1)));
+}
+
+#[test]
+fn rejected_caps_change_nothing() {
+    let source = Source::new("packets-caps-limit", bounds(1 << 20, LONG));
+    let mut reader = source.reader(Start::default());
+    let longest = "c".repeat(MAX_CAPS);
+    for caps in ["a", &longest] {
+        if caps != "a" {
+            source.track.set_caps(caps).unwrap();
+        }
+        for rejected in rejected_caps() {
+            let error = source.track.set_caps(&rejected).unwrap_err();
+            assert!(matches!(error, Error::InvalidConfig { what: "The caps", .. }), "{error}");
+            let again = source.publisher.add_track(0, &rejected, TrackConfig::default());
+            assert!(matches!(again, Err(Error::InvalidConfig { what: "The caps", .. })));
+        }
+        source.push("K");
+        assert_eq!(&*reader.packet().caps, caps);
+    }
+    // A track is not added either.
+    for rejected in rejected_caps() {
+        assert!(source.publisher.add_track(1, &rejected, TrackConfig::default()).is_err());
+    }
+    assert_eq!(source.publisher.stats().tracks.len(), 1);
+    let mut late = source.reader(Start::OldestKeyframe);
+    for caps in ["a", &longest] {
+        assert_eq!(&*late.packet().caps, caps);
+    }
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn caps_of_overwritten_packets_are_dropped() {
     let source = Source::new("packets-forgotten", bounds(8 * room(1), LONG));
     let mut reader = source.reader(Start::default());
     for n in 0..300 {
-        source.track.set_caps(&format!("caps {n}"));
+        source.track.set_caps(&format!("caps {n}")).unwrap();
         source.push("K");
         let packet = reader.packet();
         assert_eq!(*packet.caps, format!("caps {n}"));
