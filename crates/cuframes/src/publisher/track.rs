@@ -247,7 +247,12 @@ impl TrackWriter {
         let mut state = lock(&self.state);
         let State { writer, generation, generations, .. } = &mut *state;
         *generation += 1;
-        generations.push_back(Generation { number: *generation, start: writer.head() });
+        let start = writer.head();
+        // The last generation has no packets if it starts at the head. Its caps are never used.
+        if generations.back().is_some_and(|last| last.start == start) {
+            generations.pop_back();
+        }
+        generations.push_back(Generation { number: *generation, start });
         // The oldest generation has no packets if the next one starts at or before the tail.
         while generations.get(1).is_some_and(|next| next.start <= writer.tail()) {
             generations.pop_front();
@@ -426,5 +431,35 @@ impl TrackWriter {
             truncated_gops: state.truncated_gops,
             bytes: self.config.bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frames::FramePublisherConfig;
+    use super::*;
+    use crate::memory::host::HostBackend;
+
+    #[test]
+    fn generations_without_packets_do_not_accumulate() {
+        let registry = Arc::new(Registry::new().unwrap());
+        let config = FramePublisherConfig { window: 1, policy: Policy::Drop, credits: 1, epoch: 1 };
+        let frames = FramePublisher::new(Arc::new(HostBackend), registry.clone(), config).unwrap();
+        let writer =
+            TrackWriter::new(0, TrackConfig::default(), registry, Arc::new(frames)).unwrap();
+        let generations = || -> Vec<(u32, u64)> {
+            lock(&writer.state).generations.iter().map(|g| (g.number, g.start)).collect()
+        };
+        let keyframe = PacketInfo { keyframe: true, ..Default::default() };
+        for _ in 0..100 {
+            writer.set_caps("no packet has these");
+        }
+        assert_eq!(generations(), [(100, 0)]);
+        writer.push(keyframe, &[], &|| false).unwrap();
+        let head = lock(&writer.state).writer.head();
+        for _ in 0..100 {
+            writer.set_caps("no packet has these either");
+        }
+        assert_eq!(generations(), [(100, 0), (200, head)]);
     }
 }
