@@ -4,6 +4,8 @@
 use std::str::FromStr;
 
 use crate::gstcuda::GstCuda;
+use cuframes::Error;
+use cuframes::protocol::wire::check_caps;
 
 /// Caps feature of frames in GPU memory.
 pub(crate) const CUDA_MEMORY: &str = "memory:CUDAMemory";
@@ -102,8 +104,31 @@ const MAX_BRACKETS: usize = 64;
 /// The number of brackets is limited, because GStreamer's parser is recursive: some thousand nested
 /// brackets overflow a thread's stack.
 pub(crate) fn parse_caps(text: &str) -> Option<gst::Caps> {
-    let brackets = text.bytes().filter(|byte| b"{<[".contains(byte)).count();
-    (brackets <= MAX_BRACKETS).then(|| gst::Caps::from_str(text).ok())?
+    (brackets(text) <= MAX_BRACKETS).then(|| gst::Caps::from_str(text).ok())?
+}
+
+/// Returns caps as the text that sources parse.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] if sources reject the text.
+pub(crate) fn caps_text(caps: &gst::Caps) -> Result<String, Error> {
+    let text = caps.to_string();
+    check_caps(&text)?;
+    let brackets = brackets(&text);
+    let problem = if brackets > MAX_BRACKETS {
+        format!(
+            "have {brackets} opening brackets: use at most {MAX_BRACKETS}, for example by fewer lists"
+        )
+    } else if parse_caps(&text).is_none() {
+        "have a value that GStreamer can't write as text, such as an object: remove it".to_owned()
+    } else {
+        return Ok(text);
+    };
+    Err(Error::InvalidConfig { what: "The caps", problem })
+}
+
+fn brackets(text: &str) -> usize {
+    text.bytes().filter(|byte| b"{<[".contains(byte)).count()
 }
 
 /// Size of one plane of a picture.

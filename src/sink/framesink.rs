@@ -15,7 +15,7 @@ use super::pool::{Flushing, slot_buffer};
 use super::publication::Publication;
 use super::settings::{Memory, SyncMode};
 use super::slot_memory;
-use crate::caps::{CUDA_MEMORY, is_cuda};
+use crate::caps::{CUDA_MEMORY, caps_text, is_cuda};
 use crate::gstcuda::{self, ContextSlot, CudaContext};
 use crate::log::CAT;
 use crate::messages::post_error;
@@ -334,6 +334,15 @@ impl BaseSinkImpl for FrameSink {
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let info = gst_video::VideoInfo::from_caps(caps)
             .map_err(|_| gst::loggable_error!(CAT, "Not a raw video format ({caps}): put a decoder or videoconvert in front of cuframessink"))?;
+        if let Err(e) = caps_text(caps) {
+            let key = self.published().key();
+            gst::element_imp_error!(
+                self,
+                gst::CoreError::Negotiation,
+                ("The frames of pad sink of '{key}' can't be published. {e}")
+            );
+            return Err(gst::loggable_error!(CAT, "{e}"));
+        }
         // The kind of memory is known with the first frame.
         let mut state = lock(&self.state);
         state.format = Some((caps.clone(), info));

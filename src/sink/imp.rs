@@ -81,8 +81,9 @@ impl CuframesSink {
                 obj.imp().post_event(event);
             }
         };
+        let key = config.key.clone();
         let publisher = Publisher::open(config, self.publication.host.clone(), on_event)?;
-        self.publication.open(publisher, settings.track_config());
+        self.publication.open(publisher, key, settings.track_config());
         Ok(())
     }
 

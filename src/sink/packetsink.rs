@@ -9,7 +9,7 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
 use super::publication::Publication;
-use crate::caps::{always_template, packet_caps};
+use crate::caps::{always_template, caps_text, packet_caps};
 use crate::log::CAT;
 use crate::messages::post_error;
 use crate::meta;
@@ -23,6 +23,10 @@ struct State {
     offset: MonotonicOffset,
     /// The last packet was rejected, so the next one is discontinuous.
     gap: bool,
+    /// Subscribers would reject the caps, so packets are left out until there are others.
+    caps_rejected: bool,
+    /// Packets are left out until a keyframe, because they depend on packets that were.
+    awaits_keyframe: bool,
     /// The warning about truncated groups of pictures was posted.
     warned_truncated: bool,
 }
@@ -54,6 +58,20 @@ impl super::PacketSink {
 impl PacketSink {
     fn setup(&self) -> &Setup {
         self.setup.get().expect("set by new")
+    }
+
+    /// Leaves out all packets until the caps change. The other pads of the bin are unaffected.
+    fn reject_caps(&self, problem: &cuframes::Error) {
+        if std::mem::replace(&mut lock(&self.state).caps_rejected, true) {
+            return;
+        }
+        let Setup { publication, track } = self.setup();
+        let key = publication.key();
+        gst::element_imp_warning!(
+            self,
+            gst::StreamError::Format,
+            ("The packets of pad packets_{track} of '{key}' are left out until their caps change. {problem}")
+        );
     }
 
     /// Drops the track. The bin calls this when it leaves PAUSED, because GstBaseSink calls `stop` only on
@@ -110,8 +128,15 @@ impl BaseSinkImpl for PacketSink {
         let publisher = publication.get().ok_or_else(|| {
             gst::loggable_error!(CAT, "Not started: set the element to PAUSED first")
         })?;
+        let caps = match caps_text(caps) {
+            Ok(caps) => caps,
+            Err(e) => {
+                self.reject_caps(&e);
+                return Ok(());
+            }
+        };
         let mut state = lock(&self.state);
-        let caps = caps.to_string();
+        state.caps_rejected = false;
         let set = match &state.track {
             Some(track) => track.set_caps(&caps),
             None => publisher
@@ -129,21 +154,27 @@ impl BaseSinkImpl for PacketSink {
         let obj = self.obj();
         let segment = obj.segment();
         let segment = segment.downcast_ref::<gst::ClockTime>();
+        let mut flags = buffer.flags();
+        let keyframe = !flags.contains(gst::BufferFlags::DELTA_UNIT);
         let mut state = lock(&self.state);
+        let awaited = state.awaits_keyframe;
+        state.awaits_keyframe = state.caps_rejected || awaited && !keyframe;
+        if state.awaits_keyframe {
+            return Ok(gst::FlowSuccess::Ok);
+        }
+        let gap = state.gap || awaited;
         let offset_ns = state.offset.get(&*obj);
         let timestamp = |t: Option<gst::ClockTime>| {
             segment
                 .zip(offset_ns.zip(t))
                 .and_then(|(segment, (offset_ns, t))| time::to_monotonic_ns(segment, offset_ns, t))
         };
-        let mut flags = buffer.flags();
-        flags
-            .set(gst::BufferFlags::DISCONT, flags.contains(gst::BufferFlags::DISCONT) || state.gap);
+        flags.set(gst::BufferFlags::DISCONT, flags.contains(gst::BufferFlags::DISCONT) || gap);
         let info = PacketInfo {
             pts: timestamp(buffer.pts()),
             dts: timestamp(buffer.dts()),
             duration: buffer.duration().map(|d| d.nseconds()),
-            keyframe: !flags.contains(gst::BufferFlags::DELTA_UNIT),
+            keyframe,
             flags: time::portable_flags(flags),
             references: meta::references(buffer),
         };

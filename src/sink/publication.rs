@@ -15,6 +15,8 @@ use cuframes::{PacketId, Publisher, TrackConfig};
 pub(super) struct Publication {
     /// The publisher, which exists from PAUSED to READY.
     publisher: Mutex<Option<Arc<Publisher>>>,
+    /// The key of the publisher, for messages.
+    key: Mutex<String>,
     /// Allocates slots in host memory.
     pub(super) host: Arc<dyn Backend>,
     /// The properties `memory` and `sync-mode`.
@@ -37,6 +39,7 @@ impl Default for Publication {
     fn default() -> Self {
         Self {
             publisher: Mutex::default(),
+            key: Mutex::default(),
             host: Arc::new(HostBackend),
             memory: Mutex::new((DEFAULT_MEMORY, DEFAULT_SYNC_MODE)),
             sync_mode: Mutex::new(SyncMode::Host),
@@ -50,12 +53,13 @@ impl Default for Publication {
 }
 
 impl Publication {
-    /// Stores the publisher, and resets what belongs to the last one.
-    pub(super) fn open(&self, publisher: Publisher, tracks: TrackConfig) {
+    /// Stores the publisher of `key`, and resets what belongs to the last one.
+    pub(super) fn open(&self, publisher: Publisher, key: String, tracks: TrackConfig) {
         self.copied.store(0, Ordering::Relaxed);
         self.unmatched_frames.store(0, Ordering::Relaxed);
         self.recent.clear();
         *lock(&self.sync_mode) = SyncMode::Host;
+        *lock(&self.key) = key;
         *lock(&self.tracks) = tracks;
         *lock(&self.publisher) = Some(Arc::new(publisher));
     }
@@ -70,6 +74,11 @@ impl Publication {
     /// Returns the publisher, if the element is in PAUSED or PLAYING.
     pub(super) fn get(&self) -> Option<Arc<Publisher>> {
         lock(&self.publisher).clone()
+    }
+
+    /// Returns the key of the publisher.
+    pub(super) fn key(&self) -> String {
+        lock(&self.key).clone()
     }
 
     /// Returns the properties `memory` and `sync-mode`.

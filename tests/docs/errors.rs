@@ -33,7 +33,7 @@ const OTHERS: [&str; 18] = [
 ];
 
 /// Sentences without advice.
-const WITHOUT_ADVICE: [&str; 13] = [
+const WITHOUT_ADVICE: [&str; 15] = [
     // Subjects of sentences whose second part has the advice, and a sentence that another literal continues.
     "A subscriber",
     "The caps",
@@ -45,6 +45,8 @@ const WITHOUT_ADVICE: [&str; 13] = [
     // The inserted text contains the advice.
     "The publisher of '{key}' refused: {text}",
     "There is no {wanted}, nor any other GPU: {}",
+    "The frames of pad sink of '{key}' can't be published. {e}",
+    "The packets of pad packets_{track} of '{key}' are left out until their caps change. {problem}",
     // The caller caused it.
     "The wait was interrupted",
     // Errors of the sources themselves, which a user cannot fix.

@@ -74,7 +74,7 @@ impl std::error::Error for Malformed {}
 pub fn check_caps(caps: &str) -> Result<()> {
     let problem = if caps.len() > MAX_CAPS {
         let len = caps.len();
-        format!("have {len} bytes: shorten them to {MAX_CAPS}, for example a long streamheader")
+        format!("have {len} bytes: shorten them to {MAX_CAPS}, for example their streamheader")
     } else if let Some(c) = caps.chars().find(|c| c.is_control()) {
         format!("contain the control character {c:?}: remove or escape it")
     } else {
