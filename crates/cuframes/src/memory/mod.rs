@@ -137,6 +137,17 @@ pub unsafe trait Chunk: Send + Sync {
     /// `slot` is out of range.
     fn address(&self, slot: u32) -> u64;
 
+    /// Makes sure that the slot has memory. Called before each use of a slot, without a lock.
+    ///
+    /// # Errors
+    /// The system has no memory left.
+    ///
+    /// # Panics
+    /// `slot` is out of range.
+    fn prepare(&self, _slot: u32) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Returns the event that the publisher records after the work that writes the slot, or `None` if
     /// subscribers don't wait for events.
     fn event(&self, _slot: u32) -> Option<&Event> {

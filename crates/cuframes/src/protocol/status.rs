@@ -9,7 +9,7 @@ use crate::types::mode::Mode;
 pub(crate) const MAX_TRACKS: usize = 256;
 /// Maximum size of a text with caps, in bytes; longer caps are omitted. The limit guarantees that a message has
 /// room for the publisher's fields and one entry.
-const MAX_CAPS: usize = 16 << 10;
+const MAX_STATUS_CAPS: usize = 16 << 10;
 /// Upper bound of the size of the publisher's fields, and of an entry, without their texts, in bytes.
 const MAX_FIXED: usize = 256;
 
@@ -204,7 +204,7 @@ impl PublisherStatus {
             uid: r.u32()?,
             epoch: r.u64()?,
             time_ns: r.u64()? as i64,
-            caps: r.text(MAX_CAPS)?,
+            caps: r.text(MAX_STATUS_CAPS)?,
             memory: Kind::try_from(r.u32()?).map_err(Malformed::Kind)?,
             slots: r.u32()?,
             chunks: r.u32()?,
@@ -222,7 +222,7 @@ impl PublisherStatus {
         for _ in 0..r.u32()? {
             status.tracks.push(TrackStatus {
                 track: r.u32()?,
-                caps: r.text(MAX_CAPS)?,
+                caps: r.text(MAX_STATUS_CAPS)?,
                 published: r.u64()?,
                 buffered: r.u64()?,
                 oversized: r.u64()?,
@@ -276,7 +276,7 @@ fn rate(count: u64, ns: i64) -> Option<f64> {
 }
 
 fn omit_long(caps: &mut String) {
-    if caps.len() > MAX_CAPS {
+    if caps.len() > MAX_STATUS_CAPS {
         caps.clear();
     }
 }

@@ -309,7 +309,13 @@ impl FramePublisher {
             let overwrites = self.slots.policy == Policy::Drop && !may_grow;
             let search = self.slots.acquire_slot(&mut pool, overwrites);
             match search {
-                SlotSearch::Found(slot) => return Ok(Some(self.make_loan(&mut pool, slot))),
+                SlotSearch::Found(slot) => {
+                    let loan = self.make_loan(&mut pool, slot);
+                    drop(pool);
+                    // If that fails, dropping the loan returns the slot.
+                    loan.memory.prepare(loan.index).context("get memory for frames")?;
+                    return Ok(Some(loan));
+                }
                 _ if may_grow => self.grow_for_loans(pool),
                 SlotSearch::Blocked(subscriber) => {
                     drop(pool);

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use crate::sync::atomic::AtomicU64;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
@@ -51,6 +51,16 @@ impl Mapping {
     /// # Errors
     /// `len` is 0 or too large, or the system has no memory or file descriptors left.
     pub fn create(name: &str, len: usize, sharing: Sharing) -> io::Result<(Self, OwnedFd)> {
+        let (map, fd) = Self::create_sparse(name, len, sharing)?;
+        allocate(fd.as_fd(), 0, len)?;
+        Ok((map, fd))
+    }
+
+    /// Creates a memfd as [`Mapping::create`], whose memory has yet to be allocated: see [`allocate`].
+    ///
+    /// # Errors
+    /// As [`Mapping::create`].
+    pub fn create_sparse(name: &str, len: usize, sharing: Sharing) -> io::Result<(Self, OwnedFd)> {
         let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&fd, len.try_into().map_err(|_| io::ErrorKind::InvalidInput)?)?;
         let map = Self::new(fd.as_fd(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
@@ -119,6 +129,18 @@ impl Mapping {
         // SAFETY: aligned and within the mapping by the assertion above. Atomics, as in `header`.
         unsafe { std::slice::from_raw_parts(self.ptr.add(offset).cast().as_ptr(), count) }
     }
+}
+
+/// Allocates `len` bytes of a memfd from `offset` on.
+///
+/// Memory that is first allocated when it is written fails with SIGBUS, which ends the process, if the system has none
+/// left and does not overcommit (`vm.overcommit_memory=2`).
+///
+/// # Errors
+/// The system has no memory left, or the range is not in the memfd.
+pub fn allocate(fd: BorrowedFd<'_>, offset: usize, len: usize) -> io::Result<()> {
+    let range = |n: usize| i64::try_from(n).map_err(|_| io::ErrorKind::InvalidInput);
+    Ok(fallocate(fd, FallocateFlags::empty(), range(offset)?, range(len)?)?)
 }
 
 impl Drop for Mapping {

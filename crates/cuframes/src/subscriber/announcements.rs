@@ -16,13 +16,13 @@ use crate::types::refusal::RefusalReason;
 pub(super) const MAX_ANNOUNCED: usize = 4096;
 
 /// Maximum size of the caps that are kept, for the frames and for each track, in bytes.
-const MAX_CAPS: usize = 1 << 20;
+const MAX_KEPT_CAPS: usize = 1 << 20;
 
 /// Maximum size of all mappings of one publisher, in bytes. It leaves most of the address space to the rest
 /// of this process.
 const MAX_MAPPED: u64 = 1 << 42;
 
-/// Caps by generation. Keeps the newest generations that fit into `MAX_CAPS` and `MAX_ANNOUNCED`.
+/// Caps by generation. Keeps the newest generations that fit into `MAX_KEPT_CAPS` and `MAX_ANNOUNCED`.
 #[derive(Debug, Default)]
 pub(crate) struct Formats {
     all: VecDeque<(u32, Arc<str>)>,
@@ -34,7 +34,7 @@ impl Formats {
     pub(super) fn add(&mut self, generation: u32, caps: String) {
         self.bytes += caps.len();
         self.all.push_back((generation, caps.into()));
-        while self.all.len() > MAX_ANNOUNCED || self.bytes > MAX_CAPS {
+        while self.all.len() > MAX_ANNOUNCED || self.bytes > MAX_KEPT_CAPS {
             self.bytes -= self.all.pop_front().map_or(self.bytes, |(_, caps)| caps.len());
         }
     }

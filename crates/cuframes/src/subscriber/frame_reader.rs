@@ -22,8 +22,9 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// How long a published frame may stay incomplete, or unclaimable, before the publisher counts as broken.
-const READY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a published frame may stay incomplete, or unclaimable, before the publisher counts as broken. A GPU that is
+/// overloaded by other programs may take seconds.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to poll for the pixels before sleeping. A device is usually done when the reader has woken up;
 /// the copy of a 4K frame takes about 15 µs.
 const READY_BUSY_POLL: Duration = Duration::from_micros(50);
@@ -369,7 +370,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// [`Error::Refused`] if the connection ends before, because the publisher may have exited in between,
-    /// or after 1 s; [`Error::Interrupted`]; [`Error::Device`].
+    /// or after 5 s; [`Error::Interrupted`]; [`Error::Device`].
     fn wait_until_ready(
         &self,
         slot: u32,
