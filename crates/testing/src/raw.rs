@@ -44,6 +44,8 @@ pub mod at {
     pub const READY: usize = 200;
     pub const INDEX: usize = 256;
     pub const RECORD: usize = 320;
+    /// The first reader's words.
+    pub const READERS: usize = 192;
     pub const CLAIMS: usize = 1216;
     pub const TAIL: usize = 128;
     pub const KEYFRAME: usize = 192;

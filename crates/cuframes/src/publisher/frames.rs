@@ -576,7 +576,9 @@ impl Drop for Loan {
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::{OnceLock, Weak};
 
+    use super::super::pool::SURPLUS_TIME;
     use super::super::{Publisher, PublisherConfig};
     use super::*;
     use crate::memory::host::HostBackend;
@@ -646,6 +648,98 @@ mod tests {
         assert!((0..100).all(|_| publish() != address));
         drop(kept);
         assert!((0..100).any(|_| publish() == address));
+    }
+
+    /// Allocates host memory, and checks that the pool is not locked when memory is allocated or freed.
+    #[derive(Default)]
+    struct Observer(OnceLock<Weak<FramePublisher>>);
+
+    /// Memory of an [`Observer`].
+    struct Observed(Arc<dyn Chunk>, Weak<FramePublisher>);
+
+    fn check_unlocked(frames: &Weak<FramePublisher>) {
+        if let Some(frames) = frames.upgrade() {
+            assert!(frames.pool.try_lock().is_ok(), "the pool is locked");
+        }
+    }
+
+    impl Backend for Observer {
+        fn kind(&self) -> Kind {
+            Kind::Host
+        }
+
+        fn allocate(&self, slots: u32, size: usize) -> std::io::Result<Arc<dyn Chunk>> {
+            let frames = self.0.get().unwrap();
+            check_unlocked(frames);
+            Ok(Arc::new(Observed(HostBackend.allocate(slots, size)?, frames.clone())))
+        }
+    }
+
+    // SAFETY: all methods are those of the chunk inside.
+    unsafe impl Chunk for Observed {
+        fn geometry(&self) -> crate::memory::Geometry {
+            self.0.geometry()
+        }
+
+        fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+            self.0.fd()
+        }
+
+        fn address(&self, slot: u32) -> u64 {
+            self.0.address(slot)
+        }
+
+        fn prepare(&self, slot: u32) -> std::io::Result<()> {
+            check_unlocked(&self.1);
+            self.0.prepare(slot)
+        }
+    }
+
+    impl Drop for Observed {
+        fn drop(&mut self) {
+            check_unlocked(&self.1);
+        }
+    }
+
+    fn observed() -> Arc<FramePublisher> {
+        let observer = Arc::new(Observer::default());
+        let config =
+            FramePublisherConfig { window: 2, policy: Policy::Drop, credits: 100, epoch: 1 };
+        let registry = Arc::new(Registry::new().unwrap());
+        let frames = Arc::new(FramePublisher::new(observer.clone(), registry, config).unwrap());
+        observer.0.set(Arc::downgrade(&frames)).unwrap();
+        frames
+    }
+
+    #[test]
+    fn memory_is_allocated_and_freed_without_the_lock() {
+        let frames = observed();
+        frames.set_format("small", SIZE, None).unwrap();
+        let loans: Vec<_> = (0..10).map(|_| frames.loan(SIZE, None, &|| false).unwrap()).collect();
+        drop(loans);
+        frames.register_between_frames(20, |_| ()).unwrap();
+        frames.set_format("large", 3 * SIZE, None).unwrap();
+        assert!(!frames.maintain(Duration::ZERO), "the small slots are free");
+        assert_eq!(frames.stats().slots, 2 + 13);
+    }
+
+    #[test]
+    fn surplus_slots_are_kept_for_some_time() {
+        let frames = observed();
+        frames.set_format("caps", SIZE, None).unwrap();
+        // As if a subscriber had joined and left.
+        frames.register_between_frames(20, |_| ()).unwrap();
+        let joined = frames.stats();
+        assert_eq!(joined.slots, 2 + 20 + 1);
+        let start = Duration::from_secs(100);
+        assert!(frames.maintain(start));
+        assert!(frames.maintain(start + SURPLUS_TIME - Duration::from_nanos(1)));
+        assert_eq!(frames.stats(), joined);
+        // One that joins now finds its slots.
+        frames.register_between_frames(20, |_| ()).unwrap();
+        assert_eq!(frames.stats(), joined);
+        assert!(!frames.maintain(start + SURPLUS_TIME));
+        assert_eq!(frames.stats().slots, 2 + 1);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Frames arrive whole and in order.
 
-use cuframes::{Mode, Next, Policy, RefusalReason, Wait};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cuframes::{Mode, Next, Policy, RefusalReason, SharedWords, Wait};
 use testing::{FrameLog, SIZE, TestDir, info, item};
 
 use crate::fixture::{FRAMES, MemoryFixture, PATIENT, asleep, intact, publish};
@@ -24,6 +26,34 @@ pub(crate) fn strict_subscribers_with_policy_wait<M: MemoryFixture>(test: &TestD
 
 pub(crate) fn strict_subscribers_lose_nothing_at_full_speed<M: MemoryFixture>(test: &TestDir) {
     run::<M>(test, Mode::Strict, PATIENT, 4, 2000);
+}
+
+/// Two devices, or two streams of one, complete frames in any order.
+pub(crate) fn frames_become_complete_in_any_order<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |c| c.window = 3);
+    let mut newest = test.subscriber(|_| {});
+    let mut strict = test.subscriber(|c| c.mode = Mode::Strict);
+    let SharedWords { base, len, keep_alive: _mapped } = publisher.ready_words();
+    let complete = |offset: usize, seq| {
+        assert!(offset + 8 <= len);
+        // SAFETY: an aligned word of the segment, which is mapped and accessed through atomics only.
+        unsafe { AtomicU64::from_ptr(base.add(offset).cast()) }.store(seq, Ordering::Release);
+    };
+    let publish = |n| {
+        let mut loan = publisher.loan(SIZE).unwrap().unwrap();
+        M::write(&mut loan, n);
+        let offset = loan.ready_offset();
+        assert_eq!(publisher.publish_unready(loan, &info(n, SIZE)), n);
+        offset
+    };
+    let (first, second) = (publish(1), publish(2));
+    complete(second, 2);
+    let frame = newest.frame();
+    assert_eq!(frame.seq, 2);
+    intact::<M>(&frame);
+    complete(first, 1);
+    assert_eq!(strict.frame().seq, 1);
+    assert_eq!(strict.frame().seq, 2);
 }
 
 pub(crate) fn stream<M: MemoryFixture>(test: &TestDir, mode: Mode, policy: Policy) {

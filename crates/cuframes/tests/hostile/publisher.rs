@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cuframes::memory::host::HostBackend;
@@ -88,6 +89,52 @@ fn valid_publisher_is_accepted() {
         publisher.serve(FakeStream::new());
         let visit = visit(&test, mode);
         assert_eq!((visit.frames, visit.packets), (1, 2), "{visit:?}");
+    }
+}
+
+/// A publisher that ends before WELCOME says why.
+#[test]
+fn bye_instead_of_welcome_is_a_refusal() {
+    let test = TestDir::new("hostile-bye");
+    let publisher = FakePublisher::new(&test.dir);
+    let mut stream = FakeStream::new();
+    let bye = Message::Bye { reason: RefusalReason::Closing, text: "it ends".into() };
+    stream.script = vec![RawMessage::new(bye, &[])];
+    publisher.serve(stream);
+    let interrupt = Interrupt::new().unwrap();
+    let joined = Subscriber::connect(test.subscriber_config(), Some(Duration::ZERO), &interrupt);
+    let error = joined.unwrap_err();
+    assert!(matches!(error, Error::Refused { reason: RefusalReason::Closing, .. }), "{error}");
+    assert!(error.is_transient());
+}
+
+/// The publisher stores the position of a keyframe before the packet counts. Until then a reader neither reads it nor
+/// takes it for missing.
+#[test]
+fn keyframe_counts_with_its_packet() {
+    let test = TestDir::new("hostile-keyframe");
+    let publisher = FakePublisher::new(&test.dir);
+    for start in [Start::LatestKeyframe, Start::NextKeyframe] {
+        let stream = FakeStream::new();
+        // The second packet is a keyframe of the future, and not published yet.
+        stream.track.set(at::HEAD, &[raw::PACKET]);
+        stream.track.set(at::KEYFRAME, &[raw::PACKET + 1]);
+        let second = at::PACKETS + raw::PACKET as usize;
+        stream.track.set(second + 2 * 8, &[1 << 32 | 1]);
+        stream.track.set(second + 8 * 8, &[i64::MAX as u64]);
+        let (track, page) = (stream.track.fd.clone(), stream.page.fd.clone());
+        let subscriber = join(&test, &publisher, stream, Mode::Strict);
+        let mut reader = subscriber.packets(0, start);
+        let interrupt = Interrupt::new().unwrap();
+        let wait = Wait { timeout: Some(Duration::ZERO), ..Wait::forever(&interrupt) };
+        until(|| matches!(reader.next(&wait).unwrap(), Next::TimedOut));
+        let page = Segment::map(page, at::CLAIMS).unwrap();
+        assert_eq!(page.word(at::READERS + 8).load(Ordering::Relaxed), 0, "it gives nothing up");
+        let track = Segment::map(track, at::PACKETS).unwrap();
+        track.set(at::HEAD, &[2 * raw::PACKET]);
+        let packet = std::iter::from_fn(|| Some(reader.next(&wait).unwrap()))
+            .find_map(|next| if let Next::Item(packet) = next { Some(packet) } else { None });
+        assert_eq!(packet.unwrap().seq, 1);
     }
 }
 
