@@ -17,7 +17,7 @@ use crate::sync::interrupt::Doorbell;
 use crate::sync::lock;
 
 /// Maximum number of subscribers that the publishing thread wakes itself, if there are more.
-pub(super) const DIRECT_WAKEUPS: usize = 6;
+pub(super) const DIRECT_WAKEUPS: usize = 4;
 
 /// Connected subscribers, in the order in which they joined.
 type Subscribers = Arc<[Arc<SubscriberHandle>]>;
