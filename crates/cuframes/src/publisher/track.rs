@@ -21,7 +21,7 @@ use crate::shm::references::encode_references;
 use crate::shm::retention;
 use crate::shm::ring;
 use crate::shm::segments::TrackSegment;
-use crate::shm::wakeup::before_wakeups;
+use crate::shm::sleeper::before_wakeups;
 use crate::sync::atomic::Ordering;
 use crate::sync::{clock, lock};
 use crate::types::packet::PacketInfo;

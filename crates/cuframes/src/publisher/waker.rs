@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use super::registry::{Registry, SubscriberHandle};
 use crate::error::{Context, Result};
 use crate::shm::layout::{FRAME_READER, MAX_READERS};
-use crate::shm::wakeup::{Sleeper, before_wakeups};
+use crate::shm::sleeper::{Sleeper, before_wakeups};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::interrupt::Doorbell;
 use crate::sync::lock;

@@ -94,7 +94,7 @@ pub struct PageHeader {
     /// most of which the subscriber writes for each frame.
     pub cursor: AtomicU64,
     /// Which threads of the subscriber sleep: bit n for the packet reader in entry n of `readers`,
-    /// [`FRAME_READER`] for the reader of frames. See [`wakeup`](super::wakeup).
+    /// [`FRAME_READER`] for the reader of frames. See [`sleeper`](super::sleeper).
     pub sleeping: AtomicU32,
     /// Futex that the reader of frames sleeps on.
     pub wake: AtomicU32,

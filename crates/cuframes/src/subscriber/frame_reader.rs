@@ -12,7 +12,7 @@ use crate::memory::Imported;
 use crate::shm::claim;
 use crate::shm::layout::{FRAME_READER, MAX_SEQ, unpack_index};
 use crate::shm::record::Record;
-use crate::shm::wakeup::Sleeper;
+use crate::shm::sleeper::Sleeper;
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::clock;
 use crate::sync::interrupt::Interrupt;

@@ -14,7 +14,7 @@ use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
 use crate::shm::references::decode_references;
 use crate::shm::retention;
 use crate::shm::ring::Entry;
-use crate::shm::wakeup::Sleeper;
+use crate::shm::sleeper::Sleeper;
 use crate::sync::atomic::Ordering;
 use crate::sync::{clock, lock};
 use crate::types::mode::Mode;
