@@ -2,7 +2,7 @@
 //! Shared memory: everything that two processes read and write at the same time.
 //!
 //! [`layout`] has the structures, and [`segments`] the three kinds of segments that consist of them.
-//! [`claim`], [`retention`], [`ring`] and [`sleeper`] are the lock-free protocols; `tests/loom.rs` models them. Pairs of
+//! [`claim`], [`retention`], [`ring`] and [`sleeper`] are the lock-free protocols; `tests/loom` models them. Pairs of
 //! atomic operations carry a name at both ends, such as `SYNC(claim/retire)`.
 //!
 //! All shared words are atomics. A peer may write any of them at any time, so no other reference to shared

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The atomic types of this crate; all other modules import them from here.
 //!
-//! With `--cfg loom` they are loom's types, so that `tests/loom.rs` explores all interleavings of the
+//! With `--cfg loom` they are loom's types, so that `tests/loom` explores all interleavings of the
 //! production code.
 
 #[cfg(loom)]
