@@ -49,8 +49,17 @@ fn timespec(d: Duration) -> libc::timespec {
 
 /// Wakes all threads that sleep on `word`, in any process. A read-only mapping is sufficient.
 pub fn wake_all(word: &AtomicU32) {
+    futex_wake(word, libc::FUTEX_WAKE);
+}
+
+/// Wakes all threads of this process that sleep on `word`, which is in no shared memory.
+pub fn wake_all_private(word: &AtomicU32) {
+    futex_wake(word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG);
+}
+
+fn futex_wake(word: &AtomicU32, op: i32) {
     // SAFETY: FUTEX_WAKE uses the address as a key and accesses no memory of this process.
-    unsafe { libc::syscall(libc::SYS_futex, from_ref(word), libc::FUTEX_WAKE, i32::MAX) };
+    unsafe { libc::syscall(libc::SYS_futex, from_ref(word), op, i32::MAX) };
 }
 
 /// Sleeps while `word` equals `expected`, until it is woken or `timeout` elapses; `None` sleeps forever. May
@@ -59,7 +68,12 @@ pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
     futex_wait(word, libc::FUTEX_WAIT, expected, timeout);
 }
 
-pub(super) fn futex_wait(word: &AtomicU32, op: i32, expected: u32, timeout: Option<Duration>) {
+/// Sleeps as [`wait`], on a word that [`wake_all_private`] wakes.
+pub fn wait_private(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    futex_wait(word, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, expected, timeout);
+}
+
+fn futex_wait(word: &AtomicU32, op: i32, expected: u32, timeout: Option<Duration>) {
     let ts = timeout.map(timespec);
     let ts = ts.as_ref().map_or(std::ptr::null(), from_ref);
     // SAFETY: the word is valid for the call; `ts` is null or points to a live timespec.
@@ -67,7 +81,7 @@ pub(super) fn futex_wait(word: &AtomicU32, op: i32, expected: u32, timeout: Opti
 }
 
 /// Sleeps as [`wait`], on two words at once, each with its expected value: `shared` in shared memory, and
-/// `local` of this process, which is woken by its private key.
+/// `local` of this process, which [`wake_all_private`] wakes.
 pub fn wait_either(shared: (&AtomicU32, u32), local: (&AtomicU32, u32), timeout: Option<Duration>) {
     const FUTEX_32: u32 = 2;
     const FUTEX_PRIVATE: u32 = 128;

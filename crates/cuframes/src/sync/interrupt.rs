@@ -2,17 +2,15 @@
 //! Ends the waits of this process: [`Interrupt`] and the [`Doorbell`] that it rings.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, OnceLock};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
-
-use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use super::clock::{deadline_after, now};
-use super::futex::{futex_wait, wait_either};
+use super::event::{self, Event};
+use super::futex;
+use super::lock::OnceLock;
 
 /// Poll interval of an interrupt that has no eventfd.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(20);
@@ -30,15 +28,7 @@ impl Doorbell {
         // SYNC(bell/ticket): Release pairs with the Acquire in `ticket`. Changes from before the ring are
         // visible after a ticket that counts it.
         self.0.fetch_add(1, Ordering::Release);
-        // SAFETY: FUTEX_WAKE uses the address as a key and accesses no memory of this process.
-        unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                std::ptr::from_ref(&self.0),
-                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-                i32::MAX,
-            )
-        };
+        futex::wake_all_private(&self.0);
     }
 
     /// Returns a ticket for a later wait. Take it before checking the state that decides on the wait.
@@ -49,14 +39,13 @@ impl Doorbell {
 
     /// Sleeps until the bell rings after `ticket` was taken, or until `timeout` elapses. May return early.
     pub fn wait(&self, ticket: u32, timeout: Option<Duration>) {
-        // The private key, because `ring` wakes no other.
-        futex_wait(&self.0, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, ticket, timeout);
+        futex::wait_private(&self.0, ticket, timeout);
     }
 
     /// Sleeps as [`Doorbell::wait`], and also until a word of shared memory differs from the value that is
     /// given with it and is woken.
     pub fn wait_or(&self, ticket: u32, word: (&AtomicU32, u32), timeout: Option<Duration>) {
-        wait_either(word, (&self.0, ticket), timeout);
+        futex::wait_either(word, (&self.0, ticket), timeout);
     }
 }
 
@@ -68,11 +57,7 @@ pub struct Interrupt {
     bell: Arc<Doorbell>,
     set: AtomicBool,
     /// Wakes threads in `poll`. Created on first use, if the process has an fd for it.
-    event: OnceLock<EventFd>,
-}
-
-fn event() -> nix::Result<EventFd> {
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+    event: OnceLock<Event>,
 }
 
 impl Interrupt {
@@ -82,21 +67,22 @@ impl Interrupt {
     /// # Errors
     /// The process or the system has no file descriptors left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { event: OnceLock::from(event()?), ..Self::default() })
+        let interrupt = Self::default();
+        let _ = interrupt.event.set(Event::new()?);
+        Ok(interrupt)
     }
 
     /// Sets the interrupt: ends all current and future waits that use it.
     pub fn set(&self) {
         // SYNC(set/is_set): pairs with the Acquire in `is_set`.
         self.set.store(true, Ordering::Release);
-        // SYNC(interrupt/event): pairs with the fences in `fd` and `update_event`. Either this thread sees
+        // SYNC(interrupt/event): pairs with the fences in `event` and `update_event`. Either this thread sees
         // the event, or the thread that creates the event sees that the interrupt is set. Either this
         // thread writes to the event after it was drained, or the thread that drains it sees that the
         // interrupt is set.
         fence(Ordering::SeqCst);
         if let Some(event) = self.event.get() {
-            // An error means that the counter is full, and so the event is readable already.
-            let _ = event.write(1);
+            event.set();
         }
         self.bell.ring();
     }
@@ -115,13 +101,12 @@ impl Interrupt {
     /// to it after `clear` has read it. [`Interrupt::poll`] then calls this function again.
     fn update_event(&self) {
         let Some(event) = self.event.get() else { return };
-        // An error means that the event was not readable.
-        let _ = event.read();
-        // SYNC(interrupt/event): pairs with the fence in `set`. If the read above drained the event of a
+        event.reset();
+        // SYNC(interrupt/event): pairs with the fence in `set`. If the reset above undid the one of a
         // `set` in another thread, the load below sees that the interrupt is set, unless it was cleared since.
         fence(Ordering::SeqCst);
         if self.is_set() {
-            let _ = event.write(1);
+            event.set();
         }
     }
 
@@ -146,32 +131,26 @@ impl Interrupt {
 
     /// Waits until one of the fds is readable, the interrupt is set, or `timeout` elapses. May return early.
     pub fn poll(&self, fds: &[BorrowedFd<'_>], timeout: Duration) {
-        let own = self.fd();
+        let own = self.event();
         let timeout = if own.is_some() { timeout } else { timeout.min(RECHECK_INTERVAL) };
-        let all = fds.iter().copied().chain(own);
-        let mut all: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        // Rounded up, so that the last millisecond does not become a loop of polls without timeout.
-        let timeout = PollTimeout::try_from(timeout.as_millis() + 1).unwrap_or(PollTimeout::MAX);
-        let readable = poll(&mut all, timeout).is_ok_and(|n| n > 0);
-        let own_readable = own.is_some() && all.last().is_some_and(|fd| fd.any() == Some(true));
-        if readable && own_readable && !self.is_set() {
+        if event::poll(fds, own, timeout) && !self.is_set() {
             // Otherwise all later polls would return at once.
             self.update_event();
         }
     }
 
-    /// Returns an fd that is readable while the interrupt is set; `None` if the process has no fd left for
-    /// it.
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
+    /// Returns the event, which is readable while the interrupt is set; `None` if the process has no fd left
+    /// for it.
+    fn event(&self) -> Option<&Event> {
         if self.event.get().is_none() {
-            let _ = self.event.set(event().ok()?);
+            let _ = self.event.set(Event::new().ok()?);
             // SYNC(interrupt/event): pairs with the fence in `set`.
             fence(Ordering::SeqCst);
             if self.is_set() {
-                let _ = self.event.get()?.write(1);
+                self.event.get()?.set();
             }
         }
-        self.event.get().map(|event| event.as_fd())
+        self.event.get()
     }
 
     /// Returns the doorbell that rings when the interrupt is set. A subscriber of this process also rings it
@@ -187,8 +166,7 @@ mod tests {
     use std::sync::Barrier;
 
     fn is_readable(interrupt: &Interrupt) -> bool {
-        let mut fds = [PollFd::new(interrupt.fd().unwrap(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+        event::poll(&[], interrupt.event(), Duration::ZERO)
     }
 
     #[test]
@@ -216,7 +194,7 @@ mod tests {
 
         // `clear` between the two steps of `set`: the event stays readable, which ends one poll at most.
         interrupt.clear();
-        interrupt.event.get().unwrap().write(1).unwrap();
+        interrupt.event.get().unwrap().set();
         interrupt.poll(&[], Duration::MAX);
         assert!(!interrupt.is_set() && !is_readable(&interrupt));
     }

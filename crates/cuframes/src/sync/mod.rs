@@ -3,9 +3,17 @@
 
 pub mod atomic;
 pub mod clock;
+#[cfg(not(loom))]
+pub mod event;
+#[cfg(not(loom))]
 pub mod futex;
 pub mod interrupt;
 pub mod lock;
+#[cfg(loom)]
+pub mod model;
 pub mod process;
+
+#[cfg(loom)]
+pub use model::{event, futex};
 
 pub use lock::lock;

@@ -13,6 +13,7 @@
 #![cfg(loom)]
 
 mod frames;
+mod interrupts;
 mod packets;
 mod waiting;
 
@@ -33,7 +34,8 @@ impl Outcomes {
 }
 
 /// Runs every execution of the model with up to `preemptions` preemptions, and checks that their outcomes are exactly
-/// `expected`.
+/// `expected`. A thread of the model that uses a futex has to be joined by it, because loom drops its statics, and so
+/// the model of the kernel, when `model` returns.
 fn explore<const N: usize>(
     preemptions: usize,
     expected: [&'static str; N],
