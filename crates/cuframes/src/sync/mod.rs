@@ -12,6 +12,7 @@ pub mod lock;
 #[cfg(loom)]
 pub mod model;
 pub mod process;
+pub mod versioned;
 
 #[cfg(loom)]
 pub use model::{event, futex};

@@ -2,11 +2,11 @@
 //! Claims, and the list of subscribers whose claims count.
 
 use loom::cell::UnsafeCell;
-use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use cuframes::shm::claim::{EMPTY, claim, is_held, publish, release, retire};
+use cuframes::sync::versioned::{Snapshot, Versioned};
 
 struct Slot {
     number: Word,
@@ -155,79 +155,46 @@ fn claim_is_released_by_another_thread() {
     });
 }
 
-/// Model of `Registry`: the claims of the connected subscribers.
-struct Registry {
-    subscribers: Mutex<Vec<Arc<Word>>>,
-    version: AtomicU64,
-}
-
-impl Registry {
-    fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
-    }
-
-    fn add_subscriber(&self, page: Arc<Word>) {
-        let mut subscribers = self.subscribers.lock().unwrap();
-        subscribers.push(page);
-        self.version.fetch_add(1, Ordering::Release);
-    }
-
-    fn remove_subscriber(&self, page: &Arc<Word>) {
-        self.subscribers.lock().unwrap().retain(|s| !Arc::ptr_eq(s, page));
-        self.version.fetch_add(1, Ordering::Release);
-    }
-}
-
-/// Model of `SubscriberSnapshot`.
-#[derive(Default)]
-struct Snapshot {
-    list: Vec<Arc<Word>>,
-    version: u64,
-}
-
-impl Snapshot {
-    fn hold(&mut self, registry: &Registry) -> bool {
-        if registry.version() != self.version {
-            let subscribers = registry.subscribers.lock().unwrap();
-            self.version = registry.version();
-            self.list = subscribers.clone();
-        }
-        self.list.iter().any(|held| is_held(held))
-    }
-}
-
 #[test]
 fn subscriber_that_joins_or_leaves_is_noticed() {
     explore(3, ["taken", "gone", "reused", "in use"], |outcomes| {
         let slot = Slot::new();
         slot.write(1);
-        let registry = Registry { subscribers: Mutex::default(), version: AtomicU64::new(0) };
-        let registry = Arc::new(registry);
+        let registry = Arc::new(Versioned::<Vec<Arc<Word>>>::default());
+        // One that is there already and claims nothing. The publisher has yet to copy the list.
+        registry.change(|list| list.push(Arc::new(Word::new(EMPTY))), |_| ());
 
-        // The server's thread and the subscriber's in one, because WELCOME orders the two.
-        let subscriber = {
+        let publisher = {
             let (slot, registry, outcomes) = (slot.clone(), registry.clone(), outcomes.clone());
             move || {
-                let held = Arc::new(Word::new(EMPTY));
-                registry.add_subscriber(held.clone());
+                let mut subscribers = Snapshot::default();
+                let mut seq = 2;
+                for _ in 0..2 {
+                    if slot.reuse(seq, || subscribers.find(&registry, |s| is_held(s)).is_some()) {
+                        seq += 1;
+                        outcomes.add("reused");
+                    } else {
+                        outcomes.add("in use");
+                    }
+                }
+            }
+        };
+        thread::spawn(publisher);
+
+        // The server's thread. WELCOME starts the subscriber, whose end is the end of the connection.
+        let held = Arc::new(Word::new(EMPTY));
+        let subscriber = {
+            let (slot, held, outcomes) = (slot.clone(), held.clone(), outcomes.clone());
+            move || {
                 for seq in 1..=2 {
                     let taken = slot.take(&held, seq);
                     outcomes.add(if taken { "taken" } else { "gone" });
                 }
-                registry.remove_subscriber(&held);
             }
         };
-        thread::spawn(subscriber);
-
-        let mut subscribers = Snapshot::default();
-        let mut seq = 2;
-        for _ in 0..2 {
-            if slot.reuse(seq, || subscribers.hold(&registry)) {
-                seq += 1;
-                outcomes.add("reused");
-            } else {
-                outcomes.add("in use");
-            }
-        }
+        let subscriber =
+            registry.change(|list| list.push(held.clone()), |_| thread::spawn(subscriber));
+        subscriber.join().unwrap();
+        registry.change(|list| list.retain(|known| !Arc::ptr_eq(known, &held)), |_| ());
     });
 }
