@@ -5,24 +5,9 @@
 //! frame's sequence number) keeps its slot, and a packet that a lossless reader has yet to take keeps its
 //! place in the ring. The publisher's thread then sleeps on the futex in that subscriber's page.
 //!
-//! # Why no wake-up is lost
-//!
 //! `publisher_waits` in the control segment counts the publisher's waiting threads. It saves subscribers a
-//! system call per frame: they wake the publisher only while the count is not 0. The pair is named
-//! SYNC(waits/notify):
-//!
-//! ```text
-//! publisher: wait_for                       subscriber: takes a frame, or releases one
-//!   publisher_waits += 1                      cursor = seq
-//!   ── SC fence ──                            ── SC fence ──
-//!   expected = futex                          publisher_waits ≠ 0 ?  yes: futex += 1, FUTEX_WAKE
-//!   check the cursor again
-//!   sleep while futex == expected
-//! ```
-//!
-//! All `SeqCst` fences have one total order. If the publisher's fence is first, the subscriber sees that a
-//! thread waits and changes the futex. If the subscriber's fence is first, the publisher's next check sees the
-//! new cursor. Either way the publisher does not sleep past it.
+//! system call per frame: they wake the publisher only while the count is not 0. [`waiter`](crate::shm::waiter)
+//! says why no wake-up is lost.
 //!
 //! A subscriber that dies wakes no thread, and neither does a cancelled wait, so the publisher repeats its
 //! check every [`RECHECK_INTERVAL`]. A subscriber that takes nothing within the timeout is evicted, and the
@@ -38,8 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::registry::{Registry, SubscriberHandle};
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use crate::sync::{clock, futex};
+use crate::shm::waiter::Waiter;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::clock;
 use crate::types::refusal::RefusalReason;
 
 /// How the publisher treats subscribers that are slower than it is.
@@ -95,9 +81,9 @@ pub(super) struct BackpressureWait<'a> {
     cancelled: &'a dyn Fn() -> bool,
     /// `None` for no deadline.
     deadline: Option<Duration>,
-    /// The subscriber to sleep for, and the value of its futex before the last check.
-    awaited: Option<(Arc<SubscriberHandle>, u32)>,
-    waiting: Option<WaitGuard<'a>>,
+    /// The subscriber of the last step.
+    awaited: Option<Arc<SubscriberHandle>>,
+    waiter: Waiter<'a>,
 }
 
 impl<'a> BackpressureWait<'a> {
@@ -106,15 +92,15 @@ impl<'a> BackpressureWait<'a> {
             Policy::Drop => Some(Duration::ZERO),
             Policy::Wait(timeout) => clock::deadline_after(timeout),
         };
-        Self { context, cancelled, deadline, awaited: None, waiting: None }
+        let waiter = Waiter::new(context.publisher_waits);
+        Self { context, cancelled, deadline, awaited: None, waiter }
     }
 
     /// Sleeps until `subscriber` may have made progress, or evicts it after the timeout of the policy. `what`
     /// names the item for which the publisher waits.
     ///
     /// The caller loops: check, `wait_for`, check again. The first call for a subscriber returns without
-    /// sleeping, because the futex has to be read before the check that decides to sleep. Returns false
-    /// when the wait was cancelled or the publisher was closed.
+    /// sleeping; see [`Waiter::step`]. Returns false when the wait was cancelled or the publisher was closed.
     pub(super) fn wait_for(&mut self, subscriber: Arc<SubscriberHandle>, what: &str) -> bool {
         if self.context.backpressure.is_closed() || (self.cancelled)() {
             return false;
@@ -130,36 +116,11 @@ impl<'a> BackpressureWait<'a> {
             self.context.registry.evict(&subscriber, RefusalReason::Stalled, text);
             return true;
         }
-        let futex = &subscriber.page.header().futex;
-        if let Some((before, expected)) = &self.awaited
-            && Arc::ptr_eq(before, &subscriber)
-        {
-            futex::wait(futex, *expected, Some(left.min(RECHECK_INTERVAL)));
+        if self.awaited.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &subscriber)) {
+            self.waiter.start_over();
         }
-        let publisher_waits = self.context.publisher_waits;
-        self.waiting.get_or_insert_with(|| WaitGuard::new(publisher_waits));
-        // SYNC(waits/notify): pairs with the fence in the subscriber's `Connection`. Either the subscriber sees
-        // that a thread waits and changes the futex, or the caller's next check sees its progress.
-        fence(Ordering::SeqCst);
-        // SYNC(waits/notify): pairs with the Release of the subscriber's wake-up.
-        let expected = futex.load(Ordering::Acquire);
-        self.awaited = Some((subscriber, expected));
+        self.waiter.step(&subscriber.page.header().futex, Some(left.min(RECHECK_INTERVAL)));
+        self.awaited = Some(subscriber);
         true
-    }
-}
-
-/// Counts a waiting thread in `publisher_waits` while it exists.
-struct WaitGuard<'a>(&'a AtomicU32);
-
-impl<'a> WaitGuard<'a> {
-    fn new(publisher_waits: &'a AtomicU32) -> Self {
-        publisher_waits.fetch_add(1, Ordering::Relaxed);
-        Self(publisher_waits)
-    }
-}
-
-impl Drop for WaitGuard<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -17,6 +17,7 @@ use crate::shm::layout::{LAYOUT_VERSION, MAGIC, MAX_SLOTS, pack_index};
 use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::record::Record;
 use crate::shm::segments::Control;
+use crate::shm::stream_end;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{clock, lock};
 use crate::types::frame::FrameInfo;
@@ -387,9 +388,7 @@ impl FramePublisher {
     /// Marks the end of the stream after the newest frame. The next frame removes the mark.
     pub(super) fn end(&self) {
         let h = self.slots.control.header();
-        // SYNC(eos/end): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
-        // stored before.
-        h.status.eos.store(1, Ordering::Release);
+        stream_end::end(&h.status.eos);
         let subscribers = lock(&self.pool).subscribers.list();
         self.slots.registry.waker().wake_frame_readers(&subscribers);
     }
@@ -433,9 +432,8 @@ impl FramePublisher {
             // SYNC(ready/complete): pairs with the Acquire in `FrameReader`. The pixels are written.
             self.slots.control.ready(number).store(seq, Ordering::Release);
         }
-        h.status.eos.store(0, Ordering::Relaxed);
-        // SYNC(head/publish): pairs with the Acquire in `FrameReader`. Record, slot number and index entry are written.
-        h.head.store(seq, Ordering::Release);
+        // SYNC(head/publish): record, slot number and index entry are written.
+        stream_end::publish(&h.status.eos, &h.head, seq);
         pool.head = seq;
         pool.reuse_queue.push_back(number);
         if after == LoanAfter::Returned {

@@ -18,10 +18,9 @@ use crate::shm::layout::{
 use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
 use crate::shm::references::encode_references;
-use crate::shm::retention;
-use crate::shm::ring;
 use crate::shm::segments::TrackSegment;
 use crate::shm::sleeper::before_wakeups;
+use crate::shm::{retention, ring, stream_end};
 use crate::sync::atomic::Ordering;
 use crate::sync::{clock, lock};
 use crate::types::packet::PacketInfo;
@@ -352,15 +351,15 @@ impl TrackWriter {
             published_ns,
             references_len: references.len() as u64,
         };
-        // SYNC(eos/end): before `head`, which `write` stores with Release. A reader that has seen this packet therefore
-        // does not report the earlier end again behind it.
-        h.eos.store(0, Ordering::Relaxed);
         if keyframe {
             // SYNC(keyframe/append): pairs with the Acquire in the reader. Before `head`, so that a reader that sees
             // the packet also finds it as a keyframe. A reader ignores a keyframe that is not before its `head`.
             h.keyframe.store(position + 1, Ordering::Release);
         }
-        let written = writer.write(ring, [data, references], &header.to_words());
+        // SYNC(eos/end): see `shm::stream_end`; `write` stores `head` with Release.
+        let words = header.to_words();
+        let written =
+            stream_end::publish_with(&h.eos, || writer.write(ring, [data, references], &words));
         let seq = written.expect("the caller has checked the length");
 
         let tail = writer.tail();
@@ -414,9 +413,7 @@ impl TrackWriter {
     }
 
     pub(super) fn end(&self) {
-        // SYNC(eos/end): pairs with the Acquire in the reader, which loads `eos` before `head`. The last `head` was
-        // stored before.
-        self.header().eos.store(1, Ordering::Release);
+        stream_end::end(&self.header().eos);
         self.wake_readers(lock(&self.state));
     }
 

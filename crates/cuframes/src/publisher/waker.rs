@@ -133,7 +133,7 @@ impl SubscriberHandle {
             Sleeper { sleeping: &page.sleeping, bit: FRAME_READER, futex: &page.wake }.wake();
             return;
         };
-        // SYNC(reader/register): pairs with the Release in `Sleeper::announce`.
+        // SYNC(reader/register): pairs with the Release in `Sleeper::sleep`.
         let sleeping = page.sleeping.load(Ordering::Acquire);
         for (bit, words) in (0..MAX_READERS as u32).zip(&page.readers) {
             if sleeping & 1 << bit != 0 && words.track.load(Ordering::Relaxed) as u32 == track {

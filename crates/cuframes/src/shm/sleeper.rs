@@ -52,27 +52,35 @@ impl Sleeper<'_> {
         1 << self.bit
     }
 
-    /// Subscriber: returns the value to sleep on. Call it before [`Sleeper::announce`].
+    /// Subscriber: returns the value to sleep on. Call it before the check for a new item that precedes
+    /// [`Sleeper::sleep`].
     pub fn expected(&self) -> u32 {
         // SYNC(wake/expected): pairs with the Release in `wake`. A thread that reads the value of a wake-up sees the
         // item that caused it, and the cleared bit.
         self.futex.load(Ordering::Acquire)
     }
 
-    /// Subscriber: announces that this thread is about to sleep. Check for a new item afterwards, and sleep only if
-    /// there is none.
-    pub fn announce(&self) {
+    /// Subscriber: calls `wait` with the futex and the `expected` value, unless `is_unchanged` returns false: it checks
+    /// again for a new item. `wait` sleeps while the futex has that value.
+    pub fn sleep(
+        &self,
+        expected: u32,
+        is_unchanged: impl FnOnce() -> bool,
+        wait: impl FnOnce((&AtomicU32, u32)),
+    ) {
         // SYNC(wake/expected): Release; the value to sleep on was read before. SYNC(reader/register): a publisher that
         // sees the bit also sees the track of this reader.
         self.sleeping.fetch_or(self.mask(), Ordering::Release);
-        // SYNC(sleep/wake): pairs with the fence in `before_wakeups`.
+        // SYNC(sleep/wake): pairs with the fence in `before_wakeups`. Either the check below sees the new item, or the
+        // publisher sees the bit.
         fence(Ordering::SeqCst);
-    }
-
-    /// Subscriber: takes the announcement back. Returns whether the publisher had taken it, to wake this thread.
-    pub fn retract(&self) -> bool {
-        self.sleeping.load(Ordering::Relaxed) & self.mask() == 0
-            || self.sleeping.fetch_and(!self.mask(), Ordering::Relaxed) & self.mask() == 0
+        if is_unchanged() {
+            wait((self.futex, expected));
+        }
+        // The publisher has cleared the bit of a thread that it woke.
+        if self.sleeping.load(Ordering::Relaxed) & self.mask() != 0 {
+            self.sleeping.fetch_and(!self.mask(), Ordering::Relaxed);
+        }
     }
 
     /// Publisher: wakes the thread if it sleeps or is about to, and returns whether it did. Call
@@ -82,7 +90,7 @@ impl Sleeper<'_> {
             return false;
         }
         // The thread that clears the bit is the one that wakes, so that two threads cost one system call.
-        // SYNC(wake/expected): Acquire pairs with the Release in `announce`, so that the futex changes after the
+        // SYNC(wake/expected): Acquire pairs with the Release in `sleep`, so that the futex changes after the
         // subscriber has read it.
         if self.sleeping.fetch_and(!self.mask(), Ordering::Acquire) & self.mask() == 0 {
             return false;
@@ -96,6 +104,6 @@ impl Sleeper<'_> {
 
 /// Publisher: orders a new item before the checks of [`Sleeper::wake`].
 pub fn before_wakeups() {
-    // SYNC(sleep/wake): pairs with the fence in `Sleeper::announce`.
+    // SYNC(sleep/wake): pairs with the fence in `Sleeper::sleep`.
     fence(Ordering::SeqCst);
 }

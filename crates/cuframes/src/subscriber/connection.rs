@@ -17,10 +17,11 @@ use crate::shm::claim;
 use crate::shm::layout::{LAYOUT_VERSION, MAGIC};
 use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::segments::{Control, SubscriberPage, TrackSegment};
-use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use crate::shm::waiter;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::interrupt::{Doorbell, Interrupt};
 use crate::sync::process::Owner;
-use crate::sync::{clock, futex, lock};
+use crate::sync::{clock, lock};
 use crate::types::mode::Mode;
 use crate::types::refusal::RefusalReason;
 use nix::errno::Errno;
@@ -97,15 +98,7 @@ impl Connection {
     /// Wakes the publisher if it waits for this subscriber. Call it after moving a cursor or releasing a
     /// claim.
     pub(super) fn notify_publisher(&self) {
-        // SYNC(waits/notify): pairs with the fence in `BackpressureWait::wait_for`. Either this load sees
-        // that the publisher waits, or the publisher's next check sees the moved cursor or released claim.
-        fence(Ordering::SeqCst);
-        if self.control.header().status.publisher_waits.load(Ordering::Relaxed) != 0 {
-            let futex = &self.page.header().futex;
-            // SYNC(waits/notify): Release pairs with the Acquire of the futex in `wait_for`.
-            futex.fetch_add(1, Ordering::Release);
-            futex::wake_all(futex);
-        }
+        waiter::notify(&self.control.header().status.publisher_waits, &self.page.header().futex);
     }
 
     /// Registers that a device clears the claim on `slot`. The frame counts as in use until

@@ -13,6 +13,7 @@ use crate::shm::claim;
 use crate::shm::layout::{FRAME_READER, MAX_SEQ, unpack_index};
 use crate::shm::record::Record;
 use crate::shm::sleeper::Sleeper;
+use crate::shm::stream_end;
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::clock;
 use crate::sync::interrupt::Interrupt;
@@ -70,8 +71,9 @@ impl std::fmt::Debug for Resolved {
 /// Why there is nothing to take.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pending {
-    /// The publisher has not published the next frame yet. `head` and `eos` are the words that were seen.
-    Frame { head: u64, eos: u32 },
+    /// The publisher has not published the next frame yet. `head` is the newest one, and `ended` says whether the stream
+    /// has ended behind it.
+    Frame { head: u64, ended: bool },
     /// This subscriber holds as many frames as its credit allows, and has to release one first.
     Release,
     /// The newest frame was overwritten before it could be claimed. `head` is about to name a newer one.
@@ -169,12 +171,8 @@ impl FrameReader {
             return Ok(ControlFlow::Break(disconnect.clone().into()));
         }
         let h = self.connection.control.header();
-        // SYNC(eos/end): pairs with the Release in `FramePublisher::end`; all frames were published before
-        // it. Read before `head`.
-        let eos = h.status.eos.load(Ordering::Acquire);
-        // SYNC(head/publish): pairs with the Release in `FramePublisher::publish`; record, slot number and
-        // index entry of the frame are written.
-        let head = h.head.load(Ordering::Acquire);
+        // SYNC(head/publish): record, slot number and index entry of the frames up to `head` are written.
+        let (ended, head) = stream_end::read(&h.status.eos, &h.head);
         if head > MAX_SEQ {
             let problem = "the number of its newest frame is out of range";
             return Err(self.connection.protocol_error(problem));
@@ -188,14 +186,14 @@ impl FrameReader {
                 (None, None) => ControlFlow::Continue(Pending::Overwritten { head }),
             });
         }
-        if eos != 0 && head == self.cursor && !wait.past_eos {
+        if ended && head == self.cursor && !wait.past_eos {
             return Ok(ControlFlow::Break(Next::Eos));
         }
         Ok(match disconnect {
             // Also if there is a frame that cannot be taken because the credit is used up.
             Some(disconnect) => ControlFlow::Break(disconnect.into()),
             None if full => ControlFlow::Continue(Pending::Release),
-            None => ControlFlow::Continue(Pending::Frame { head, eos }),
+            None => ControlFlow::Continue(Pending::Frame { head, ended }),
         })
     }
 
@@ -217,8 +215,8 @@ impl FrameReader {
         deadline: Option<Duration>,
         busy_poll: Duration,
     ) {
-        let (head, eos) = match pending {
-            Pending::Frame { head, eos } => (head, eos),
+        let seen = match pending {
+            Pending::Frame { head, ended } => (head, ended),
             Pending::Release => {
                 return self.wait_for_release(tickets, deadline.map(|until| until - now));
             }
@@ -229,15 +227,13 @@ impl FrameReader {
             return std::hint::spin_loop();
         }
         let until = expected.map(|around| around.start).into_iter().chain(deadline).min();
-        let (sleeper, h) = (self.sleeper(), self.connection.control.header());
-        sleeper.announce();
-        // SYNC(sleep/wake): the publisher either sees the announcement, or stored these words before.
-        if h.head.load(Ordering::Relaxed) == head && h.status.eos.load(Ordering::Relaxed) == eos {
-            let wake = (sleeper.futex, tickets.wake);
+        let h = self.connection.control.header();
+        let is_unchanged =
+            || (h.head.load(Ordering::Relaxed), h.status.eos.load(Ordering::Relaxed) != 0) == seen;
+        self.sleeper().sleep(tickets.wake, is_unchanged, |wake| {
             self.connection.bell.wait_or(tickets.bell, wake, until.map(|until| until - now));
             tracing::trace!(name: "woken", target: "cuframes::steps", "woken");
-        }
-        sleeper.retract();
+        });
     }
 
     /// Sleeps until this subscriber releases a frame.

@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::shm::layout::{MAX_READERS, READER_IN_USE, READER_LOSSLESS, ReaderWords};
 use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
 use crate::shm::references::decode_references;
-use crate::shm::retention;
 use crate::shm::ring::Entry;
 use crate::shm::sleeper::Sleeper;
+use crate::shm::{retention, stream_end};
 use crate::sync::atomic::Ordering;
 use crate::sync::{clock, lock};
 use crate::types::mode::Mode;
@@ -265,13 +265,10 @@ impl PacketReader {
             if self.view.is_none() {
                 self.view = lock(&connection.state).tracks.get(&self.track).cloned();
             }
+            // The position behind the newest packet, and whether the stream has ended there.
             let mut seen = None;
             if let Some(view) = self.view.clone() {
                 let h = view.segment.header();
-                // SYNC(eos/end): pairs with the Release in `Track::end`; all packets were published before
-                // it. Read before the packets.
-                let eos = h.eos.load(Ordering::Acquire);
-                seen = Some((h.head.load(Ordering::Relaxed), eos));
                 if !self.retained
                     && disconnect.is_none()
                     && !retention::is_retained(&h.reclaim, &h.tail)
@@ -284,7 +281,12 @@ impl PacketReader {
                     continue;
                 }
                 self.retained = true;
-                match self.step(&view, wait.interrupt)? {
+                let head = h.head.load(Ordering::Relaxed);
+                // SYNC(eos/end): see `shm::stream_end`.
+                let (ended, step) =
+                    stream_end::read_with(&h.eos, || self.step(&view, wait.interrupt));
+                seen = Some((head, ended));
+                match step? {
                     Step::Packet(packet) => return Ok(Next::Item(packet)),
                     // After the timeout, the packets that were present at that time are still searched.
                     Step::Again if timed_out => {
@@ -296,7 +298,7 @@ impl PacketReader {
                     }
                     Step::Again => continue,
                     // A reader without a start continues to wait for it, also at the end of the track.
-                    Step::Nothing if eos != 0 && !wait.past_eos && !self.waits_for_start() => {
+                    Step::Nothing if ended && !wait.past_eos && !self.waits_for_start() => {
                         return Ok(Next::Eos);
                     }
                     Step::Nothing => {}
@@ -313,12 +315,11 @@ impl PacketReader {
                 continue;
             };
             let h = view.segment.header();
-            sleeper.announce();
-            // SYNC(sleep/wake): the publisher either sees the announcement, or stored these words before.
-            if (h.head.load(Ordering::Relaxed), h.eos.load(Ordering::Relaxed)) == seen {
-                connection.bell.wait_or(ticket, (sleeper.futex, expected), left);
-            }
-            sleeper.retract();
+            let is_unchanged =
+                || (h.head.load(Ordering::Relaxed), h.eos.load(Ordering::Relaxed) != 0) == seen;
+            sleeper.sleep(expected, is_unchanged, |wake| {
+                connection.bell.wait_or(ticket, wake, left);
+            });
         }
     }
 

@@ -15,7 +15,8 @@
 mod frames;
 mod interrupts;
 mod packets;
-mod waiting;
+mod stream_end;
+mod wakeups;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
