@@ -85,7 +85,8 @@ pub mod protocol;
 mod publisher;
 #[doc(hidden)]
 pub mod shm;
-mod subscriber;
+#[doc(hidden)]
+pub mod subscriber;
 #[doc(hidden)]
 pub mod sync;
 mod types;

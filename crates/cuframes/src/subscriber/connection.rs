@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::announcements::{Disconnect, MAX_ANNOUNCED, State, TrackView};
+use super::leases::Leases;
 use crate::cuda::Uuid;
 use crate::error::{Context, Error, Result};
 use crate::memory::{ChunkInfo, Geometry, Importer, Kind};
 use crate::protocol::message::Message;
 use crate::protocol::socket::{Received, Socket};
 use crate::protocol::status::MAX_TRACKS;
-use crate::shm::claim;
 use crate::shm::layout::{LAYOUT_VERSION, MAGIC};
 use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::segments::{Control, SubscriberPage, TrackSegment};
@@ -46,7 +46,7 @@ pub(crate) struct Connection {
     pub(super) control: Control,
     pub(super) page: SubscriberPage,
     /// Rings for each message and each interrupt. A released frame rings it only while a reader waits for
-    /// one (`awaits_release`).
+    /// one ([`Leases::wake_reader`]).
     pub(super) bell: Arc<Doorbell>,
     pub(super) state: Mutex<State>,
     /// Number of announcements handled so far. While it is unchanged, a lookup in `state` returns the same
@@ -54,14 +54,8 @@ pub(crate) struct Connection {
     pub(super) announcements: AtomicU64,
     /// Whether `state.disconnect` is set.
     pub(super) disconnected: AtomicBool,
-    /// Number of frames in use.
-    pub(super) leases: AtomicU32,
-    /// A reader sleeps, or is about to sleep, until `leases` decreases.
-    pub(super) awaits_release: AtomicBool,
-    /// Slots of frames in use whose claims a device clears.
-    pub(super) clearing: Mutex<Vec<u32>>,
-    /// Length of `clearing`. Written under its lock.
-    pub(super) clearing_count: AtomicU32,
+    /// Frames in use.
+    pub(super) leases: Leases,
     /// Number of frames that were copied instead of held, for the publisher's statistics.
     pub(super) copied: AtomicU64,
     /// Which reader entries of the page are in use, one bit each.
@@ -101,34 +95,9 @@ impl Connection {
         waiter::notify(&self.control.header().status.publisher_waits, &self.page.header().futex);
     }
 
-    /// Registers that a device clears the claim on `slot`. The frame counts as in use until
-    /// [`Connection::collect_returned`] finds the claim cleared.
-    pub(super) fn add_clearing(&self, slot: u32) {
-        let mut clearing = lock(&self.clearing);
-        clearing.push(slot);
-        self.clearing_count.store(clearing.len() as u32, Ordering::Relaxed);
-    }
-
-    /// Stops counting the frames whose claims a device has cleared since the last call. Returns whether
-    /// other claims are still to be cleared by a device.
-    ///
-    /// A thread that calls [`Connection::add_clearing`] at the same time may be missed: the load of the
-    /// count is relaxed. A reader that is about to sleep orders it with SYNC(awaits-release/drop).
-    pub(super) fn collect_returned(&self) -> bool {
-        if self.clearing_count.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
-        let mut clearing = lock(&self.clearing);
-        clearing.retain(|slot| {
-            let held = claim::is_held(self.page.held(*slot));
-            if !held {
-                // SYNC(leases/release): pairs with the Acquire in `FrameReader`.
-                self.leases.fetch_sub(1, Ordering::Release);
-            }
-            held
-        });
-        self.clearing_count.store(clearing.len() as u32, Ordering::Relaxed);
-        !clearing.is_empty()
+    /// Stops counting the frames whose claims a device has cleared since the last call.
+    pub(super) fn collect_returned(&self) {
+        self.leases.collect_returned(|slot| self.page.held(slot));
     }
 
     /// Tells the publisher that this subscriber takes no more frames. Frames in use stay valid.

@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use super::connection::Connection;
 use crate::memory::{Imported, Kind};
-use crate::shm::claim;
 use crate::shm::segments::SubscriberPage;
-use crate::sync::atomic::{Ordering, fence};
 use crate::types::frame::FrameInfo;
 
 /// The claim on a slot. Dropping it releases the slot to the publisher.
@@ -25,25 +23,16 @@ impl Drop for Lease {
         if !self.connection.owner.is_this_process() {
             return;
         }
+        let connection = &*self.connection;
         if self.handed_over {
             // SYNC(release/is_held): the device clears the claim after the work that still reads the frame.
             // No doorbell rings then, so a reader that waits for this frame has to poll.
-            self.connection.add_clearing(self.slot);
+            connection.leases.hand_over(self.slot);
         } else {
-            claim::release(self.connection.page.held(self.slot));
-            // SYNC(leases/release): Release pairs with the Acquire in `FrameReader`. The claim is released
-            // before the count decreases, so a reader that sees the lower count may claim again.
-            self.connection.leases.fetch_sub(1, Ordering::Release);
-            self.connection.notify_publisher();
+            connection.leases.release(connection.page.held(self.slot));
+            connection.notify_publisher();
         }
-        // SYNC(awaits-release/drop): pairs with the fence in `FrameReader::wait_for_release`. Either this
-        // load sees that the reader waits, or the reader sees the returned lease. The bell rings only for
-        // a reader that waits for a release: a ring for each frame would cost a system call and wake
-        // readers that wait for the publisher.
-        fence(Ordering::SeqCst);
-        if self.connection.awaits_release.load(Ordering::Relaxed) {
-            self.connection.bell.ring();
-        }
+        connection.leases.wake_reader(&connection.bell);
     }
 }
 
@@ -125,6 +114,6 @@ impl Frame {
     /// Returns how many frames the subscriber may hold, and how many it holds, this one included.
     pub fn credit(&self) -> Credit {
         let connection = &self.lease.connection;
-        Credit { max: connection.credit, held: connection.leases.load(Ordering::Relaxed) }
+        Credit { max: connection.credit, held: connection.leases.count() }
     }
 }

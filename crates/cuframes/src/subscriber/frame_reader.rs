@@ -14,7 +14,7 @@ use crate::shm::layout::{FRAME_READER, MAX_SEQ, unpack_index};
 use crate::shm::record::Record;
 use crate::shm::sleeper::Sleeper;
 use crate::shm::stream_end;
-use crate::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::Ordering;
 use crate::sync::clock;
 use crate::sync::interrupt::Interrupt;
 use crate::types::mode::Mode;
@@ -199,9 +199,7 @@ impl FrameReader {
 
     /// Returns whether this subscriber holds as many frames as its credit allows.
     fn is_full(&self) -> bool {
-        // SYNC(leases/release): pairs with the Release in `Lease::drop` and `collect_returned`. The claims
-        // of frames that are not counted any more are released.
-        self.connection.leases.load(Ordering::Acquire) >= self.connection.credit
+        self.connection.leases.count() >= self.connection.credit
     }
 
     /// Sleeps until the next poll makes sense: until one of the two words changes, until `deadline`, or until
@@ -238,19 +236,10 @@ impl FrameReader {
 
     /// Sleeps until this subscriber releases a frame.
     fn wait_for_release(&self, tickets: Tickets, left: Option<Duration>) {
-        let connection = &self.connection;
-        connection.awaits_release.store(true, Ordering::Relaxed);
-        // SYNC(awaits-release/drop): pairs with the fence in `Lease::drop`. Either the lease that is dropped
-        // sees `awaits_release` and rings, or the checks below, `collect_returned` and `is_full`, see
-        // the returned frame.
-        fence(Ordering::SeqCst);
-        let clearing = connection.collect_returned();
-        if self.is_full() {
-            // A device that clears a claim rings no bell, so its claims are polled.
-            let step = clearing.then_some(READY_POLL_INTERVAL);
-            connection.bell.wait(tickets.bell, left.into_iter().chain(step).min());
-        }
-        connection.awaits_release.store(false, Ordering::Relaxed);
+        let connection = &*self.connection;
+        let held = |slot| connection.page.held(slot);
+        let leases = &connection.leases;
+        leases.wait_for_release(connection.credit, held, &connection.bell, tickets.bell, left);
     }
 
     /// Claims the frame that the mode selects. Returns `None` if it was overwritten before.
@@ -268,7 +257,7 @@ impl FrameReader {
             return Ok(None);
         };
         // From here on, the lease owns the claim on every path.
-        self.connection.leases.fetch_add(1, Ordering::Relaxed);
+        self.connection.leases.add();
         let lease = Lease { connection: self.connection.clone(), slot, handed_over: false };
         let record = Record::load(self.connection.control.record(slot))
             .filter(|r| r.seq == seq)

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::connection::{Connection, MAX_FDS, check_segment};
+use super::leases::Leases;
 use crate::error::{Error, Result};
 use crate::memory::Importer;
 use crate::protocol::discovery::{Attempt, Watch, try_connect};
@@ -19,7 +20,7 @@ use crate::protocol::socket::{Received, Socket};
 use crate::shm::layout::MAX_SLOTS;
 use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::segments::{Control, SubscriberPage};
-use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::clock;
 use crate::sync::interrupt::Interrupt;
 use crate::sync::process::Owner;
@@ -193,10 +194,7 @@ fn open(
         state: Mutex::default(),
         announcements: AtomicU64::new(0),
         disconnected: AtomicBool::new(false),
-        leases: AtomicU32::new(0),
-        awaits_release: AtomicBool::new(false),
-        clearing: Mutex::default(),
-        clearing_count: AtomicU32::new(0),
+        leases: Leases::default(),
         copied: AtomicU64::new(0),
         readers: Mutex::default(),
         importer: offer.importer.clone(),

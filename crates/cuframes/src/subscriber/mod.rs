@@ -7,6 +7,8 @@ mod frame;
 mod frame_reader;
 mod handshake;
 mod keyframes;
+#[doc(hidden)]
+pub mod leases;
 mod pace;
 mod packet_reader;
 mod wait;

@@ -2,8 +2,9 @@
 //! Models of the lock-free protocols: they run under every interleaving and every reordering that the memory model
 //! allows.
 //!
-//! `claim`, `retention` and `ring` are the real modules: with `--cfg loom` the crate takes its atomics from loom. The
-//! registry and the publisher's wait are modelled by hand here, because they consist of locks and system calls.
+//! They run the functions that publisher and subscriber call: with `--cfg loom` the crate takes its atomics and locks from
+//! loom, and the futex and the eventfd from `sync/model`. A lost wake-up is a deadlock there, which fails the model; in
+//! production many waits check again after a while, which hides it.
 //!
 //! Each model lists its possible outcomes and fails if one of them never occurs, because a model that does not reach
 //! its situation proves nothing.
@@ -14,6 +15,7 @@
 
 mod frames;
 mod interrupts;
+mod leases;
 mod packets;
 mod stream_end;
 mod wakeups;

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Counts the frames that a subscriber holds, and wakes its reader when it has released one.
+
+use std::time::Duration;
+
+use crate::shm::claim;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::interrupt::Doorbell;
+use crate::sync::lock::{Mutex, lock};
+
+/// Poll interval of a reader that waits for a device to clear a claim.
+const DEVICE_POLL: Duration = Duration::from_micros(50);
+
+/// The frames that a subscriber holds. Its reader adds them, and any thread releases them.
+#[derive(Debug, Default)]
+pub struct Leases {
+    /// Number of frames in use.
+    count: AtomicU32,
+    /// The reader sleeps, or is about to sleep, until `count` decreases.
+    awaits_release: AtomicBool,
+    /// Slots of frames in use whose claims a device clears.
+    clearing: Mutex<Vec<u32>>,
+    /// Length of `clearing`. Written under its lock.
+    clearing_count: AtomicU32,
+}
+
+impl Leases {
+    /// Returns the number of frames in use.
+    pub fn count(&self) -> u32 {
+        // SYNC(leases/release): pairs with the Release in `release` and `collect_returned`. The claims of frames
+        // that are not counted any more are released.
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Counts a frame that the reader has claimed.
+    pub fn add(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Releases the claim `held` of a frame, and stops counting it. [`Leases::wake_reader`] has to follow.
+    pub fn release(&self, held: &AtomicU64) {
+        claim::release(held);
+        // SYNC(leases/release): pairs with the Acquire in `count`. The claim is released before the count
+        // decreases, so a reader that sees the lower count may claim again.
+        self.count.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Registers that a device is about to clear the claim on `slot`. The frame counts as in use until
+    /// [`Leases::collect_returned`] finds the claim cleared. [`Leases::wake_reader`] has to follow.
+    pub fn hand_over(&self, slot: u32) {
+        let mut clearing = lock(&self.clearing);
+        clearing.push(slot);
+        self.clearing_count.store(clearing.len() as u32, Ordering::Relaxed);
+    }
+
+    /// Wakes the reader if it waits for a frame to be released.
+    pub fn wake_reader(&self, bell: &Doorbell) {
+        // SYNC(awaits-release/drop): pairs with the fence in `wait_for_release`. Either this load sees that the
+        // reader waits, or the reader sees the frame that was released or handed over. The bell rings only for a
+        // reader that waits for a release: a ring for each frame would cost a system call and wake readers that
+        // wait for the publisher.
+        fence(Ordering::SeqCst);
+        if self.awaits_release.load(Ordering::Relaxed) {
+            bell.ring();
+        }
+    }
+
+    /// Stops counting the frames whose claims a device has cleared since the last call. `held` returns the claim on a
+    /// slot. Returns whether other claims are still to be cleared by a device.
+    ///
+    /// A thread that calls [`Leases::hand_over`] at the same time may be missed: the load of the count is relaxed. A
+    /// reader that is about to sleep orders it with SYNC(awaits-release/drop).
+    pub fn collect_returned<'a>(&self, held: impl Fn(u32) -> &'a AtomicU64) -> bool {
+        if self.clearing_count.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let mut clearing = lock(&self.clearing);
+        clearing.retain(|slot| {
+            let is_held = claim::is_held(held(*slot));
+            if !is_held {
+                // SYNC(leases/release): pairs with the Acquire in `count`.
+                self.count.fetch_sub(1, Ordering::Release);
+            }
+            is_held
+        });
+        self.clearing_count.store(clearing.len() as u32, Ordering::Relaxed);
+        !clearing.is_empty()
+    }
+
+    /// Sleeps while `credit` frames are in use, until one is released, the bell rings after `ticket` was taken, or
+    /// `timeout` elapses. May return early. `held` returns the claim on a slot.
+    pub fn wait_for_release<'a>(
+        &self,
+        credit: u32,
+        held: impl Fn(u32) -> &'a AtomicU64,
+        bell: &Doorbell,
+        ticket: u32,
+        timeout: Option<Duration>,
+    ) {
+        self.awaits_release.store(true, Ordering::Relaxed);
+        // SYNC(awaits-release/drop): pairs with the fence in `wake_reader`. Either the thread that releases a frame
+        // sees `awaits_release` and rings, or the checks below see the frame.
+        fence(Ordering::SeqCst);
+        let clearing = self.collect_returned(held);
+        if self.count() >= credit {
+            // A device that clears a claim rings no bell, so its claims are polled.
+            let step = clearing.then_some(DEVICE_POLL);
+            bell.wait(ticket, timeout.into_iter().chain(step).min());
+        }
+        self.awaits_release.store(false, Ordering::Relaxed);
+    }
+}
