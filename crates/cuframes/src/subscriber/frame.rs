@@ -13,7 +13,7 @@ use crate::types::frame::FrameInfo;
 pub(super) struct Lease {
     pub(super) connection: Arc<Connection>,
     pub(super) slot: u32,
-    /// A device clears the claim.
+    /// A device clears the claim: see [`Leases::hand_over`](super::leases::Leases::hand_over).
     pub(super) handed_over: bool,
 }
 
@@ -24,11 +24,7 @@ impl Drop for Lease {
             return;
         }
         let connection = &*self.connection;
-        if self.handed_over {
-            // SYNC(release/is_held): the device clears the claim after the work that still reads the frame.
-            // No doorbell rings then, so a reader that waits for this frame has to poll.
-            connection.leases.hand_over(self.slot);
-        } else {
+        if !self.handed_over {
             connection.leases.release(connection.page.held(self.slot));
             connection.notify_publisher();
         }
@@ -108,7 +104,20 @@ impl Frame {
     /// [`Subscriber::page`](crate::Subscriber::page)). It enqueues a write of 0 to that word and returns
     /// `true`. If it returns `false`, the frame is released immediately.
     pub fn release_with(mut self, clear: impl FnOnce(usize) -> bool) {
-        self.lease.handed_over = clear(SubscriberPage::held_offset(self.lease.slot));
+        let Lease { connection, slot, handed_over } = &mut self.lease;
+        // The claim is the parent's if this process was forked.
+        if !connection.owner.is_this_process() {
+            return;
+        }
+        // Before the device can clear the claim. It also stays so if `clear` panics, because the device may have been
+        // told already.
+        connection.leases.hand_over(*slot);
+        *handed_over = true;
+        // SYNC(release/is_held): the device clears the claim after the work that still reads the frame. No doorbell
+        // rings then, so a reader that waits for this frame has to poll.
+        if !clear(SubscriberPage::held_offset(*slot)) {
+            *handed_over = !connection.leases.take_back(*slot);
+        }
     }
 
     /// Returns how many frames the subscriber may hold, and how many it holds, this one included.

@@ -47,10 +47,23 @@ impl Leases {
 
     /// Registers that a device is about to clear the claim on `slot`. The frame counts as in use until
     /// [`Leases::collect_returned`] finds the claim cleared. [`Leases::wake_reader`] has to follow.
+    ///
+    /// Call it before the device is told to clear the claim. Otherwise the publisher could reuse the slot, and the reader
+    /// claim it once more, before it is registered; then the frame before would count until the new one is released.
     pub fn hand_over(&self, slot: u32) {
         let mut clearing = lock(&self.clearing);
         clearing.push(slot);
         self.clearing_count.store(clearing.len() as u32, Ordering::Relaxed);
+    }
+
+    /// Undoes [`Leases::hand_over`]: the device will not clear the claim. Returns false if the claim was found cleared
+    /// nevertheless, so that the frame does not count any more.
+    pub fn take_back(&self, slot: u32) -> bool {
+        let mut clearing = lock(&self.clearing);
+        let Some(at) = clearing.iter().position(|known| *known == slot) else { return false };
+        clearing.swap_remove(at);
+        self.clearing_count.store(clearing.len() as u32, Ordering::Relaxed);
+        true
     }
 
     /// Wakes the reader if it waits for a frame to be released.

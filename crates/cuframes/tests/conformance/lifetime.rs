@@ -78,6 +78,47 @@ pub(crate) fn waiting_subscriber_notices_release_by_device<M: MemoryFixture>(tes
     assert_eq!(waiting.join().unwrap(), 2);
 }
 
+/// A device clears a claim at once, and the slot is claimed again, before [`Frame::release_with`] returns.
+pub(crate) fn frame_does_not_count_when_its_slot_is_claimed_again<M: MemoryFixture>(
+    test: &TestDir,
+) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|c| c.max_frames = 2);
+    let SharedPage { base: page, keep_alive: _mapped, .. } = viewer.subscriber.page();
+    publish::<M>(&publisher, 1);
+    let first = viewer.frame();
+    let slot = first.address();
+    let mut second = None;
+    first.release_with(|offset| {
+        // SAFETY: an aligned word of the page, which is mapped and accessed through atomics only.
+        unsafe { AtomicU64::from_ptr(page.add(offset).cast()) }.store(0, Ordering::Release);
+        let mut frames = (2..100).map(|n| {
+            publish::<M>(&publisher, n);
+            viewer.frame()
+        });
+        second = Some(frames.find(|frame| frame.address() == slot).expect("the slot is reused"));
+        true
+    });
+    assert!(matches!(viewer.poll(), Next::TimedOut));
+    let second = second.unwrap();
+    assert_eq!(second.credit().held, 1);
+    publish::<M>(&publisher, second.seq + 1);
+    assert_eq!(viewer.frame().seq, second.seq + 1);
+}
+
+/// The device was given nothing to do, so the frame is released at once.
+pub(crate) fn frame_is_released_when_device_refuses<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|c| c.max_frames = 1);
+    for n in 1..=3 {
+        publish::<M>(&publisher, n);
+        let frame = viewer.frame();
+        assert_eq!((frame.seq, frame.credit().held), (n, 1));
+        frame.release_with(|_| false);
+        assert_eq!(publisher.stats().subscribers[0].held, 0);
+    }
+}
+
 pub(crate) fn frames_outlive_subscriber<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
     let mut viewer = test.subscriber(|_| {});

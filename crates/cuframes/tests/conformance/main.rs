@@ -37,6 +37,8 @@ macro_rules! conformance {
                 lifetime::frames_outlive_subscriber
                 lifetime::frame_released_by_device_is_held_until_then
                 lifetime::waiting_subscriber_notices_release_by_device
+                lifetime::frame_does_not_count_when_its_slot_is_claimed_again
+                lifetime::frame_is_released_when_device_refuses
                 lifetime::pool_follows_credit
                 lifetime::dropped_loan_is_free_again
                 formats::frames_keep_format
