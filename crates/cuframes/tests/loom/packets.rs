@@ -4,6 +4,7 @@
 use super::*;
 use cuframes::shm::retention::{advance, is_retained, needs_before, try_reclaim};
 use cuframes::shm::ring::{self, Overwritten, Writer};
+use loom::cell::UnsafeCell;
 use loom::sync::atomic::Ordering;
 
 /// Number of the caller's words. Each word that a reader may find old or new doubles the number of executions.
@@ -165,6 +166,13 @@ fn discarded_packet_is_not_read_torn() {
     });
 }
 
+/// Stands for the bytes of the ring: loom does not reorder a read of an atomic with the stores after it, but reports an
+/// access to a cell that is not ordered with a write.
+struct Bytes(UnsafeCell<()>);
+
+// SAFETY: the cell has no content.
+unsafe impl Sync for Bytes {}
+
 /// A reader starts at any time. From its first packet on, no packet is overwritten before the reader has taken it.
 #[test]
 fn retained_packet_is_not_overwritten() {
@@ -172,12 +180,14 @@ fn retained_packet_is_not_overwritten() {
     explore(3, all, |outcomes| {
         // The ring has room for one packet.
         let track = Track::new(4, &[8, 8, 8]);
+        let bytes = Arc::new(Bytes(UnsafeCell::new(())));
         // Without a reader, the writer waits for none.
         let next = Arc::new(Word::new(u64::MAX));
         let mut writer = Writer::default();
         track.write(&mut writer, 0);
 
         let (reading, place, seen) = (track.clone(), next.clone(), outcomes.clone());
+        let read = bytes.clone();
         thread::spawn(move || {
             place.store(0, Ordering::Relaxed);
             while !is_retained(&reading.reclaim, &reading.tail) {
@@ -190,6 +200,7 @@ fn retained_packet_is_not_overwritten() {
                 if position < reading.ring().head() {
                     let seq = reading.seq_at(position);
                     assert_eq!(reading.read(seq), Ok(()), "the packet is retained");
+                    read.0.with(|_| ());
                     position = reading.position(seq + 1);
                     advance(&place, position);
                 }
@@ -204,6 +215,7 @@ fn retained_packet_is_not_overwritten() {
             let tail = writer.tail_after(track.ring(), 8).unwrap();
             let behind = || needs_before(&next, tail);
             if try_reclaim(&track.reclaim, writer.tail(), tail, behind) {
+                bytes.0.with_mut(|_| ());
                 track.write(&mut writer, seq);
                 outcomes.add("wrote");
             } else {
