@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cuframes::Interrupt;
+use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
@@ -23,13 +24,25 @@ fn set_in_thread(interrupt: &Arc<Interrupt>) -> thread::JoinHandle<()> {
     thread::spawn(move || interrupt.set())
 }
 
+/// What the interrupt is set for.
+struct Reason(UnsafeCell<u32>);
+
+// SAFETY: loom panics if an access to the cell is not ordered with every write.
+unsafe impl Sync for Reason {}
+
 #[test]
 fn sleep_ends_when_interrupt_is_set() {
     explore(3, ["done"], |outcomes| {
-        let interrupt = Arc::new(Interrupt::default());
-        let setting = set_in_thread(&interrupt);
-        interrupt.sleep(Duration::MAX);
-        assert!(interrupt.is_set());
+        let shared = Arc::new((Interrupt::default(), Reason(UnsafeCell::new(0))));
+        let other = shared.clone();
+        let setting = thread::spawn(move || {
+            // SAFETY: the other thread reads it after the interrupt is set.
+            other.1.0.with_mut(|reason| unsafe { *reason = 1 });
+            other.0.set();
+        });
+        shared.0.sleep(Duration::MAX);
+        // SAFETY: it was written before the interrupt was set.
+        assert_eq!(shared.1.0.with(|reason| unsafe { *reason }), 1);
         outcomes.add("done");
         setting.join().unwrap();
     });
