@@ -2,8 +2,8 @@
 //! Models of the lock-free protocols: they run under every interleaving and every reordering that the memory model
 //! allows.
 //!
-//! They run the functions that publisher and subscriber call: with `--cfg loom` the crate takes its atomics and locks from
-//! loom, and the futex and the eventfd from `sync/model`. A lost wake-up is a deadlock there, which fails the model; in
+//! They run the functions that publisher and subscriber call; the loops around these calls are their own. With `--cfg loom`
+//! the crate takes its atomics and locks from loom, and the futex and the eventfd from `sync/model`. A lost wake-up is a deadlock there, which fails the model; in
 //! production many waits check again after a while, which hides it.
 //!
 //! Each model lists its possible outcomes and fails if one of them never occurs, because a model that does not reach
