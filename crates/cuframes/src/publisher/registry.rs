@@ -27,8 +27,9 @@ use crate::protocol::message::Message;
 use crate::protocol::socket::Socket;
 use crate::shm::claim;
 use crate::shm::segments::SubscriberPage;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
+use crate::sync::versioned::{HasList, Snapshot, Versioned};
 use crate::types::mode::Mode;
 use crate::types::refusal::RefusalReason;
 use nix::errno::Errno;
@@ -128,9 +129,15 @@ pub(crate) struct TrackCaps {
     pub(crate) caps: String,
 }
 
+impl HasList<Arc<SubscriberHandle>> for State {
+    fn list(&self) -> &Arc<[Arc<SubscriberHandle>]> {
+        &self.subscribers
+    }
+}
+
 pub(crate) struct Registry {
-    state: Mutex<State>,
-    version: AtomicU64,
+    /// The list is that of the subscribers.
+    state: Versioned<State>,
     /// Wakes the server thread.
     wake: EventFd,
     waker: Waker,
@@ -144,42 +151,31 @@ impl Registry {
     pub(crate) fn new() -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
-            state: Mutex::default(),
-            version: AtomicU64::new(0),
+            state: Versioned::default(),
             wake: EventFd::from_flags(flags).context("create an eventfd")?,
             waker: Waker::default(),
         })
     }
 
-    /// Returns a number that changes whenever a subscriber is added or removed. A thread that sees the
-    /// number of an addition finds the subscriber in [`Registry::subscribers`].
-    pub(crate) fn version(&self) -> u64 {
-        // SYNC(add/version): pairs with the Release in `add_subscriber` and `remove_subscriber`.
-        self.version.load(Ordering::Acquire)
-    }
-
     /// Returns the connected subscribers.
     pub(crate) fn subscribers(&self) -> Arc<[Arc<SubscriberHandle>]> {
-        lock(&self.state).subscribers.clone()
+        self.state.with(|state| state.subscribers.clone())
     }
 
-    /// Adds a subscriber. Send WELCOME to it afterwards.
+    /// Adds a subscriber. Send WELCOME to it afterwards: it tells the subscriber that it may claim frames.
     pub(crate) fn add_subscriber(&self, subscriber: Arc<SubscriberHandle>) {
-        let mut state = lock(&self.state);
-        let all = state.subscribers.iter().cloned().chain([subscriber]);
-        state.subscribers = all.collect();
-        // SYNC(add/version): pairs with the Acquire in `version`. The store precedes WELCOME, and so
-        // every claim of the subscriber: a publisher that loads the version after the fence of
-        // `claim::retire` either finds the subscriber or precedes its claim.
-        self.version.fetch_add(1, Ordering::Release);
+        let add = |state: &mut State| {
+            state.subscribers = state.subscribers.iter().cloned().chain([subscriber]).collect();
+        };
+        self.state.change(add, |_| ());
     }
 
     /// Removes a subscriber whose connection has ended.
     pub(crate) fn remove_subscriber(&self, id: u32) {
-        let mut state = lock(&self.state);
-        state.subscribers = state.subscribers.iter().filter(|s| s.id != id).cloned().collect();
-        // SYNC(add/version): pairs with the Acquire in `version`.
-        self.version.fetch_add(1, Ordering::Release);
+        let remove = |state: &mut State| {
+            state.subscribers = state.subscribers.iter().filter(|s| s.id != id).cloned().collect();
+        };
+        self.state.change(remove, |_| ());
     }
 
     /// Marks a subscriber for eviction and wakes the server thread, which disconnects it. The first reason is
@@ -213,15 +209,16 @@ impl Registry {
 
     /// Adds an announcement. The server thread sends it once it is woken up.
     pub(super) fn announce(&self, message: Message, fd: Option<FdOwner>) {
-        lock(&self.state).announce(message, fd);
+        self.state.with(|state| state.announce(message, fd));
     }
 
     /// Announces new caps for frames, and forgets those of all generations that are not in `live`.
     pub(super) fn announce_format(&self, generation: u32, caps: &str, live: &[u32]) {
-        let mut state = lock(&self.state);
-        let is_dead = |message: &Message| matches!(message, Message::Format { generation, .. } if !live.contains(generation));
-        state.announcements.retain(|a| !is_dead(&a.message));
-        state.announce(Message::Format { generation, caps: caps.to_owned() }, None);
+        let message = Message::Format { generation, caps: caps.to_owned() };
+        self.replace(
+            message,
+            |old| matches!(old, Message::Format { generation, .. } if !live.contains(generation)),
+        );
     }
 
     /// Announces new caps of a track, and forgets those of all generations that are not in `live`.
@@ -232,26 +229,36 @@ impl Registry {
         caps: &str,
         live: &[u32],
     ) {
-        let mut state = lock(&self.state);
-        let is_dead = |message: &Message| matches!(message, Message::TrackFormat { track: of, generation, .. } if *of == track && !live.contains(generation));
-        state.announcements.retain(|a| !is_dead(&a.message));
-        state.announce(Message::TrackFormat { track, generation, caps: caps.to_owned() }, None);
+        let message = Message::TrackFormat { track, generation, caps: caps.to_owned() };
+        self.replace(message, |old| {
+            matches!(old, Message::TrackFormat { track: of, generation, .. }
+                if *of == track && !live.contains(generation))
+        });
+    }
+
+    /// Adds an announcement, and forgets those for which `is_outdated` returns true.
+    fn replace(&self, message: Message, is_outdated: impl Fn(&Message) -> bool) {
+        self.state.with(|state| {
+            state.announcements.retain(|a| !is_outdated(&a.message));
+            state.announce(message, None);
+        });
     }
 
     /// Announces that a chunk was freed. Returns what the registry had of it, to be dropped without a lock.
     pub(super) fn announce_retired(&self, chunk: u32) -> Option<Arc<Announcement>> {
-        let mut state = lock(&self.state);
         let is_chunk =
-            |a: &Arc<Announcement>| matches!(a.message, Message::Chunk { id, .. } if id == chunk);
-        let at = state.announcements.iter().position(is_chunk)?;
-        let announcement = state.announcements.remove(at);
-        for subscriber in state.subscribers.iter() {
-            let mut outbox = lock(&subscriber.outbox);
-            if outbox.sent >= announcement.number {
-                outbox.retired.push_back(chunk);
+            |message: &Message| matches!(message, Message::Chunk { id, .. } if *id == chunk);
+        self.state.with(|state| {
+            let at = state.announcements.iter().position(|a| is_chunk(&a.message))?;
+            let announcement = state.announcements.remove(at);
+            for subscriber in state.subscribers.iter() {
+                let mut outbox = lock(&subscriber.outbox);
+                if outbox.sent >= announcement.number {
+                    outbox.retired.push_back(chunk);
+                }
             }
-        }
-        Some(announcement)
+            Some(announcement)
+        })
     }
 
     /// Sends to a subscriber what it has yet to be told, as far as that is possible without waiting. Only the
@@ -296,34 +303,20 @@ impl Registry {
 
     /// Returns the next message to a subscriber, and counts it as sent.
     fn next_message(&self, subscriber: &SubscriberHandle) -> NextMessage {
-        let state = lock(&self.state);
-        let mut outbox = lock(&subscriber.outbox);
-        let before = outbox.sent;
-        if let Some(chunk) = outbox.retired.pop_front() {
-            return NextMessage::Retire(chunk);
-        }
-        let at = state.announcements.partition_point(|a| a.number <= before);
-        // A subscriber without credit needs no memory for frames.
-        let concerns = |a: &&Arc<Announcement>| {
-            subscriber.credit > 0 || !matches!(a.message, Message::Chunk { .. })
-        };
-        let Some(next) = state.announcements[at..].iter().find(concerns) else {
-            return NextMessage::Nothing;
-        };
-        let fds = usize::from(next.fd.is_some());
-        if !outbox.may_send(fds, &subscriber.socket) {
-            return NextMessage::Unread;
-        }
-        outbox.sent = next.number;
-        NextMessage::Announcement(next.clone(), before)
+        self.state.with(|state| state.next_message(subscriber))
     }
 
     /// Returns the caps of the newest generation of frames, and of each track that has caps.
     pub(crate) fn current_caps(&self) -> CurrentCaps {
-        let state = lock(&self.state);
+        self.state.with(|state| state.current_caps())
+    }
+}
+
+impl State {
+    fn current_caps(&self) -> CurrentCaps {
         let mut current = CurrentCaps { frames: String::new(), tracks: Vec::new() };
         // Later announcements replace earlier ones.
-        for announcement in &state.announcements {
+        for announcement in &self.announcements {
             match &announcement.message {
                 Message::Format { caps, .. } => current.frames.clone_from(caps),
                 Message::TrackFormat { track, caps, .. } => {
@@ -335,9 +328,29 @@ impl Registry {
         }
         current
     }
-}
 
-impl State {
+    fn next_message(&self, subscriber: &SubscriberHandle) -> NextMessage {
+        let mut outbox = lock(&subscriber.outbox);
+        let before = outbox.sent;
+        if let Some(chunk) = outbox.retired.pop_front() {
+            return NextMessage::Retire(chunk);
+        }
+        let at = self.announcements.partition_point(|a| a.number <= before);
+        // A subscriber without credit needs no memory for frames.
+        let concerns = |a: &&Arc<Announcement>| {
+            subscriber.credit > 0 || !matches!(a.message, Message::Chunk { .. })
+        };
+        let Some(next) = self.announcements[at..].iter().find(concerns) else {
+            return NextMessage::Nothing;
+        };
+        let fds = usize::from(next.fd.is_some());
+        if !outbox.may_send(fds, &subscriber.socket) {
+            return NextMessage::Unread;
+        }
+        outbox.sent = next.number;
+        NextMessage::Announcement(next.clone(), before)
+    }
+
     fn announce(&mut self, message: Message, fd: Option<FdOwner>) {
         self.last += 1;
         self.announcements.push(Arc::new(Announcement { number: self.last, message, fd }));
@@ -379,39 +392,29 @@ fn is_disconnected(e: &io::Error) -> bool {
     matches!(code, Some(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN))
 }
 
-/// A copy of the registry's list that is renewed when the list has changed. It keeps the registry's lock off the
-/// path of a frame or packet.
+/// A copy of the registry's list. It keeps the registry's lock off the path of a frame or packet.
 #[derive(Default)]
 pub(super) struct SubscriberSnapshot {
-    list: Arc<[Arc<SubscriberHandle>]>,
-    version: u64,
+    copy: Snapshot<Arc<SubscriberHandle>>,
     /// Sum of all credits.
     credits: u32,
 }
 
 impl SubscriberSnapshot {
     /// Renews the copy if subscribers were added or removed.
-    ///
-    /// After the fence of `claim::retire` or `retention::try_reclaim` this finds every subscriber whose fence is
-    /// earlier; see [`Registry::version`].
     pub(super) fn refresh(&mut self, registry: &Registry) {
-        if registry.version() == self.version {
-            return;
+        if self.copy.refresh(&registry.state) {
+            self.credits = self.iter().map(|s| s.credit).sum();
         }
-        let state = lock(&registry.state);
-        self.version = registry.version();
-        self.list = state.subscribers.clone();
-        drop(state);
-        self.credits = self.list.iter().map(|s| s.credit).sum();
     }
 
     pub(super) fn iter(&self) -> slice::Iter<'_, Arc<SubscriberHandle>> {
-        self.list.iter()
+        self.copy.list().iter()
     }
 
     /// The subscribers, for use without the lock that protects this snapshot.
     pub(super) fn list(&self) -> Arc<[Arc<SubscriberHandle>]> {
-        self.list.clone()
+        self.copy.list().clone()
     }
 
     /// Sum of the credits of all subscribers.
@@ -419,11 +422,24 @@ impl SubscriberSnapshot {
         self.credits
     }
 
+    /// Renews the copy and returns the first subscriber for which `predicate` returns true.
+    ///
+    /// After the fence of `claim::retire` or `retention::try_reclaim` this examines every subscriber whose fence is
+    /// earlier; see [`Snapshot::find`].
+    pub(super) fn find(
+        &mut self,
+        registry: &Registry,
+        predicate: impl Fn(&SubscriberHandle) -> bool,
+    ) -> Option<&Arc<SubscriberHandle>> {
+        self.refresh(registry);
+        self.copy.find(&registry.state, |s| predicate(s))
+    }
+
     /// Renews the copy and returns whether any subscriber claims the slot. Revoked claims do not count.
     pub(super) fn hold(&mut self, registry: &Registry, slot: u32) -> bool {
-        self.refresh(registry);
-        self.list
-            .iter()
-            .any(|s| !s.revoked.load(Ordering::Relaxed) && claim::is_held(s.page.held(slot)))
+        let holds = |s: &SubscriberHandle| {
+            !s.revoked.load(Ordering::Relaxed) && claim::is_held(s.page.held(slot))
+        };
+        self.find(registry, holds).is_some()
     }
 }

@@ -311,8 +311,8 @@ impl TrackWriter {
         let reclaim = &self.header().reclaim;
         let reclaimed = retention::try_reclaim(reclaim, writer.tail(), position, || {
             // Behind the fence this finds every reader whose fence is earlier.
-            subscribers.refresh(&self.registry);
-            lagging = subscribers.iter().find(|s| self.has_unread_packet(s, position)).cloned();
+            let unread = |s: &SubscriberHandle| self.has_unread_packet(s, position);
+            lagging = subscribers.find(&self.registry, unread).cloned();
             lagging.is_some()
         });
         lagging.filter(|_| !reclaimed)

@@ -1,10 +1,24 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! A list under a lock, and copies of it that are renewed only when it has changed.
 
+use std::sync::Arc;
+
 use super::atomic::{AtomicU64, Ordering};
 use super::lock::{Mutex, lock};
 
-/// A state under a lock that contains a list, with a number that changes with the list.
+/// A state that contains a list.
+pub trait HasList<T> {
+    /// Returns the list.
+    fn list(&self) -> &Arc<[T]>;
+}
+
+impl<T> HasList<T> for Arc<[T]> {
+    fn list(&self) -> &Arc<[T]> {
+        self
+    }
+}
+
+/// A state under a lock, which contains a list, with a number that changes with the list.
 #[derive(Debug, Default)]
 pub struct Versioned<S> {
     state: Mutex<S>,
@@ -41,27 +55,26 @@ impl<S> Versioned<S> {
 /// A copy of the list of a [`Versioned`], which keeps the lock off a frequent path.
 #[derive(Debug)]
 pub struct Snapshot<T> {
-    list: Vec<T>,
+    list: Arc<[T]>,
     version: u64,
 }
 
 impl<T> Default for Snapshot<T> {
     fn default() -> Self {
-        Self { list: Vec::new(), version: 0 }
+        Self { list: Arc::default(), version: 0 }
     }
 }
 
-impl<T: Clone> Snapshot<T> {
+impl<T> Snapshot<T> {
     /// Renews the copy if the list has changed, and returns whether it has.
-    pub fn refresh<S: AsRef<[T]>>(&mut self, source: &Versioned<S>) -> bool {
+    pub fn refresh<S: HasList<T>>(&mut self, source: &Versioned<S>) -> bool {
         if source.version() == self.version {
             return false;
         }
         source.with(|state| {
             // It changes under this lock only.
             self.version = source.version();
-            self.list.clear();
-            self.list.extend_from_slice((*state).as_ref());
+            self.list = state.list().clone();
         });
         true
     }
@@ -70,7 +83,7 @@ impl<T: Clone> Snapshot<T> {
     ///
     /// After an SC fence this finds every entry that was announced before an earlier SC fence; see
     /// [`Versioned::change`].
-    pub fn find<S: AsRef<[T]>>(
+    pub fn find<S: HasList<T>>(
         &mut self,
         source: &Versioned<S>,
         predicate: impl FnMut(&&T) -> bool,
@@ -80,7 +93,7 @@ impl<T: Clone> Snapshot<T> {
     }
 
     /// Returns the copy as it is.
-    pub fn list(&self) -> &[T] {
+    pub fn list(&self) -> &Arc<[T]> {
         &self.list
     }
 }
@@ -89,30 +102,36 @@ impl<T: Clone> Snapshot<T> {
 mod tests {
     use super::*;
 
+    type List = Versioned<Arc<[u32]>>;
+
+    fn push(list: &mut Arc<[u32]>, n: u32) {
+        *list = list.iter().copied().chain([n]).collect();
+    }
+
     #[test]
     fn snapshot_follows_every_change() {
-        let list = Versioned::<Vec<u32>>::default();
+        let list = List::default();
         let mut copy = Snapshot::default();
         assert!(!copy.refresh(&list) && copy.list().is_empty());
         for n in 0..3 {
-            let len = list.change(|list| list.push(n), |list| list.len());
+            let len = list.change(|list| push(list, n), |list| list.len());
             assert_eq!(len, copy.list().len() + 1);
             assert_eq!(copy.find(&list, |found| **found == n), Some(&n));
         }
-        list.change(|list| list.retain(|n| *n != 1), |_| ());
+        list.change(|list| *list = Arc::new([0, 2]), |_| ());
         assert_eq!(copy.find(&list, |found| **found == 1), None);
-        assert_eq!(copy.list(), [0, 2]);
+        assert_eq!(**copy.list(), [0, 2]);
         assert!(!copy.refresh(&list));
     }
 
     #[test]
     fn announcement_follows_the_change() {
-        let list = Versioned::<Vec<u32>>::default();
+        let list = List::default();
         let before = list.version();
         list.change(
-            |list| list.push(7),
+            |list| push(list, 7),
             |changed| {
-                assert_eq!(*changed, [7]);
+                assert_eq!(**changed, [7]);
                 assert_ne!(list.version(), before);
             },
         );
