@@ -22,7 +22,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::registry::{Registry, SubscriberHandle};
+use super::handle::SubscriberHandle;
+use super::registry::Registry;
 use crate::shm::waiter::Waiter;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::clock;

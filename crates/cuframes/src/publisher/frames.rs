@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::backpressure::{Backpressure, BackpressureWait, Policy, WaitContext};
+use super::handle::{SubscriberHandle, Subscribers};
 use super::pool::{LOAN_STEP, MAX_LOANS, Pool, SlotSearch, Slots, over_credit};
-use super::registry::{Registry, SubscriberHandle};
+use super::registry::Registry;
 use crate::error::{Context, Result};
 use crate::memory::{Backend, Chunk, Kind};
 use crate::shm::claim;
@@ -356,7 +357,7 @@ impl FramePublisher {
     }
 
     /// Evicts a subscriber that holds more slots than its credit, if there is one. Returns whether there was.
-    fn evict_over_credit(&self, subscribers: &[Arc<SubscriberHandle>]) -> bool {
+    fn evict_over_credit(&self, subscribers: &Subscribers) -> bool {
         let Some((subscriber, held)) = over_credit(subscribers, self.slots.control.slots()) else {
             return false;
         };

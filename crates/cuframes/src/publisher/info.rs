@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::registry::SubscriberHandle;
+use super::handle::SubscriberHandle;
 use super::track::{TrackStats, TrackWriter};
 use crate::shm::layout::{READER_IN_USE, ReaderWords};
 use crate::sync::{atomic::Ordering, lock};

@@ -8,6 +8,7 @@
 mod backpressure;
 mod endpoint;
 mod frames;
+mod handle;
 mod info;
 mod pool;
 mod registry;

@@ -68,7 +68,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backpressure::Policy;
-use super::registry::{Registry, SubscriberHandle, SubscriberSnapshot};
+use super::handle::SubscriberHandle;
+use super::registry::{Registry, SubscriberSnapshot};
 use crate::error::{Context, Error, Result};
 use crate::memory::{Backend, Chunk};
 use crate::protocol::message::Message;

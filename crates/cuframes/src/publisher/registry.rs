@@ -8,75 +8,23 @@
 //! announcements were sent, so a subscriber that joins simply begins at the start of the list. An announcement that
 //! is no longer valid leaves the list. A subscriber that reads slowly therefore delays only itself, and costs no
 //! memory beyond the list.
-//!
-//! # Unread file descriptors
-//!
-//! Linux limits the number of file descriptors in messages that nobody has read, for each *sending user*
-//! (`RLIMIT_NOFILE`, `ETOOMANYREFS`). Subscribers that do not read could otherwise exhaust it for all publishers
-//! of this user. So at most [`MAX_UNREAD_FDS`] are sent to a subscriber before it reads them.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::slice;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use super::handle::{Refusal, SubscriberHandle, Subscribers};
 use super::waker::Waker;
 use crate::error::{Context, Result};
 use crate::protocol::message::Message;
-use crate::protocol::socket::Socket;
 use crate::shm::claim;
-use crate::shm::segments::SubscriberPage;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::sync::versioned::{HasList, Snapshot, Versioned};
-use crate::types::mode::Mode;
 use crate::types::refusal::RefusalReason;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::UnixCredentials;
-
-/// Maximum number of file descriptors that a subscriber has been sent and has not read.
-const MAX_UNREAD_FDS: usize = 4;
-
-/// Why a subscriber is refused or evicted: a reason for its program and a text for its user.
-#[derive(Debug, Clone)]
-pub(crate) struct Refusal {
-    pub(crate) reason: RefusalReason,
-    pub(crate) text: String,
-}
-
-/// A connected subscriber.
-pub(crate) struct SubscriberHandle {
-    pub(crate) id: u32,
-    pub(crate) socket: Socket,
-    pub(crate) page: SubscriberPage,
-    /// Maximum number of slots that it may claim at a time.
-    pub(crate) credit: u32,
-    pub(crate) mode: Mode,
-    pub(crate) name: String,
-    pub(crate) credentials: UnixCredentials,
-    /// Why the subscriber is evicted. The server thread disconnects it.
-    pub(super) eviction: Mutex<Option<Refusal>>,
-    /// The subscriber takes no more frames, because it leaves or is evicted. It may still hold some.
-    pub(crate) draining: AtomicBool,
-    /// The claims no longer count, because the subscriber exceeded its credit.
-    pub(crate) revoked: AtomicBool,
-    pub(super) outbox: Mutex<Outbox>,
-}
-
-/// Which announcements a subscriber has been sent.
-#[derive(Debug, Default)]
-pub(super) struct Outbox {
-    /// Number of the last announcement that was sent, or is being sent.
-    sent: u64,
-    /// Chunks that were announced to the subscriber and have been freed since.
-    retired: VecDeque<u32>,
-    /// Number of file descriptors sent since the subscriber was last known to have read all of its messages.
-    unread_fds: usize,
-    /// A lack of resources was reported.
-    shortage: bool,
-}
 
 /// Result of [`Registry::send_announcements`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,13 +35,6 @@ pub(super) enum Delivery {
     Blocked,
     /// Something was sent, and the rest could not be sent now.
     Progress,
-}
-
-impl SubscriberHandle {
-    /// The reason for which the subscriber is evicted, if it is.
-    pub(crate) fn eviction(&self) -> Option<Refusal> {
-        lock(&self.eviction).clone()
-    }
 }
 
 /// Owner of an fd that is sent with a message. The registry keeps it alive for later subscribers.
@@ -109,7 +50,7 @@ pub(super) struct Announcement {
 #[derive(Default)]
 struct State {
     /// Shared with the snapshots of streaming threads.
-    subscribers: Arc<[Arc<SubscriberHandle>]>,
+    subscribers: Subscribers,
     /// The valid announcements, in the order of their numbers.
     announcements: Vec<Arc<Announcement>>,
     /// Number of the last announcement.
@@ -130,7 +71,7 @@ pub(crate) struct TrackCaps {
 }
 
 impl HasList<Arc<SubscriberHandle>> for State {
-    fn list(&self) -> &Arc<[Arc<SubscriberHandle>]> {
+    fn list(&self) -> &Subscribers {
         &self.subscribers
     }
 }
@@ -140,7 +81,7 @@ pub(crate) struct Registry {
     state: Versioned<State>,
     /// Wakes the server thread.
     wake: EventFd,
-    waker: Waker,
+    waker: Arc<Waker>,
 }
 
 impl Registry {
@@ -153,12 +94,12 @@ impl Registry {
         Ok(Self {
             state: Versioned::default(),
             wake: EventFd::from_flags(flags).context("create an eventfd")?,
-            waker: Waker::default(),
+            waker: Arc::default(),
         })
     }
 
     /// Returns the connected subscribers.
-    pub(crate) fn subscribers(&self) -> Arc<[Arc<SubscriberHandle>]> {
+    pub(crate) fn subscribers(&self) -> Subscribers {
         self.state.with(|state| state.subscribers.clone())
     }
 
@@ -187,7 +128,7 @@ impl Registry {
     }
 
     /// Wakes the subscribers.
-    pub(super) fn waker(&self) -> &Waker {
+    pub(super) fn waker(&self) -> &Arc<Waker> {
         &self.waker
     }
 
@@ -357,26 +298,6 @@ impl State {
     }
 }
 
-impl Outbox {
-    /// Returns the outbox of a subscriber that has been sent WELCOME, with its two file descriptors.
-    pub(super) fn after_welcome() -> Self {
-        Self { unread_fds: 2, ..Self::default() }
-    }
-
-    /// Counts `fds` more file descriptors, if the subscriber has read enough of the earlier ones.
-    pub(super) fn may_send(&mut self, fds: usize, socket: &Socket) -> bool {
-        if fds == 0 {
-            return true;
-        }
-        if self.unread_fds + fds > MAX_UNREAD_FDS && socket.is_read_by_peer() {
-            self.unread_fds = 0;
-        }
-        let may = self.unread_fds + fds <= MAX_UNREAD_FDS;
-        self.unread_fds += if may { fds } else { 0 };
-        may
-    }
-}
-
 /// Result of [`Registry::next_message`].
 enum NextMessage {
     Nothing,
@@ -413,7 +334,7 @@ impl SubscriberSnapshot {
     }
 
     /// The subscribers, for use without the lock that protects this snapshot.
-    pub(super) fn list(&self) -> Arc<[Arc<SubscriberHandle>]> {
+    pub(super) fn list(&self) -> Subscribers {
         self.copy.list().clone()
     }
 

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
+use super::handle::{Outbox, Refusal, SubscriberHandle};
 use super::info::{PublisherEvent, SubscriberInfo};
-use super::registry::{Delivery, Outbox, Refusal, SubscriberHandle};
+use super::registry::Delivery;
 use super::state::State;
 use super::status::StatusResponder;
 use crate::error::{Context, Error};
@@ -350,7 +351,7 @@ impl Server {
             "subscriber joined"
         );
         let registry = &self.state.registry;
-        if let Err(e) = registry.waker().start(registry, registry.subscribers().len()) {
+        if let Err(e) = registry.waker().start(registry.subscribers().len()) {
             tracing::warn!(key = self.state.key, %e, "streaming threads wake all subscribers");
         }
         self.emit(PublisherEvent::SubscriberAdded(SubscriberInfo::of(&subscriber)));

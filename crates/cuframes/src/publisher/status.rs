@@ -8,8 +8,8 @@
 use std::time::Duration;
 
 use super::frames::FramePublisher;
+use super::handle::SubscriberHandle;
 use super::info::{SubscriberInfo, track_stats};
-use super::registry::SubscriberHandle;
 use super::state::State;
 use crate::protocol::message::Message;
 use crate::protocol::socket::Socket;

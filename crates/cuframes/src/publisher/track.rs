@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::backpressure::{BackpressureWait, Policy};
 use super::frames::FramePublisher;
-use super::registry::{Registry, SubscriberHandle, SubscriberSnapshot};
+use super::handle::SubscriberHandle;
+use super::registry::{Registry, SubscriberSnapshot};
 use crate::error::{Context, Error, Result};
 use crate::protocol::message::Message;
 use crate::protocol::wire::check_caps;

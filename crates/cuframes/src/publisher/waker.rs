@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use super::registry::{Registry, SubscriberHandle};
+use super::handle::{SubscriberHandle, Subscribers};
 use crate::error::{Context, Result};
 use crate::shm::layout::{FRAME_READER, MAX_READERS};
 use crate::shm::sleeper::{Sleeper, before_wakeups};
@@ -18,9 +18,6 @@ use crate::sync::lock;
 
 /// Maximum number of subscribers that the publishing thread wakes itself, if there are more.
 pub(super) const DIRECT_WAKEUPS: usize = 4;
-
-/// Connected subscribers, in the order in which they joined.
-type Subscribers = Arc<[Arc<SubscriberHandle>]>;
 
 /// What the readers to wake wait for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,14 +44,14 @@ impl Waker {
     ///
     /// # Errors
     /// The system has no threads left. The publishing threads then wake all subscribers.
-    pub(super) fn start(&self, registry: &Arc<Registry>, subscribers: usize) -> Result<()> {
+    pub(super) fn start(self: &Arc<Self>, subscribers: usize) -> Result<()> {
         let mut thread = lock(&self.thread);
         if subscribers <= DIRECT_WAKEUPS || thread.is_some() {
             return Ok(());
         }
-        let registry = registry.clone();
+        let waker = self.clone();
         let builder = std::thread::Builder::new().name("cuframes-waker".into());
-        let started = builder.spawn(move || registry.waker().run());
+        let started = builder.spawn(move || waker.run());
         *thread = Some(started.context("start a thread")?);
         self.running.store(true, Ordering::Relaxed);
         Ok(())
