@@ -129,7 +129,7 @@ impl CuframesSrc {
                     none.insert(joined)
                 }
             };
-            let wait = wait(&self.pad.interrupt, &settings.source, settings.busy_poll);
+            let wait = wait(&settings.source, settings.busy_poll);
             let loss = match into_flow(subscriber.next_frame(&wait))? {
                 Ok(item) => {
                     self.pad.set_latency(&*self.obj(), subscriber.latency());

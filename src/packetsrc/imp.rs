@@ -136,7 +136,7 @@ impl CuframesPacketSrc {
                     none.insert((joined, reader))
                 }
             };
-            let wait = wait(&self.pad.interrupt, &settings.source, Duration::ZERO);
+            let wait = wait(&settings.source, Duration::ZERO);
             let loss = match into_flow(reader.next(&wait))? {
                 Ok(item) => {
                     self.pad.set_latency(&*self.obj(), subscriber.latency());

@@ -566,8 +566,8 @@ mod tests {
     }
 
     /// Returns the offset of the newest frame in its slot, and its first byte.
-    fn newest(subscriber: &mut Subscriber, interrupt: &Interrupt) -> (u32, u8) {
-        let next = subscriber.next_frame(&Wait::forever(interrupt)).unwrap();
+    fn newest(subscriber: &mut Subscriber) -> (u32, u8) {
+        let next = subscriber.next_frame(&Wait::default()).unwrap();
         let Next::Item(frame) = next else { panic!("the frame is there") };
         let offset = frame.info.planes[0].offset;
         (offset, frame.bytes().unwrap()[offset as usize])
@@ -580,13 +580,13 @@ mod tests {
         let kept = acquire(&pool, 1);
         sink.push(&kept);
         let mut subscriber = sink.subscribe(&interrupt);
-        assert_eq!(newest(&mut subscriber, &interrupt), (0, 1));
+        assert_eq!(newest(&mut subscriber), (0, 1));
         // Upstream keeps the first buffer. Its slot is not reused, however many frames follow.
         for n in 0..100 {
             sink.push(&acquire(&pool, n));
         }
         assert!(kept.map_readable().unwrap().iter().all(|byte| *byte == 1));
-        assert_eq!(newest(&mut subscriber, &interrupt), (0, 99));
+        assert_eq!(newest(&mut subscriber), (0, 99));
         assert_eq!(sink.counts(), (101, 0));
     }
 
@@ -599,7 +599,7 @@ mod tests {
         // A copy of the buffer shares the memory.
         sink.push(&buffer.copy());
         assert_eq!(sink.counts(), (3, 2));
-        assert_eq!(newest(&mut sink.subscribe(&interrupt), &interrupt), (0, 2));
+        assert_eq!(newest(&mut sink.subscribe(&interrupt)), (0, 2));
     }
 
     #[test]
@@ -612,7 +612,7 @@ mod tests {
         one.push(&buffer);
         assert_eq!(one.counts(), (1, 0));
         for sink in [&one, &other] {
-            assert_eq!(newest(&mut sink.subscribe(&interrupt), &interrupt), (0, 3));
+            assert_eq!(newest(&mut sink.subscribe(&interrupt)), (0, 3));
         }
     }
 
@@ -646,7 +646,7 @@ mod tests {
         sink.push(&buffer);
         assert_eq!(sink.counts(), (1, 0));
         let mut subscriber = sink.subscribe(&interrupt);
-        assert_eq!(newest(&mut subscriber, &interrupt), (OFFSET as u32, 5));
+        assert_eq!(newest(&mut subscriber), (OFFSET as u32, 5));
     }
 
     #[test]
@@ -656,6 +656,6 @@ mod tests {
         sink.push(&gst::Buffer::with_size(SIZE).unwrap());
         sink.push(&gst::Buffer::from_mut_slice(vec![7; SIZE]));
         assert_eq!(sink.counts(), (3, 3));
-        assert_eq!(newest(&mut sink.subscribe(&interrupt), &interrupt), (0, 7));
+        assert_eq!(newest(&mut sink.subscribe(&interrupt)), (0, 7));
     }
 }

@@ -177,12 +177,8 @@ fn backoff(interrupt: &Interrupt) {
 /// Returns the parameters of a wait for the next frame or packet.
 ///
 /// `busy_poll` is how long to poll for a frame around the time at which it is expected.
-pub(crate) fn wait<'a>(
-    interrupt: &'a Interrupt,
-    settings: &Settings,
-    busy_poll: Duration,
-) -> Wait<'a> {
-    Wait { busy_poll, past_eos: settings.on_eos == OnEos::Wait, ..Wait::forever(interrupt) }
+pub(crate) fn wait(settings: &Settings, busy_poll: Duration) -> Wait {
+    Wait { busy_poll, past_eos: settings.on_eos == OnEos::Wait, ..Wait::default() }
 }
 
 /// Converts the result of a wait: the item, or why the connection ended.

@@ -64,8 +64,8 @@ impl Fixture {
         black_box(self.publisher.publish(loan, &info));
     }
 
-    fn wait(&self) -> Wait<'_> {
-        Wait { timeout: Some(Duration::ZERO), ..Wait::forever(&self.interrupt) }
+    fn wait(&self) -> Wait {
+        Wait { timeout: Some(Duration::ZERO), ..Wait::default() }
     }
 }
 
@@ -128,7 +128,7 @@ fn wake(c: &mut Criterion) {
         let sleepers = std::mem::take(&mut fixture.subscribers);
         thread::scope(|scope| {
             for mut subscriber in sleepers {
-                let wait = Wait::forever(&fixture.interrupt);
+                let wait = Wait::default();
                 scope.spawn(move || {
                     while let Ok(Next::Item(frame)) = subscriber.next_frame(&wait) {
                         drop(frame);

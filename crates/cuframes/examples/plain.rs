@@ -72,7 +72,7 @@ fn watch(key: &str, frames: u64) -> Result<(), Box<dyn Error>> {
     let interrupt = Interrupt::new()?;
     let mut camera = Subscriber::connect(SubscriberConfig::new(key), None, &interrupt)?;
     let mut packets = camera.packets(0, Start::LatestKeyframe);
-    let forever = Wait::forever(&interrupt);
+    let forever = Wait::default();
     let at_once = Wait { timeout: Some(Duration::ZERO), ..forever };
     for _ in 0..frames {
         match camera.next_frame(&forever)? {

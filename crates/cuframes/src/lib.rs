@@ -45,7 +45,7 @@
 //! let interrupt = Interrupt::new()?;
 //! let mut subscriber = Subscriber::connect(SubscriberConfig::new("cam1"), None, &interrupt)?;
 //! loop {
-//!     match subscriber.next_frame(&Wait::forever(&interrupt))? {
+//!     match subscriber.next_frame(&Wait::default())? {
 //!         Next::Item(frame) => println!("frame {}: {:?}", frame.seq, frame.bytes().map(<[u8]>::len)),
 //!         Next::Eos | Next::Interrupted | Next::TimedOut => break,
 //!         Next::Lost { text, .. } => {

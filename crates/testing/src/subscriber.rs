@@ -19,16 +19,12 @@ pub struct TestSubscriber {
 impl TestSubscriber {
     /// Waits for the next frame, or the end of the stream.
     pub fn next_frame(&mut self) -> Next<Frame> {
-        self.subscriber.next_frame(&Wait::forever(&self.interrupt)).unwrap()
+        self.subscriber.next_frame(&Wait::default()).unwrap()
     }
 
     /// Returns the next frame if there is one, without waiting.
     pub fn poll(&mut self) -> Next<Frame> {
-        let wait = Wait {
-            timeout: Some(Duration::ZERO),
-            past_eos: true,
-            ..Wait::forever(&self.interrupt)
-        };
+        let wait = Wait { timeout: Some(Duration::ZERO), past_eos: true, ..Wait::default() };
         self.subscriber.next_frame(&wait).unwrap()
     }
 

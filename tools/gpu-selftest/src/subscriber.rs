@@ -52,7 +52,6 @@ struct Session {
     /// The first frame, held until the end.
     frame: Frame,
     subscriber: Subscriber,
-    interrupt: Interrupt,
     context: Context,
     stream: Stream,
     ballast: Ballast,
@@ -68,13 +67,12 @@ impl Session {
         config.runtime_dir = Some(dir.to_owned());
         config.importer = Importer::cuda(context.clone());
         let mut subscriber = Subscriber::connect(config, Some(DEADLINE), &interrupt)?;
-        let frame = next_frame(&mut subscriber, &interrupt)?;
+        let frame = next_frame(&mut subscriber)?;
         let page = Arc::new(SharedPage::new()?);
         // SAFETY: a page of this process.
         let registered = unsafe { page.register(&context, HostAccess::ReadWrite) }?;
         let (stream, ballast) = (Stream::new(&context)?, Ballast::new(&context)?);
-        let session =
-            Self { frame, subscriber, interrupt, context, stream, ballast, page, registered };
+        let session = Self { frame, subscriber, context, stream, ballast, page, registered };
         expect(session.pixels()? == pattern(1), "other pixels")?;
         println!("ok frame {} of {}", session.frame.seq, session.frame.caps);
         Ok(session)
@@ -169,7 +167,7 @@ impl Session {
         let mut bytes = vec![0; 2 * FRAME];
         let (mut seq, mut tally) = (0, Tally { torn: 0, taken: 0 });
         while seq < last {
-            let frame = next_frame(&mut self.subscriber, &self.interrupt)?;
+            let frame = next_frame(&mut self.subscriber)?;
             seq = frame.seq;
             tally.taken += 1;
             // SAFETY: with `in_order` the claim is cleared after both reads; otherwise the frame may
@@ -191,8 +189,8 @@ impl Session {
     }
 }
 
-fn next_frame(subscriber: &mut Subscriber, interrupt: &Interrupt) -> Outcome<Frame> {
-    let wait = Wait { timeout: Some(DEADLINE), ..Wait::forever(interrupt) };
+fn next_frame(subscriber: &mut Subscriber) -> Outcome<Frame> {
+    let wait = Wait { timeout: Some(DEADLINE), ..Wait::default() };
     match subscriber.next_frame(&wait)? {
         Next::Item(frame) => Ok(frame),
         _ => Err("no frame".into()),

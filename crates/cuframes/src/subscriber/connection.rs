@@ -2,6 +2,7 @@
 //! A subscriber's connection to a publisher, and the thread that handles its messages.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use super::announcements::{Disconnect, MAX_ANNOUNCED, State, TrackView};
 use super::leases::Leases;
 use crate::cuda::Uuid;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, is_exhausted};
 use crate::memory::{ChunkInfo, Geometry, Importer, Kind};
 use crate::protocol::message::Message;
 use crate::protocol::socket::{Received, Socket};
@@ -19,7 +20,7 @@ use crate::shm::mapping::{Mapping, Sharing};
 use crate::shm::segments::{Control, SubscriberPage, TrackSegment};
 use crate::shm::waiter;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use crate::sync::interrupt::{Doorbell, Interrupt};
+use crate::sync::interrupt::Interrupt;
 use crate::sync::process::Owner;
 use crate::sync::{clock, lock};
 use crate::types::mode::Mode;
@@ -45,9 +46,9 @@ pub(crate) struct Connection {
     pub(super) epoch: u64,
     pub(super) control: Control,
     pub(super) page: SubscriberPage,
-    /// Rings for each message and each interrupt. A released frame rings it only while a reader waits for
-    /// one ([`Leases::wake_reader`]).
-    pub(super) bell: Arc<Doorbell>,
+    /// Ends the waits of this subscriber. Its doorbell also rings for each message, and for a released frame while a
+    /// reader waits for one.
+    pub(super) interrupt: Interrupt,
     pub(super) state: Mutex<State>,
     /// Number of announcements handled so far. While it is unchanged, a lookup in `state` returns the same
     /// result as before, so that readers cache the result instead of locking.
@@ -144,13 +145,12 @@ impl Connection {
     pub(super) fn wait_announced<T>(
         &self,
         what: &str,
-        interrupt: &Interrupt,
         find: impl Fn(&State) -> Option<T>,
     ) -> Result<T> {
         let mut deadline = None;
         loop {
             // SYNC(bell/ticket): read before the state, so that a change after the lookup ends the sleep.
-            let ticket = self.bell.ticket();
+            let ticket = self.interrupt.bell().ticket();
             let importing = {
                 let state = lock(&self.state);
                 if let Some(found) = find(&state) {
@@ -161,7 +161,7 @@ impl Connection {
                 }
                 state.importing
             };
-            if interrupt.is_set() {
+            if self.interrupt.is_set() {
                 return Err(Error::Interrupted);
             }
             let now = clock::now();
@@ -179,7 +179,7 @@ impl Connection {
                 });
             }
             // Only the bell: the futex of the frames changes with each frame.
-            self.bell.wait(ticket, left);
+            self.interrupt.bell().wait(ticket, left);
         }
     }
 
@@ -188,7 +188,7 @@ impl Connection {
         lock(&self.state).disconnect.get_or_insert(Disconnect { reason, text });
         // SYNC(disconnect/head): pairs with the Acquire in `disconnect`.
         self.disconnected.store(true, Ordering::Release);
-        self.bell.ring();
+        self.interrupt.bell().ring();
     }
 
     /// Handles messages until the connection ends or `stop` is written to.
@@ -219,9 +219,9 @@ impl Connection {
                 }
             };
             match self.handle_message(message, fds) {
-                Ok(true) => self.bell.ring(),
+                Ok(true) => self.interrupt.bell().ring(),
                 Ok(false) => return,
-                Err(text) => return self.close(RefusalReason::Malformed, text),
+                Err(Disconnect { reason, text }) => return self.close(reason, text),
             }
         }
     }
@@ -229,8 +229,8 @@ impl Connection {
     /// Handles one message. Returns whether more messages follow.
     ///
     /// # Errors
-    /// The message is invalid, as a sentence for a log.
-    fn handle_message(&self, message: Message, fds: Vec<OwnedFd>) -> Result<bool, String> {
+    /// The message is invalid, or this process has no resources for it.
+    fn handle_message(&self, message: Message, fds: Vec<OwnedFd>) -> Result<bool, Disconnect> {
         let mut fds = fds.into_iter();
         let mut fd = || fds.next().expect("decode has counted the fds");
         // Mappings are created and destroyed outside the lock, because readers take it.
@@ -244,7 +244,8 @@ impl Connection {
             // A subscriber without credit needs no memory for frames, and may have no GPU.
             Message::Chunk { .. } if self.credit == 0 => {}
             Message::Chunk { id, kind, device, slots, stride, size } => {
-                let kind = Kind::try_from(kind).map_err(|k| format!("unknown memory kind {k}"))?;
+                let kind = Kind::try_from(kind)
+                    .map_err(|k| invalid(format!("unknown memory kind {k}")))?;
                 let geometry = Geometry { slots, stride, size };
                 let info = ChunkInfo { kind, device: Uuid(device), geometry };
                 self.import_chunk(id, info, fd())?;
@@ -259,7 +260,8 @@ impl Connection {
             Message::Track { track, bytes } => self.map_track(track, bytes, fd())?,
             Message::TrackFormat { track, generation, caps } => {
                 let state = lock(&self.state);
-                let view = state.tracks.get(&track).ok_or("caps of an unknown track")?;
+                let view =
+                    state.tracks.get(&track).ok_or_else(|| invalid("caps of an unknown track"))?;
                 lock(&view.formats).add(generation, caps);
                 self.announce();
             }
@@ -273,26 +275,27 @@ impl Connection {
             | Message::Leave
             | Message::StatusRequest { .. }
             | Message::Status { .. } => {
-                return Err("a message came out of order".into());
+                return Err(invalid("a message came out of order"));
             }
         }
         Ok(true)
     }
 
     /// Maps a chunk and adds it to the state. A chunk with the same id is replaced.
-    fn import_chunk(&self, id: u32, info: ChunkInfo, fd: OwnedFd) -> Result<(), String> {
-        let bytes = info.geometry.bytes().ok_or("a chunk of invalid size")?;
+    fn import_chunk(&self, id: u32, info: ChunkInfo, fd: OwnedFd) -> Result<(), Disconnect> {
+        let bytes = info.geometry.bytes().ok_or_else(|| invalid("a chunk of invalid size"))?;
         {
             let mut state = lock(&self.state);
             if state.chunks.len() >= MAX_ANNOUNCED || !state.has_room(bytes as u64) {
-                return Err("too many chunks, or too big ones".into());
+                return Err(invalid("too many chunks, or too big ones"));
             }
             state.importing = true;
         }
         let chunk = self.importer.import(info, fd);
         let mut state = lock(&self.state);
         state.importing = false;
-        let chunk = chunk.map_err(|e| format!("the frames can't be mapped: {e}"))?;
+        let chunk =
+            chunk.map_err(|e| unmappable(&e, format!("the frames can't be mapped: {e}")))?;
         let replaced = state.chunks.insert(id, chunk);
         self.announce();
         drop(state);
@@ -301,19 +304,19 @@ impl Connection {
     }
 
     /// Maps the segment of a track and adds it to the state. A track with the same number is replaced.
-    fn map_track(&self, track: u32, bytes: u64, fd: OwnedFd) -> Result<(), String> {
-        let size = TrackSegment::size(bytes).ok_or("an invalid track")?;
+    fn map_track(&self, track: u32, bytes: u64, fd: OwnedFd) -> Result<(), Disconnect> {
+        let size = TrackSegment::size(bytes).ok_or_else(|| invalid("an invalid track"))?;
         {
             let state = lock(&self.state);
             if state.tracks.len() >= MAX_TRACKS || !state.has_room(size as u64) {
-                return Err("too many tracks, or too big ones".into());
+                return Err(invalid("too many tracks, or too big ones"));
             }
         }
         let map = Mapping::import(fd.as_fd(), size, Sharing::ReadOnly)
-            .map_err(|e| format!("the packets can't be mapped: {e}"))?;
+            .map_err(|e| unmappable(&e, format!("the packets can't be mapped: {e}")))?;
         let segment = TrackSegment::new(map, bytes);
         let h = segment.header();
-        check_segment(&h.magic, &h.version).map_err(|e| format!("a track {e}"))?;
+        check_segment(&h.magic, &h.version).map_err(|e| invalid(format!("a track {e}")))?;
         let view = Arc::new(TrackView { segment, formats: Mutex::default() });
         let mut state = lock(&self.state);
         let replaced = state.tracks.insert(track, view);
@@ -322,6 +325,21 @@ impl Connection {
         drop(replaced);
         Ok(())
     }
+}
+
+/// Returns the end of a connection whose publisher sent something invalid.
+fn invalid(text: impl Into<String>) -> Disconnect {
+    Disconnect { reason: RefusalReason::Malformed, text: text.into() }
+}
+
+/// Returns the end of a connection whose memory could not be mapped. A lack of resources of this process may pass, and is
+/// not the publisher's fault.
+fn unmappable(e: &io::Error, text: String) -> Disconnect {
+    let reason = match is_exhausted(e) {
+        true => RefusalReason::NoMemory,
+        false => RefusalReason::Malformed,
+    };
+    Disconnect { reason, text }
 }
 
 const NO_FDS: &str = "this process has no file descriptor left for what the publisher sends: raise its limit (ulimit -n)";

@@ -28,7 +28,7 @@ impl Drop for Lease {
             connection.leases.release(connection.page.held(self.slot));
             connection.notify_publisher();
         }
-        connection.leases.wake_reader(&connection.bell);
+        connection.leases.wake_reader(connection.interrupt.bell());
     }
 }
 

@@ -16,7 +16,6 @@ use crate::shm::sleeper::Sleeper;
 use crate::shm::stream_end;
 use crate::sync::atomic::Ordering;
 use crate::sync::clock;
-use crate::sync::interrupt::Interrupt;
 use crate::types::mode::Mode;
 use crate::types::refusal::RefusalReason;
 use std::ops::ControlFlow;
@@ -117,7 +116,7 @@ impl FrameReader {
     }
 
     /// Waits for the next frame that the mode selects.
-    pub(super) fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Frame>> {
+    pub(super) fn next(&mut self, wait: &Wait) -> Result<Next<Frame>> {
         let deadline = wait.timeout.and_then(clock::deadline_after);
         // The newest frame that could not be claimed, and since when.
         let mut overwritten: Option<(u64, Duration)> = None;
@@ -147,7 +146,7 @@ impl FrameReader {
     /// Reads the two words that a sleep waits for. Call it before the poll that decides on the sleep.
     fn tickets(&self) -> Tickets {
         // SYNC(bell/ticket): see `Doorbell`.
-        Tickets { bell: self.connection.bell.ticket(), wake: self.sleeper().expected() }
+        Tickets { bell: self.connection.interrupt.bell().ticket(), wake: self.sleeper().expected() }
     }
 
     fn sleeper(&self) -> Sleeper<'_> {
@@ -158,8 +157,8 @@ impl FrameReader {
     /// Checks the current state: returns the result of the wait (a frame, the end of the stream or of the
     /// connection, an interrupt), or why there is none. Sleeps only if a frame is published but its
     /// announcements or pixels are still on their way.
-    fn poll_once(&mut self, wait: &Wait<'_>) -> Result<ControlFlow<Next<Frame>, Pending>> {
-        if wait.interrupt.is_set() {
+    fn poll_once(&mut self, wait: &Wait) -> Result<ControlFlow<Next<Frame>, Pending>> {
+        if self.connection.interrupt.is_set() {
             return Ok(ControlFlow::Break(Next::Interrupted));
         }
         // SYNC(disconnect/head): read before `head`, so that frames that were published before the end of
@@ -180,7 +179,7 @@ impl FrameReader {
         self.connection.collect_returned();
         let full = self.is_full();
         if head > self.cursor && !full {
-            return Ok(match (self.take(head, wait)?, disconnect) {
+            return Ok(match (self.take(head)?, disconnect) {
                 (Some(frame), _) => ControlFlow::Break(Next::Item(frame)),
                 (None, Some(disconnect)) => ControlFlow::Break(disconnect.into()),
                 (None, None) => ControlFlow::Continue(Pending::Overwritten { head }),
@@ -229,7 +228,11 @@ impl FrameReader {
         let is_unchanged =
             || (h.head.load(Ordering::Relaxed), h.status.eos.load(Ordering::Relaxed) != 0) == seen;
         self.sleeper().sleep(tickets.wake, is_unchanged, |wake| {
-            self.connection.bell.wait_or(tickets.bell, wake, until.map(|until| until - now));
+            self.connection.interrupt.bell().wait_or(
+                tickets.bell,
+                wake,
+                until.map(|until| until - now),
+            );
             tracing::trace!(name: "woken", target: "cuframes::steps", "woken");
         });
     }
@@ -239,11 +242,17 @@ impl FrameReader {
         let connection = &*self.connection;
         let held = |slot| connection.page.held(slot);
         let leases = &connection.leases;
-        leases.wait_for_release(connection.credit, held, &connection.bell, tickets.bell, left);
+        leases.wait_for_release(
+            connection.credit,
+            held,
+            connection.interrupt.bell(),
+            tickets.bell,
+            left,
+        );
     }
 
     /// Claims the frame that the mode selects. Returns `None` if it was overwritten before.
-    fn take(&mut self, head: u64, wait: &Wait<'_>) -> Result<Option<Frame>> {
+    fn take(&mut self, head: u64) -> Result<Option<Frame>> {
         let wanted = match self.mode {
             Mode::Newest => head,
             // Frames without an index entry are gone, so the loop is bounded, however far `head` is ahead.
@@ -262,12 +271,12 @@ impl FrameReader {
         let record = Record::load(self.connection.control.record(slot))
             .filter(|r| r.seq == seq)
             .ok_or_else(|| self.connection.protocol_error("a frame's record is invalid"))?;
-        let (memory, caps) = self.resolve(&record, wait.interrupt)?;
+        let (memory, caps) = self.resolve(&record)?;
         if !is_inside(&record, &*memory) {
             return Err(self.connection.protocol_error("a frame is outside its memory"));
         }
         tracing::trace!(name: "claimed", target: "cuframes::steps", seq);
-        self.wait_until_ready(slot, seq, memory.event(record.slot_in_chunk), wait)?;
+        self.wait_until_ready(slot, seq, memory.event(record.slot_in_chunk))?;
         let (captured, published) = (record.info.captured_ns, record.published_ns);
         tracing::trace!(name: "ready", target: "cuframes::steps", captured, published);
 
@@ -299,11 +308,7 @@ impl FrameReader {
 
     /// Returns the memory and the caps that a record refers to. Waits for their announcements if they have
     /// not arrived yet.
-    fn resolve(
-        &mut self,
-        record: &Record,
-        interrupt: &Interrupt,
-    ) -> Result<(Arc<dyn Imported>, Arc<str>)> {
+    fn resolve(&mut self, record: &Record) -> Result<(Arc<dyn Imported>, Arc<str>)> {
         // SYNC(announcements/lookup): read before the lookup, so that a later change invalidates it.
         let announcements = self.connection.announcements();
         if let Some(last) = &self.resolved
@@ -314,12 +319,12 @@ impl FrameReader {
         {
             return Ok((memory, last.caps.clone()));
         }
-        let memory = self.connection.wait_announced("memory of a frame", interrupt, |s| {
-            s.chunks.get(&record.chunk).cloned()
-        })?;
+        let memory = self
+            .connection
+            .wait_announced("memory of a frame", |s| s.chunks.get(&record.chunk).cloned())?;
         let caps = self
             .connection
-            .wait_announced("caps of a frame", interrupt, |s| s.formats.get(record.generation))?;
+            .wait_announced("caps of a frame", |s| s.formats.get(record.generation))?;
         self.resolved = Some(Resolved {
             announcements,
             chunk: record.chunk,
@@ -356,13 +361,7 @@ impl FrameReader {
     /// # Errors
     /// [`Error::Refused`] if the connection ends before, because the publisher may have exited in between,
     /// or after 5 s; [`Error::Interrupted`]; [`Error::Device`].
-    fn wait_until_ready(
-        &self,
-        slot: u32,
-        seq: u64,
-        event: Option<&Event>,
-        wait: &Wait<'_>,
-    ) -> Result<()> {
+    fn wait_until_ready(&self, slot: u32, seq: u64, event: Option<&Event>) -> Result<()> {
         let ready = self.connection.control.ready(slot);
         let is_complete = || -> Result<bool, crate::cuda::Error> {
             // SYNC(ready/complete): pairs with the Release in `FramePublisher::publish`, or with the write
@@ -379,7 +378,7 @@ impl FrameReader {
             if is_complete()? {
                 break;
             }
-            if wait.interrupt.is_set() {
+            if self.connection.interrupt.is_set() {
                 return Err(Error::Interrupted);
             }
             if disconnect.is_some() || waited > READY_TIMEOUT {

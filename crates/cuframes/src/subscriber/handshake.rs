@@ -190,7 +190,7 @@ fn open(
         epoch,
         control,
         page,
-        bell: interrupt.bell().clone(),
+        interrupt: interrupt.clone(),
         state: Mutex::default(),
         announcements: AtomicU64::new(0),
         disconnected: AtomicBool::new(false),

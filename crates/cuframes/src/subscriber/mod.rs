@@ -106,7 +106,7 @@ impl fmt::Debug for SharedPage {
 ///
 /// let interrupt = Interrupt::new()?;
 /// let mut subscriber = Subscriber::connect(SubscriberConfig::new("cam1"), None, &interrupt)?;
-/// while let Next::Item(frame) = subscriber.next_frame(&Wait::forever(&interrupt))? {
+/// while let Next::Item(frame) = subscriber.next_frame(&Wait::default())? {
 ///     println!("frame {} of {}: {} bytes", frame.seq, frame.caps, frame.info.size);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -122,7 +122,7 @@ impl Subscriber {
     /// Connects to the publisher of a key. Waits at most `timeout` for a publisher that is not running;
     /// `None` and [`Duration::MAX`] wait forever.
     ///
-    /// All later waits of this subscriber must use the same `interrupt`: see [`Wait::interrupt`].
+    /// `interrupt` ends this and all later waits of the subscriber and its packet readers.
     ///
     /// # Errors
     /// - [`Error::Interrupted`](crate::Error::Interrupted) if `interrupt` is set.
@@ -171,7 +171,7 @@ impl Subscriber {
     /// - [`Error::Interrupted`](crate::Error::Interrupted) if the interrupt was set while waiting for the
     ///   frame to be completed.
     /// - [`Error::Device`](crate::Error::Device) if the GPU reports an error.
-    pub fn next_frame(&mut self, wait: &Wait<'_>) -> Result<Next<Frame>> {
+    pub fn next_frame(&mut self, wait: &Wait) -> Result<Next<Frame>> {
         self.reader.next(wait)
     }
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Reads the packets of a track.
 
+use super::Counters;
 use super::announcements::TrackView;
 use super::connection::Connection;
 use super::keyframes::{
     Newest, first_or_last, keyframes, newest_keyframe, read_entry, time_of_last,
 };
 use super::wait::{Next, Wait};
-use super::{Counters, Interrupt};
 use crate::error::{Error, Result};
 use crate::shm::layout::{MAX_READERS, READER_IN_USE, READER_LOSSLESS, ReaderWords};
 use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
@@ -100,7 +100,7 @@ pub struct Packet {
 /// let config = SubscriberConfig { max_frames: 0, ..SubscriberConfig::new("cam1") };
 /// let subscriber = Subscriber::connect(config, None, &interrupt)?;
 /// let mut reader = subscriber.packets(0, Start::LatestKeyframe);
-/// while let Next::Item(packet) = reader.next(&Wait::forever(&interrupt))? {
+/// while let Next::Item(packet) = reader.next(&Wait::default())? {
 ///     println!("packet {} of {}: {} bytes", packet.seq, packet.caps, packet.data.len());
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -236,7 +236,7 @@ impl PacketReader {
     /// - [`Error::Interrupted`] if the interrupt was set while waiting for these caps.
     /// - [`Error::InvalidConfig`] if this subscriber already has 16 readers.
     /// - [`Error::System`] if there is no memory for the packet.
-    pub fn next(&mut self, wait: &Wait<'_>) -> Result<Next<Packet>> {
+    pub fn next(&mut self, wait: &Wait) -> Result<Next<Packet>> {
         let connection = self.connection.clone();
         let Some((bit, words)) = self.entry.zip(words(&connection, self.entry)) else {
             let problem = format!("has at most {MAX_READERS} packet readers: connect another one");
@@ -248,8 +248,8 @@ impl PacketReader {
         let mut last = None;
         loop {
             // SYNC(bell/ticket): read before everything that the sleep below waits for.
-            let (ticket, expected) = (connection.bell.ticket(), sleeper.expected());
-            if wait.interrupt.is_set() {
+            let (ticket, expected) = (connection.interrupt.bell().ticket(), sleeper.expected());
+            if self.connection.interrupt.is_set() {
                 return Ok(Next::Interrupted);
             }
             let left = deadline.map(|d| d.saturating_sub(clock::now()));
@@ -277,14 +277,16 @@ impl PacketReader {
                         return Ok(Next::TimedOut);
                     }
                     // The publisher is deciding whether it discards packets that this reader needs.
-                    connection.bell.wait(ticket, left.into_iter().chain([RECLAIM_POLL]).min());
+                    connection
+                        .interrupt
+                        .bell()
+                        .wait(ticket, left.into_iter().chain([RECLAIM_POLL]).min());
                     continue;
                 }
                 self.retained = true;
                 let head = h.head.load(Ordering::Relaxed);
                 // SYNC(eos/end): see `shm::stream_end`.
-                let (ended, step) =
-                    stream_end::read_with(&h.eos, || self.step(&view, wait.interrupt));
+                let (ended, step) = stream_end::read_with(&h.eos, || self.step(&view));
                 seen = Some((head, ended));
                 match step? {
                     Step::Packet(packet) => return Ok(Next::Item(packet)),
@@ -311,14 +313,14 @@ impl PacketReader {
                 return Ok(Next::TimedOut);
             }
             let Some((view, seen)) = self.view.as_ref().zip(seen) else {
-                connection.bell.wait(ticket, left);
+                connection.interrupt.bell().wait(ticket, left);
                 continue;
             };
             let h = view.segment.header();
             let is_unchanged =
                 || (h.head.load(Ordering::Relaxed), h.eos.load(Ordering::Relaxed) != 0) == seen;
             sleeper.sleep(expected, is_unchanged, |wake| {
-                connection.bell.wait_or(ticket, wake, left);
+                connection.interrupt.bell().wait_or(ticket, wake, left);
             });
         }
     }
@@ -340,7 +342,7 @@ impl PacketReader {
     }
 
     /// Takes the next packet, or moves one step towards it.
-    fn step(&mut self, view: &TrackView, interrupt: &Interrupt) -> Result<Step> {
+    fn step(&mut self, view: &TrackView) -> Result<Step> {
         let ring = view.segment.ring();
         // In this order: the head is never behind a tail that was read before.
         let (tail, head) = (ring.tail(), ring.head());
@@ -400,7 +402,7 @@ impl PacketReader {
         }
         let references = data.split_off(entry.len - extra);
         let references = decode_references(&references).ok_or_else(invalid)?;
-        let caps = self.resolve_caps(view, meta.generation, interrupt)?;
+        let caps = self.resolve_caps(view, meta.generation)?;
         self.need_keyframe = false;
         self.received += 1;
         self.skip_past(&entry, missing);
@@ -417,12 +419,7 @@ impl PacketReader {
     }
 
     /// Returns the caps of a generation. Waits for their announcement if it has not arrived yet.
-    fn resolve_caps(
-        &mut self,
-        view: &TrackView,
-        generation: u32,
-        interrupt: &Interrupt,
-    ) -> Result<Arc<str>> {
+    fn resolve_caps(&mut self, view: &TrackView, generation: u32) -> Result<Arc<str>> {
         // SYNC(announcements/lookup): read before the lookup, so that a later change invalidates it.
         let announcements = self.connection.announcements();
         if let Some(last) = &self.caps
@@ -432,7 +429,7 @@ impl PacketReader {
             return Ok(last.caps.clone());
         }
         let what = "caps of a packet";
-        let caps = self.connection.wait_announced(what, interrupt, |_| view.caps(generation))?;
+        let caps = self.connection.wait_announced(what, |_| view.caps(generation))?;
         self.caps = Some(CachedCaps { announcements, generation, caps: caps.clone() });
         Ok(caps)
     }

@@ -3,16 +3,14 @@
 
 use std::time::Duration;
 
-use crate::sync::interrupt::Interrupt;
 use crate::types::refusal::RefusalReason;
 
 /// How long to wait for a frame or packet, and what ends the wait early.
-#[derive(Debug, Clone, Copy)]
-pub struct Wait<'a> {
-    /// Ends the wait when it is set. Must be the interrupt that was given to
-    /// [`Subscriber::connect`](crate::Subscriber::connect): the subscriber sleeps on its doorbell, and
-    /// another interrupt does not wake it up.
-    pub interrupt: &'a Interrupt,
+///
+/// The default waits without timeout and without busy polling, and returns at the end of the stream. The interrupt that was
+/// given to [`Subscriber::connect`](crate::Subscriber::connect) ends every wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wait {
     /// Maximum time to wait; zero polls once, `None` and [`Duration::MAX`] wait forever.
     pub timeout: Option<Duration>,
     /// Length of the interval around the expected time of the next frame in which the reader polls
@@ -23,13 +21,6 @@ pub struct Wait<'a> {
     /// At the end of the stream, continue to wait for a publisher that resumes it, instead of returning
     /// [`Next::Eos`].
     pub past_eos: bool,
-}
-
-impl<'a> Wait<'a> {
-    /// Returns a wait without timeout and without busy polling, which returns at the end of the stream.
-    pub fn forever(interrupt: &'a Interrupt) -> Self {
-        Self { interrupt, timeout: None, busy_poll: Duration::ZERO, past_eos: false }
-    }
 }
 
 /// Result of [`Subscriber::next_frame`](crate::Subscriber::next_frame) and

@@ -51,9 +51,13 @@ impl Doorbell {
 
 /// Ends waits of this process from another thread, also waits in `poll`.
 ///
-/// It stays set until [`Interrupt::clear`]. While it is set, all waits that use it return immediately.
+/// It stays set until [`Interrupt::clear`]. While it is set, all waits that use it return immediately. A clone is
+/// another handle of the same interrupt.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(Arc<State>);
+
 #[derive(Debug, Default)]
-pub struct Interrupt {
+struct State {
     bell: Arc<Doorbell>,
     set: AtomicBool,
     /// Wakes threads in `poll`. Created on first use, if the process has an fd for it.
@@ -68,29 +72,29 @@ impl Interrupt {
     /// The process or the system has no file descriptors left.
     pub fn new() -> io::Result<Self> {
         let interrupt = Self::default();
-        let _ = interrupt.event.set(Event::new()?);
+        let _ = interrupt.0.event.set(Event::new()?);
         Ok(interrupt)
     }
 
     /// Sets the interrupt: ends all current and future waits that use it.
     pub fn set(&self) {
         // SYNC(set/is_set): pairs with the Acquire in `is_set`.
-        self.set.store(true, Ordering::Release);
+        self.0.set.store(true, Ordering::Release);
         // SYNC(interrupt/event): pairs with the fences in `event` and `update_event`. Either this thread sees
         // the event, or the thread that creates the event sees that the interrupt is set. Either this
         // thread writes to the event after it was drained, or the thread that drains it sees that the
         // interrupt is set.
         fence(Ordering::SeqCst);
-        if let Some(event) = self.event.get() {
+        if let Some(event) = self.0.event.get() {
             event.set();
         }
-        self.bell.ring();
+        self.0.bell.ring();
     }
 
     /// Clears the interrupt: future waits block again.
     pub fn clear(&self) {
         // SYNC(set/is_set): pairs with the Acquire in `is_set`.
-        self.set.store(false, Ordering::Release);
+        self.0.set.store(false, Ordering::Release);
         self.update_event();
     }
 
@@ -100,7 +104,7 @@ impl Interrupt {
     /// interrupt is set. If the interrupt is not set, the event may still be readable, because `set` writes
     /// to it after `clear` has read it. [`Interrupt::poll`] then calls this function again.
     fn update_event(&self) {
-        let Some(event) = self.event.get() else { return };
+        let Some(event) = self.0.event.get() else { return };
         event.reset();
         // SYNC(interrupt/event): pairs with the fence in `set`. If the reset above undid the one of a
         // `set` in another thread, the load below sees that the interrupt is set, unless it was cleared since.
@@ -113,19 +117,19 @@ impl Interrupt {
     /// Returns whether the interrupt is set.
     pub fn is_set(&self) -> bool {
         // SYNC(set/is_set): pairs with the Release in `set` and `clear`.
-        self.set.load(Ordering::Acquire)
+        self.0.set.load(Ordering::Acquire)
     }
 
     /// Sleeps for `time`, or until the interrupt is set. [`Duration::MAX`] sleeps until it is set.
     pub fn sleep(&self, time: Duration) {
         let deadline = deadline_after(time);
         loop {
-            let ticket = self.bell.ticket();
+            let ticket = self.0.bell.ticket();
             let left = deadline.map(|deadline| deadline.saturating_sub(now()));
             if self.is_set() || left.is_some_and(|left| left.is_zero()) {
                 return;
             }
-            self.bell.wait(ticket, left);
+            self.0.bell.wait(ticket, left);
         }
     }
 
@@ -142,21 +146,21 @@ impl Interrupt {
     /// Returns the event, which is readable while the interrupt is set; `None` if the process has no fd left
     /// for it.
     fn event(&self) -> Option<&Event> {
-        if self.event.get().is_none() {
-            let _ = self.event.set(Event::new().ok()?);
+        if self.0.event.get().is_none() {
+            let _ = self.0.event.set(Event::new().ok()?);
             // SYNC(interrupt/event): pairs with the fence in `set`.
             fence(Ordering::SeqCst);
             if self.is_set() {
-                self.event.get()?.set();
+                self.0.event.get()?.set();
             }
         }
-        self.event.get()
+        self.0.event.get()
     }
 
     /// Returns the doorbell that rings when the interrupt is set. A subscriber of this process also rings it
     /// for its own events.
     pub fn bell(&self) -> &Arc<Doorbell> {
-        &self.bell
+        &self.0.bell
     }
 }
 
@@ -187,14 +191,14 @@ mod tests {
         let interrupt = Interrupt::new().unwrap();
         interrupt.set();
         // `set` between the two steps of `clear`.
-        interrupt.set.store(false, Ordering::Release);
+        interrupt.0.set.store(false, Ordering::Release);
         interrupt.set();
         interrupt.update_event();
         assert!(interrupt.is_set() && is_readable(&interrupt));
 
         // `clear` between the two steps of `set`: the event stays readable, which ends one poll at most.
         interrupt.clear();
-        interrupt.event.get().unwrap().set();
+        interrupt.0.event.get().unwrap().set();
         interrupt.poll(&[], Duration::MAX);
         assert!(!interrupt.is_set() && !is_readable(&interrupt));
     }

@@ -147,7 +147,7 @@ pub(crate) fn stream_continues_after_its_end<M: MemoryFixture>(test: &TestDir) {
     assert!(matches!(viewer.next_frame(), Next::Eos));
     assert!(matches!(viewer.poll(), Next::TimedOut), "who waits past the end does not see it");
     let waits = asleep(move || {
-        let wait = Wait { past_eos: true, ..Wait::forever(&viewer.interrupt) };
+        let wait = Wait { past_eos: true, ..Wait::default() };
         let frame = item(viewer.subscriber.next_frame(&wait).unwrap());
         intact::<M>(&frame);
         (frame.seq, viewer)

@@ -97,7 +97,7 @@ pub(crate) fn subscriber_waits_for_publisher<M: MemoryFixture>(test: &TestDir) {
         let viewer = asleep(move || {
             let interrupt = Interrupt::new().unwrap();
             let mut subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
-            let frame = item(subscriber.next_frame(&Wait::forever(&interrupt)).unwrap());
+            let frame = item(subscriber.next_frame(&Wait::default()).unwrap());
             intact::<M>(&frame);
         });
         let publisher = test.publisher(M::backend(), |c| c.runtime_dir = Some(dir));
@@ -138,8 +138,7 @@ pub(crate) fn interrupt_ends_every_wait<M: MemoryFixture>(test: &TestDir) {
     // Track 1 does not exist.
     for track in [0, 1] {
         let mut packets = subscriber.packets(track, Start::default());
-        let its = interrupt.clone();
-        let waits = asleep(move || packets.next(&Wait::forever(&its)).unwrap());
+        let waits = asleep(move || packets.next(&Wait::default()).unwrap());
         interrupt.set();
         assert!(matches!(waits.join().unwrap(), Next::Interrupted));
         interrupt.clear();

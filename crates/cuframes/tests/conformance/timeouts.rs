@@ -59,8 +59,7 @@ fn wait_for_frames<M: MemoryFixture>(
     for n in 1..=4 {
         let busy_poll = if n % 2 == 0 { timeout } else { Duration::ZERO };
         let waits = std::thread::spawn(move || {
-            let interrupt = viewer.interrupt.clone();
-            let wait = Wait { timeout: Some(timeout), busy_poll, ..Wait::forever(&interrupt) };
+            let wait = Wait { timeout: Some(timeout), busy_poll, ..Wait::default() };
             (viewer.subscriber.next_frame(&wait).unwrap(), viewer)
         });
         publish::<M>(publisher, n);
@@ -89,7 +88,7 @@ fn wait_for_packets(publisher: &Publisher, viewer: &TestSubscriber, timeout: Dur
     let track = publisher.add_track(0, "video/x-h264", config).unwrap();
     let mut packets = viewer.subscriber.packets(0, Start::OldestKeyframe);
     let mut next = || {
-        let wait = Wait { timeout: Some(timeout), ..Wait::forever(&viewer.interrupt) };
+        let wait = Wait { timeout: Some(timeout), ..Wait::default() };
         packets.next(&wait).unwrap()
     };
     let keyframe = || PacketInfo { keyframe: true, ..Default::default() };

@@ -31,15 +31,14 @@ fn every_reader_is_woken_for_every_item() {
         .flat_map(|_| {
             let mut viewer = test.subscriber(|_| {});
             let mut reader = viewer.subscriber.packets(7, Start::NextKeyframe);
-            let (frames, packets, interrupt) =
-                (frames.clone(), packets.clone(), viewer.interrupt.clone());
+            let (frames, packets) = (frames.clone(), packets.clone());
             let viewing = std::thread::spawn(move || {
                 let next = || viewer.next_frame();
                 report(&frames, next, |frame| frame.seq);
             });
             let reading = std::thread::spawn(move || {
-                let wait = Wait::forever(&interrupt);
-                report(&packets, || reader.next(&wait).unwrap(), |packet| packet.seq);
+                let next = || reader.next(&Wait::default()).unwrap();
+                report(&packets, next, |packet| packet.seq);
             });
             [viewing, reading]
         })

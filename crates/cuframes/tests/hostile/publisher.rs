@@ -49,7 +49,7 @@ pub(crate) fn visit(test: &TestDir, mode: Mode) -> Visit {
             return visit;
         }
     };
-    let wait = Wait::forever(&interrupt);
+    let wait = Wait::default();
     for _ in 0..4 {
         let Some(frame) = visit.take(subscriber.next_frame(&wait)) else { break };
         std::hint::black_box(frame.bytes().unwrap().iter().fold(0, |sum, b| sum ^ b));
@@ -125,8 +125,7 @@ fn keyframe_counts_with_its_packet() {
         let (track, page) = (stream.track.fd.clone(), stream.page.fd.clone());
         let subscriber = join(&test, &publisher, stream, Mode::Strict);
         let mut reader = subscriber.packets(0, start);
-        let interrupt = Interrupt::new().unwrap();
-        let wait = Wait { timeout: Some(Duration::ZERO), ..Wait::forever(&interrupt) };
+        let wait = Wait { timeout: Some(Duration::ZERO), ..Wait::default() };
         until(|| matches!(reader.next(&wait).unwrap(), Next::TimedOut));
         let page = Segment::map(page, at::CLAIMS).unwrap();
         assert_eq!(page.word(at::READERS + 8).load(Ordering::Relaxed), 0, "it gives nothing up");
@@ -376,7 +375,7 @@ fn missing_frame_ends_wait_with_error() {
         let interrupt = Interrupt::new().unwrap();
         let config = cuframes::SubscriberConfig { mode: Mode::Strict, ..test.subscriber_config() };
         let mut subscriber = Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap();
-        let error = subscriber.next_frame(&Wait::forever(&interrupt)).unwrap_err().to_string();
+        let error = subscriber.next_frame(&Wait::default()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -390,9 +389,8 @@ fn unfinished_reclaim_does_not_prolong_wait() {
     stream.track.set(at::RECLAIM, &[raw::PACKET]);
     let subscriber = join(&test, &publisher, stream, Mode::Strict);
     let mut packets = subscriber.packets(0, Start::OldestKeyframe);
-    let interrupt = Interrupt::new().unwrap();
     let timeout = Some(Duration::from_millis(30));
-    let wait = Wait { timeout, ..Wait::forever(&interrupt) };
+    let wait = Wait { timeout, ..Wait::default() };
     assert!(matches!(packets.next(&wait), Ok(Next::TimedOut)));
 }
 
@@ -407,8 +405,7 @@ fn evicted_subscriber_gets_bye() {
         &[],
     ));
     let mut subscriber = join(&test, &publisher, stream, Mode::Newest);
-    let interrupt = Interrupt::new().unwrap();
-    let wait = Wait::forever(&interrupt);
+    let wait = Wait::default();
     let lost = |text: &str| text == "go";
     until(|| matches!(subscriber.next_frame(&wait), Ok(Next::Lost { text, .. }) if lost(&text)));
     let next = subscriber.packets(0, Start::OldestKeyframe).next(&wait);

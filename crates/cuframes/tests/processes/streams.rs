@@ -283,7 +283,7 @@ fn records(test: &TestDir) {
     report("ready");
     let mut next = 0;
     loop {
-        match packets.next(&Wait::forever(&viewer.interrupt)).unwrap() {
+        match packets.next(&Wait::default()).unwrap() {
             Next::Item(packet) => {
                 assert_eq!(packet.data, packet.seq.to_ne_bytes());
                 assert_eq!(
@@ -356,7 +356,7 @@ fn leaves_nothing(test: &TestDir) {
         let mut viewer = test.subscriber(|_| {});
         track.push(PacketInfo { keyframe: true, ..Default::default() }, &[1; 100]).unwrap();
         let mut packets = viewer.subscriber.packets(0, Start::default());
-        item(packets.next(&Wait::forever(&viewer.interrupt)).unwrap());
+        item(packets.next(&Wait::default()).unwrap());
         drop(packets);
         // The newest frame is in use, so that new slots are created for some of them.
         let frame = viewer.frame();

@@ -197,7 +197,7 @@ fn read(cameras: usize, dir: &str) -> Result<(), Failure> {
         let lost = lost.clone();
         threads.push(std::thread::spawn(move || {
             let (_subscriber, mut took) = (subscriber, Vec::new());
-            while let Ok(Next::Item(packet)) = packets.next(&Wait::forever(&interrupt)) {
+            while let Ok(Next::Item(packet)) = packets.next(&Wait::default()) {
                 took.push(now_ns() - packet.published_ns);
                 lost.fetch_add(packet.lost, Ordering::Relaxed);
             }

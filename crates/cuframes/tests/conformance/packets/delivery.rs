@@ -202,7 +202,7 @@ fn track_continues_after_its_end() {
     assert_eq!(reader.packet().seq, 1);
     assert!(matches!(reader.next(), Next::Eos));
     let waits = asleep(move || {
-        let wait = Wait { past_eos: true, ..Wait::forever(&reader.interrupt) };
+        let wait = Wait { past_eos: true, ..Wait::default() };
         let packet = item(reader.packets.next(&wait).unwrap());
         (packet, reader)
     });

@@ -60,25 +60,24 @@ fn room(len: u64) -> u64 {
 
 struct Reader {
     packets: PacketReader,
-    interrupt: Arc<Interrupt>,
     _subscriber: Subscriber,
 }
 
 impl Reader {
     fn of(test: &TestDir, track: u32, start: Start) -> Self {
-        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let interrupt = Interrupt::new().unwrap();
         let config = SubscriberConfig { max_frames: 0, ..test.subscriber_config() };
         let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
-        Self { packets: subscriber.packets(track, start), interrupt, _subscriber: subscriber }
+        Self { packets: subscriber.packets(track, start), _subscriber: subscriber }
     }
 
     fn next(&mut self) -> Next<Packet> {
-        self.packets.next(&Wait::forever(&self.interrupt)).unwrap()
+        self.packets.next(&Wait::default()).unwrap()
     }
 
     /// Returns the next packet if there is one, without waiting.
     fn poll(&mut self) -> Next<Packet> {
-        let wait = Wait { timeout: Some(Duration::ZERO), ..Wait::forever(&self.interrupt) };
+        let wait = Wait { timeout: Some(Duration::ZERO), ..Wait::default() };
         self.packets.next(&wait).unwrap()
     }
 
@@ -102,8 +101,8 @@ fn waiting_source(test: &str, timeout: Duration, packets: u64) -> Source {
 }
 
 fn lossless(test: &TestDir, start: Start) -> Reader {
-    let interrupt = Arc::new(Interrupt::new().unwrap());
+    let interrupt = Interrupt::new().unwrap();
     let config = SubscriberConfig { max_frames: 0, mode: Mode::Strict, ..test.subscriber_config() };
     let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
-    Reader { packets: subscriber.packets(0, start), interrupt, _subscriber: subscriber }
+    Reader { packets: subscriber.packets(0, start), _subscriber: subscriber }
 }
