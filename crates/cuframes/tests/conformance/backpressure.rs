@@ -186,6 +186,31 @@ pub(crate) fn waiting_publisher_continues_when_subscriber_leaves<M: MemoryFixtur
     assert_eq!(stays.join().unwrap().received, 100);
 }
 
+/// A subscriber that leaves takes no more frames, although it may keep one for long.
+pub(crate) fn publisher_does_not_wait_for_held_frame_of_leaver<M: MemoryFixture>(test: &TestDir) {
+    let backend = M::backend();
+    let publisher = test.publisher(backend.clone(), |c| c.policy = Policy::Wait(Duration::MAX));
+    let mut leaves = test.subscriber(|c| c.mode = Mode::Strict);
+    publish::<M>(&publisher, 1);
+    let held = leaves.frame();
+    drop(leaves);
+    for n in 2..=50 {
+        let mut loan = None;
+        // The publisher hears of the departure some time later.
+        until(|| {
+            loan = publisher.loan_in(&backend, SIZE, &|| true).unwrap();
+            loan.is_some()
+        });
+        let mut loan = loan.unwrap();
+        M::write(&mut loan, n);
+        assert_eq!(publisher.publish(loan, &info(n, SIZE)), n);
+    }
+    assert_eq!(publisher.stats().subscribers[0].held, 1);
+    intact::<M>(&held);
+    drop(held);
+    until(|| publisher.stats().subscribers.is_empty());
+}
+
 pub(crate) fn subscribers_within_credit_cost_no_frame<M: MemoryFixture>(test: &TestDir) {
     for policy in [Policy::Drop, PATIENT] {
         let publisher = test.publisher(M::backend(), |c| c.policy = policy);

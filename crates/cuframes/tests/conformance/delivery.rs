@@ -2,9 +2,10 @@
 //! Frames arrive whole and in order.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use cuframes::{Mode, Next, Policy, RefusalReason, SharedWords, Wait};
-use testing::{FrameLog, SIZE, TestDir, info, item};
+use cuframes::{Frame, Mode, Next, Policy, RefusalReason, SharedWords, Wait};
+use testing::{FrameLog, SIZE, TestDir, TestSubscriber, info, item};
 
 use crate::fixture::{FRAMES, MemoryFixture, PATIENT, asleep, intact, publish};
 
@@ -162,4 +163,22 @@ pub(crate) fn stream_continues_after_its_end<M: MemoryFixture>(test: &TestDir) {
     drop(publisher);
     // The end of the stream takes precedence over the loss of the publisher.
     assert!(matches!(viewer.next_frame(), Next::Eos));
+}
+
+pub(crate) fn next_frame_takes_end_back<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
+    for n in 1..=3 {
+        publish::<M>(&publisher, n);
+        assert_eq!(viewer.frame().seq, n);
+        assert!(matches!(poll(&mut viewer), Next::TimedOut), "frame {n} is not the last");
+        publisher.end_of_frames();
+        assert!(matches!(poll(&mut viewer), Next::Eos));
+    }
+}
+
+/// Returns the next frame or the end, without waiting.
+fn poll(viewer: &mut TestSubscriber) -> Next<Frame> {
+    let wait = Wait { timeout: Some(Duration::ZERO), ..Wait::default() };
+    viewer.subscriber.next_frame(&wait).unwrap()
 }

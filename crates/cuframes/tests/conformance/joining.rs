@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuframes::{
-    Error, Interrupt, Next, Publisher, RefusalReason, Start, Subscriber, SubscriberConfig, Wait,
+    Error, Interrupt, Mode, Next, Policy, Publisher, RefusalReason, Start, Subscriber,
+    SubscriberConfig, Wait,
 };
-use testing::{TestDir, TestSubscriber, item, until};
+use testing::{SIZE, TestDir, TestSubscriber, info, item, until};
 
 use crate::fixture::{MemoryFixture, asleep, connect, intact, publish};
 
@@ -162,4 +163,26 @@ pub(crate) fn interrupt_ends_every_wait<M: MemoryFixture>(test: &TestDir) {
     publish::<M>(&publisher, 2);
     drop(held);
     assert_eq!(viewer.frame().seq, 2);
+}
+
+/// A strict subscriber is entitled to every frame from its joining on, and to none before.
+pub(crate) fn late_strict_subscriber_gets_new_frames_only<M: MemoryFixture>(test: &TestDir) {
+    for policy in [Policy::Drop, Policy::Wait(Duration::MAX)] {
+        let backend = M::backend();
+        let publisher = test.publisher(backend.clone(), |c| (c.policy, c.window) = (policy, 4));
+        (1..=20).for_each(|n| publish::<M>(&publisher, n));
+        let mut viewer = test.subscriber(|c| c.mode = Mode::Strict);
+        assert_eq!(publisher.stats().subscribers[0].cursor, 20);
+        assert!(matches!(viewer.poll(), Next::TimedOut));
+        // The frames before keep no slot for it: there is room for all frames up to the first that it may take.
+        let slots = u64::from(publisher.stats().pool.slots);
+        for n in 21..=20 + slots {
+            let mut loan = publisher.loan_in(&backend, SIZE, &|| true).unwrap().unwrap();
+            M::write(&mut loan, n);
+            assert_eq!(publisher.publish(loan, &info(n, SIZE)), n);
+        }
+        let frame = viewer.frame();
+        assert_eq!((frame.seq, frame.skipped), (21, 0));
+        intact::<M>(&frame);
+    }
 }

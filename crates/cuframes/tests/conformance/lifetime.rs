@@ -4,9 +4,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cuframes::{Next, RefusalReason, SharedPage};
-use testing::{SIZE, TestDir, until};
+use testing::{SIZE, TestDir, info, until};
 
-use crate::fixture::{MemoryFixture, fits, intact, publish};
+use crate::fixture::{MemoryFixture, fits, intact, publish, publish_sized};
 
 pub(crate) fn frames_outlive_publisher<M: MemoryFixture>(test: &TestDir) {
     let publisher = test.publisher(M::backend(), |_| {});
@@ -196,4 +196,32 @@ pub(crate) fn dropped_loan_is_free_again<M: MemoryFixture>(test: &TestDir) {
     M::write(&mut loan, 3);
     drop(loan);
     intact::<M>(&frame);
+}
+
+/// Upstream may read a published frame for as long as it needs to, as a decoder reads its reference frames.
+pub(crate) fn slot_that_upstream_keeps_is_not_reused<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |_| {});
+    let mut viewer = test.subscriber(|_| {});
+    let mut kept = publisher.loan(SIZE).unwrap().unwrap();
+    M::write(&mut kept, 1);
+    assert_eq!(publisher.publish_in_place(&kept, &info(1, SIZE), true), Some(1));
+    intact::<M>(&viewer.frame());
+    for n in 2..=50 {
+        let mut loan = publisher.loan(SIZE).unwrap().unwrap();
+        assert_ne!(loan.address(), kept.address(), "frame {n} overwrites the kept one");
+        M::write(&mut loan, n);
+        assert_eq!(publisher.publish(loan, &info(n, SIZE)), n);
+        intact::<M>(&viewer.frame());
+    }
+    // Slots of another size replace all others, except the kept one. It returns to the pool like any other.
+    publisher.set_format("big", SIZE * 3).unwrap();
+    for n in 51..=100 {
+        publish_sized::<M>(&publisher, n, SIZE * 3);
+        intact::<M>(&viewer.frame());
+    }
+    drop(kept);
+    for n in 101..=150 {
+        publish_sized::<M>(&publisher, n, SIZE * 3);
+        intact::<M>(&viewer.frame());
+    }
 }

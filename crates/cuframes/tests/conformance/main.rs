@@ -25,12 +25,14 @@ macro_rules! conformance {
                 delivery::frames_arrive_in_order_of_publication
                 delivery::stream_continues_after_its_end
                 delivery::frames_become_complete_in_any_order
+                delivery::next_frame_takes_end_back
                 backpressure::pool_uses_spare_slots_for_lagging_subscriber
                 backpressure::slow_subscriber_does_not_disturb_others
                 backpressure::exhausted_credit_does_not_starve_others
                 backpressure::stalled_subscriber_is_evicted
                 backpressure::waiting_publisher_evicts_after_timeout
                 backpressure::waiting_publisher_continues_when_subscriber_leaves
+                backpressure::publisher_does_not_wait_for_held_frame_of_leaver
                 backpressure::subscribers_within_credit_cost_no_frame
                 backpressure::leaving_subscriber_costs_others_no_frame
                 lifetime::frames_outlive_publisher
@@ -41,6 +43,7 @@ macro_rules! conformance {
                 lifetime::frame_is_released_when_device_refuses
                 lifetime::pool_follows_credit
                 lifetime::dropped_loan_is_free_again
+                lifetime::slot_that_upstream_keeps_is_not_reused
                 formats::frames_keep_format
                 formats::frames_keep_format_for_late_subscriber
                 formats::rejected_caps_change_nothing
@@ -53,6 +56,7 @@ macro_rules! conformance {
                 joining::subscriber_waits_for_publisher
                 joining::connect_times_out_without_publisher
                 joining::interrupt_ends_every_wait
+                joining::late_strict_subscriber_gets_new_frames_only
                 timeouts::longest_timeouts_never_elapse
             }
         }
