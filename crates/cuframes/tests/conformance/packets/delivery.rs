@@ -244,6 +244,19 @@ fn end_is_not_reported_behind_a_later_packet() {
 }
 
 #[test]
+fn next_packet_takes_end_back() {
+    let source = Source::new("packets-end-back", bounds(1 << 20, LONG));
+    let mut reader = source.reader(Start::default());
+    for seq in 0..3 {
+        source.push("K");
+        assert_eq!(reader.packet().seq, seq);
+        assert!(matches!(reader.poll(), Next::TimedOut), "packet {seq} is not the last");
+        source.track.end();
+        assert!(matches!(reader.poll(), Next::Eos));
+    }
+}
+
+#[test]
 fn last_packet_arrives_before_publisher_closes() {
     for n in 0..100 {
         let source = Source::new(&format!("packets-last-{n}"), bounds(1 << 20, LONG));

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Readers for which the publisher waits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use cuframes::{Counters, Next, PushError, RefusalReason, Start};
+use cuframes::memory::host::HostBackend;
+use cuframes::{
+    Counters, Interrupt, Mode, Next, Policy, Publisher, PublisherConfig, PushError, RefusalReason,
+    Start, Subscriber, SubscriberConfig,
+};
 
-use super::{LONG, Reader, info, lossless, waiting_source};
+use super::{LONG, Reader, Source, bounds, info, lossless, waiting_source};
 use crate::fixture::asleep;
+use testing::{TestDir, until};
 
 #[test]
 fn lossless_reader_gets_every_packet() {
@@ -92,4 +98,67 @@ fn stalled_lossless_reader_is_evicted() {
         }
     };
     assert!(matches!(end, Next::Lost { reason: RefusalReason::Stalled, .. }), "{end:?}");
+}
+
+/// The time after which GOPs are discarded does not apply to packets that a lossless reader has yet to take.
+#[test]
+fn lossless_reader_gets_packets_beyond_their_time() {
+    let test = TestDir::new("packets-beyond-time");
+    let config = PublisherConfig { policy: Policy::Wait(Duration::MAX), ..test.config() };
+    let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
+    // All GOPs but the newest are too old.
+    let track = publisher.add_track(0, "a", bounds(1 << 20, Duration::ZERO)).unwrap();
+    let source = Source { test, publisher, track };
+    source.push("K--K--K--");
+    assert_eq!(source.buffered(), 3);
+    let mut reader = lossless(&source.test, Start::OldestKeyframe);
+    source.push("K--K--K--");
+    assert_eq!(source.buffered(), 12);
+    for seq in 6..18 {
+        let packet = reader.packet();
+        assert_eq!((packet.seq, packet.lost), (seq, 0));
+    }
+    // What it has taken is discarded, and what it has not taken is kept.
+    source.push("K-");
+    assert_eq!(source.buffered(), 2);
+    source.push("K-");
+    assert_eq!(source.buffered(), 4);
+    drop(reader);
+    until(|| source.publisher.stats().subscribers.is_empty());
+    source.push("K-");
+    assert_eq!(source.buffered(), 2);
+}
+
+/// Every new keyframe is a possible start, also while the publisher is about to announce it.
+#[test]
+#[ignore = "a keyframe is visible shortly before it is announced as such, and is not retained in between"]
+fn lossless_reader_starts_at_first_new_keyframe() {
+    // The ring contains one packet, so that each packet overwrites the one before unless a reader needs it.
+    let source = waiting_source("packets-first-new", Duration::MAX, 1);
+    let interrupt = Arc::new(Interrupt::new().unwrap());
+    let config = SubscriberConfig { mode: Mode::Strict, ..source.test.subscriber_config() };
+    let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
+    let packets = subscriber.packets(0, Start::NextKeyframe);
+    let mut reader = Reader { packets, interrupt, _subscriber: subscriber };
+    for n in 0..2_000 {
+        reader.packets = reader._subscriber.packets(0, Start::NextKeyframe);
+        // From here on, the packets are retained.
+        assert!(matches!(reader.poll(), Next::TimedOut));
+        let track = source.track.clone();
+        let pushes = std::thread::spawn(move || {
+            for _ in 0..2 {
+                track.push(info(true), &[0; 8]).unwrap();
+            }
+        });
+        let first = loop {
+            match reader.poll() {
+                Next::Item(packet) => break packet,
+                Next::TimedOut => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((first.seq, first.lost), (2 * n, 0));
+        assert_eq!(reader.packet().seq, 2 * n + 1);
+        pushes.join().unwrap();
+    }
 }
