@@ -170,6 +170,23 @@ fn subscriber_that_reads_nothing_gets_its_messages_later() {
     stage.check();
 }
 
+/// An evicted subscriber reads the reason and then the end of the connection. It keeps its place until it closes its
+/// own end.
+#[test]
+fn evicted_subscriber_reads_end_of_connection() {
+    let test = TestDir::new("hostile-end");
+    let mut stage = Stage::new(&test, |_| {});
+    let (peer, ..) = stage.join(1);
+    assert!(peer.send(&hello(1, "again"), &[]));
+    let last = std::iter::from_fn(|| peer.receive()).last();
+    assert!(matches!(last, Some((Message::Bye { reason: RefusalReason::Malformed, .. }, _))));
+    stage.check();
+    assert_eq!(stage.publisher.stats().subscribers.len(), 2);
+    drop(peer);
+    assert!(stage.gone.recv().unwrap().is_some());
+    stage.check();
+}
+
 /// After LEAVE the publisher reads no message, however many there are, and waits for the end of the connection.
 #[test]
 fn messages_after_leave_are_not_read() {
