@@ -185,6 +185,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn event_is_created_readable_while_interrupt_is_set() {
+        let interrupt = Interrupt::default();
+        interrupt.set();
+        assert!(is_readable(&interrupt));
+        // Ends at once.
+        interrupt.poll(&[], Duration::MAX);
+    }
+
     /// The steps of `set` and `clear` in the orders in which two threads can execute them.
     #[test]
     fn set_is_not_lost_during_clear() {
