@@ -149,3 +149,55 @@ impl Drop for Mapping {
         let _ = unsafe { munmap(self.ptr.cast(), self.len) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_writable(fd: &OwnedFd, len: usize) -> bool {
+        Mapping::new(fd.as_fd(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).is_ok()
+    }
+
+    #[test]
+    fn memory_has_fixed_size_and_may_be_writable() {
+        for sharing in [Sharing::ReadOnly, Sharing::ReadWrite] {
+            let (map, fd) = Mapping::create("test", 4096, sharing).unwrap();
+            assert_eq!(map.size(), 4096);
+            assert_eq!(is_writable(&fd, 4096), sharing == Sharing::ReadWrite);
+            assert!(nix::unistd::ftruncate(&fd, 0).is_err());
+            assert!(nix::unistd::ftruncate(&fd, 8192).is_err());
+            // No seal can be added, such as one that makes the owner's own mapping the last.
+            assert!(fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).is_err());
+            let flags =
+                nix::fcntl::FdFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFD).unwrap());
+            assert!(flags.contains(nix::fcntl::FdFlag::FD_CLOEXEC));
+
+            map.words(0, 512)[511].store(7, std::sync::atomic::Ordering::Relaxed);
+            for len in [8, 4096] {
+                assert_eq!(
+                    Mapping::import(fd.as_fd(), len, Sharing::ReadOnly).unwrap().size(),
+                    len
+                );
+            }
+            let other = Mapping::import(fd.as_fd(), 4096, sharing).unwrap();
+            assert_eq!(other.words(4088, 1)[0].load(std::sync::atomic::Ordering::Relaxed), 7);
+            assert!(Mapping::import(fd.as_fd(), 4097, sharing).is_err());
+        }
+        assert!(Mapping::create("test", 0, Sharing::ReadOnly).is_err());
+    }
+
+    #[test]
+    fn imported_memory_is_as_writable_as_asked() {
+        let permissions = |map: &Mapping| {
+            let start = format!("{:x}-", map.as_ptr() as usize);
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let line = maps.lines().find(|line| line.starts_with(&start)).unwrap().to_owned();
+            line.split(' ').nth(1).unwrap().to_owned()
+        };
+        let (map, fd) = Mapping::create("test", 4096, Sharing::ReadWrite).unwrap();
+        assert_eq!(permissions(&map), "rw-s");
+        for (sharing, expected) in [(Sharing::ReadOnly, "r--s"), (Sharing::ReadWrite, "rw-s")] {
+            assert_eq!(permissions(&Mapping::import(fd.as_fd(), 4096, sharing).unwrap()), expected);
+        }
+    }
+}

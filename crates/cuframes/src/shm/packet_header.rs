@@ -62,3 +62,48 @@ impl PacketHeader {
 
 /// Maximum bytes of all encoded references of a packet.
 pub(crate) const REFERENCE_BYTES: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(info: PacketInfo) -> PacketHeader {
+        let (generation, previous_keyframe) = (3, Some(8));
+        PacketHeader { info, generation, previous_keyframe, published_ns: 30, references_len: 5 }
+    }
+
+    #[test]
+    fn headers_survive_storing() {
+        let info = PacketInfo {
+            pts: Some(20),
+            dts: Some(10),
+            duration: Some(7),
+            keyframe: true,
+            flags: u32::MAX,
+            references: Vec::new(),
+        };
+        let none = PacketHeader { previous_keyframe: None, ..header(PacketInfo::default()) };
+        for header in [header(info), none] {
+            assert_eq!(PacketHeader::from_words(&header.to_words()), header);
+        }
+        // The position of the first packet is 0.
+        let first = PacketHeader { previous_keyframe: Some(0), ..header(PacketInfo::default()) };
+        assert_eq!(PacketHeader::from_words(&first.to_words()), first);
+    }
+
+    #[test]
+    fn unknown_flags_are_ignored() {
+        let mut words = header(PacketInfo::default()).to_words();
+        words[0] |= 2;
+        assert!(!PacketHeader::from_words(&words).info.keyframe);
+    }
+
+    #[test]
+    fn time_of_decoding_precedes_others() {
+        let times = |dts, pts| header(PacketInfo { dts, pts, ..Default::default() }).time();
+        assert_eq!(
+            [times(Some(10), Some(20)), times(None, Some(20)), times(None, None)],
+            [10, 20, 30]
+        );
+    }
+}

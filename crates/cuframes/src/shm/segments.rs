@@ -197,3 +197,90 @@ impl TrackSegment {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::mapping::Sharing;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    fn map(len: usize) -> Mapping {
+        Mapping::create("test", len, Sharing::ReadWrite).unwrap().0
+    }
+
+    /// Returns the offset of a word in a mapping.
+    fn offset(map: &Mapping, word: &AtomicU64) -> usize {
+        std::ptr::from_ref(word) as usize - map.as_ptr() as usize
+    }
+
+    fn panics<T>(f: impl FnOnce() -> T) -> bool {
+        catch_unwind(AssertUnwindSafe(|| drop(f()))).is_err()
+    }
+
+    #[test]
+    fn control_segment_has_documented_layout() {
+        let header = size_of::<ControlHeader>();
+        // 11 slot numbers take two cache lines, 16 index entries another two.
+        assert_eq!(Control::size(11, 16), header + 2 * LINE + 2 * LINE + 11 * 512);
+        let control = Control::new(map(Control::size(11, 16)), 11, 16);
+        assert_eq!((control.slots(), control.index_len()), (11, 16));
+        assert_eq!(control.memory().size(), Control::size(11, 16));
+        let at = |word| offset(control.memory(), word);
+        assert_eq!(at(&control.header().magic), 0);
+        assert_eq!((at(control.slot(0)), at(control.slot(10))), (header, header + 80));
+        for seq in [0, 1, 15, 16, 1 << 40 | 7] {
+            let entry = header + 2 * LINE + (seq as usize % 16) * 8;
+            assert_eq!(at(control.index_entry(seq)), entry, "{seq}");
+        }
+        for slot in [0, 1, 10] {
+            let record = control.record(slot);
+            let start = header + 4 * LINE + slot as usize * 512;
+            assert_eq!((at(&record[0]), record.len()), (start, RECORD_WORDS));
+        }
+        assert!(panics(|| control.slot(11)) && panics(|| control.record(11)));
+        assert!(panics(|| Control::new(map(Control::size(11, 16) - 1), 11, 16)));
+        assert!(panics(|| Control::new(map(Control::size(11, 16)), 11, 15)));
+    }
+
+    #[test]
+    fn page_has_documented_layout() {
+        let header = size_of::<PageHeader>();
+        assert_eq!(SubscriberPage::size(5), header + 40);
+        let page = SubscriberPage::new(map(SubscriberPage::size(5)), 5);
+        assert_eq!(page.memory().size(), header + 40);
+        assert_eq!(offset(page.memory(), &page.header().magic), 0);
+        for slot in 0..5 {
+            let at = header + slot as usize * 8;
+            assert_eq!(offset(page.memory(), page.held(slot)), at);
+            assert_eq!(SubscriberPage::held_offset(slot), at);
+        }
+        assert!(panics(|| page.held(5)));
+        assert_eq!((page.count_held(), page.claims()), (0, vec![0; 5]));
+        page.held(1).store(7, Ordering::Relaxed);
+        page.held(4).store(9, Ordering::Relaxed);
+        assert_eq!((page.count_held(), page.claims()), (2, vec![0, 7, 0, 0, 9]));
+        assert!(panics(|| SubscriberPage::new(map(header + 39), 5)));
+    }
+
+    #[test]
+    fn track_has_documented_layout() {
+        let header = size_of::<TrackHeader>();
+        assert_eq!(TrackSegment::size(8), Some(header + 8));
+        assert_eq!(TrackSegment::size(4096), Some(header + 4096));
+        let most = (isize::MAX as usize - header) / 8 * 8;
+        assert!(TrackSegment::size(most as u64).is_some());
+        for bytes in [0, 4, 4095, most as u64 + 8, u64::MAX - 7] {
+            assert_eq!(TrackSegment::size(bytes), None, "{bytes}");
+        }
+        let track = TrackSegment::new(map(header + 4096), 4096);
+        assert_eq!(track.memory().size(), header + 4096);
+        assert_eq!(offset(track.memory(), &track.header().magic), 0);
+        let ring = track.ring();
+        assert_eq!(ring.capacity(), 4096);
+        assert_eq!(offset(track.memory(), &ring.words[0]), header);
+        assert!(std::ptr::eq(ring.head, &*track.header().head));
+        assert!(std::ptr::eq(ring.tail, &*track.header().tail));
+        assert!(panics(|| TrackSegment::new(map(header + 4088), 4096)));
+        assert!(panics(|| TrackSegment::new(map(header + 4096), 4095)));
+    }
+}

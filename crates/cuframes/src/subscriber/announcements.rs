@@ -103,3 +103,58 @@ impl State {
         more <= MAX_MAPPED.saturating_sub(mapped)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::mapping::{Mapping, Sharing};
+
+    fn caps(formats: &Formats, generation: u32) -> Option<usize> {
+        formats.get(generation).map(|caps| caps.len())
+    }
+
+    #[test]
+    fn newest_generations_are_kept() {
+        let mut formats = Formats::default();
+        for generation in 0..MAX_ANNOUNCED as u32 {
+            formats.add(generation, "a".into());
+        }
+        assert_eq!(caps(&formats, 0), Some(1));
+        formats.add(MAX_ANNOUNCED as u32, "bb".into());
+        assert_eq!((caps(&formats, 0), caps(&formats, 1)), (None, Some(1)));
+        assert_eq!(caps(&formats, MAX_ANNOUNCED as u32), Some(2));
+    }
+
+    #[test]
+    fn longest_caps_are_bounded() {
+        let mut formats = Formats::default();
+        let quarter = MAX_CAPS / 4;
+        for generation in 1..=4 {
+            formats.add(generation, "a".repeat(quarter));
+        }
+        assert_eq!(caps(&formats, 1), Some(quarter), "all of them fit");
+        formats.add(5, "a".into());
+        assert_eq!((caps(&formats, 1), caps(&formats, 2)), (None, Some(quarter)));
+        // There is room again for what was dropped.
+        formats.add(6, "a".repeat(quarter - 1));
+        assert_eq!((caps(&formats, 2), caps(&formats, 6)), (Some(quarter), Some(quarter - 1)));
+        formats.add(7, "a".repeat(MAX_CAPS + 1));
+        assert_eq!((caps(&formats, 6), caps(&formats, 7)), (None, None));
+        formats.add(8, "a".repeat(MAX_CAPS));
+        assert_eq!(caps(&formats, 8), Some(MAX_CAPS));
+    }
+
+    #[test]
+    fn mappings_are_bounded() {
+        let mut state = State::default();
+        assert!(state.has_room(MAX_MAPPED));
+        assert!(!state.has_room(MAX_MAPPED + 1));
+        let size = TrackSegment::size(4096).unwrap();
+        let (map, _) = Mapping::create("test", size, Sharing::ReadWrite).unwrap();
+        let segment = TrackSegment::new(map, 4096);
+        let view = TrackView { segment, formats: Mutex::default() };
+        state.tracks.insert(0, Arc::new(view));
+        assert!(state.has_room(MAX_MAPPED - size as u64));
+        assert!(!state.has_room(MAX_MAPPED - size as u64 + 1));
+    }
+}

@@ -35,3 +35,61 @@ impl Pace {
         Some(next.saturating_sub(around / 2)..next.saturating_add(around / 2))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: i64 = 1_000_000;
+
+    fn expect_ms(pace: &Pace, around: u64) -> Option<(u128, u128)> {
+        let around = pace.expect(Duration::from_millis(around))?;
+        Some((around.start.as_millis(), around.end.as_millis()))
+    }
+
+    #[test]
+    fn interval_is_centred_on_next_frame() {
+        let mut pace = Pace::default();
+        assert_eq!(expect_ms(&pace, 10), None);
+        pace.record(7, 1000 * MS);
+        assert_eq!(expect_ms(&pace, 10), None, "one frame has no period");
+        pace.record(8, 1080 * MS);
+        assert_eq!(expect_ms(&pace, 10), Some((1155, 1165)));
+        assert_eq!(expect_ms(&pace, 0), None);
+        // Three frames in three periods.
+        pace.record(11, 1320 * MS);
+        assert_eq!(expect_ms(&pace, 20), Some((1390, 1410)));
+        assert_eq!(pace.expect(Duration::MAX).unwrap().start, Duration::ZERO);
+    }
+
+    #[test]
+    fn period_is_smoothed() {
+        let mut pace = Pace::default();
+        for (seq, ms) in [(1, 0), (2, 80), (3, 240)] {
+            pace.record(seq, ms * MS);
+        }
+        // 80 ms and an eighth of the difference.
+        assert_eq!(expect_ms(&pace, 2), Some((329, 331)));
+    }
+
+    #[test]
+    fn invalid_times_give_no_interval() {
+        let frames: [&[(u64, i64)]; 5] = [
+            &[(1, 100), (2, 100)],
+            &[(1, 100), (2, 50)],
+            &[(1, i64::MIN), (2, i64::MAX)],
+            &[(1, -500), (2, -400)],
+            &[(1, i64::MAX - 10), (2, i64::MAX)],
+        ];
+        for frames in frames {
+            let mut pace = Pace::default();
+            frames.iter().for_each(|(seq, ns)| pace.record(*seq, *ns));
+            assert_eq!(pace.expect(Duration::from_millis(1)), None, "{frames:?}");
+        }
+        // Numbers that do not ascend count as one period.
+        let mut pace = Pace::default();
+        pace.record(5, 0);
+        pace.record(5, 80 * MS);
+        assert_eq!(expect_ms(&pace, 2), Some((159, 161)));
+    }
+}

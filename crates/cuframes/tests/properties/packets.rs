@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 
 use cuframes::shm::layout::PACKET_META_WORDS as META_WORDS;
-use cuframes::shm::ring::{Entry, Overwritten, Ring, TooBig, Writer};
+use cuframes::shm::mapping::{Mapping, Sharing};
+use cuframes::shm::ring::{Entry, MAX_PACKET, Overwritten, Ring, TooBig, Writer};
+use cuframes::shm::segments::TrackSegment;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -135,7 +137,8 @@ fn compare(words: usize, steps: &[Step]) -> Result<(), TestCaseError> {
                 writer.skip();
             }
         }
-        prop_assert_eq!(writer.len(), model.packets.len());
+        prop_assert_eq!((writer.len(), writer.seq()), (model.packets.len(), model.next));
+        prop_assert_eq!(writer.is_empty(), model.packets.is_empty());
         prop_assert_eq!((writer.tail(), writer.head()), (model.start(0), model.position));
         prop_assert_eq!((ring.tail(), ring.head()), (model.start(0), model.position));
 
@@ -191,6 +194,29 @@ proptest! {
             prop_assert!(data.len() == entry.len && entry.len <= all.len() * 8);
         }
     }
+}
+
+/// A ring may be larger than the largest packet. Its memory is not touched here.
+#[test]
+fn packets_are_limited() {
+    let memory = |bytes: u64| {
+        let size = TrackSegment::size(bytes).unwrap();
+        let (map, _) = Mapping::create("test", size, Sharing::ReadWrite).unwrap();
+        TrackSegment::new(map, bytes)
+    };
+    let track = memory(MAX_PACKET * 2);
+    let writer = Writer::default();
+    let most = MAX_PACKET as usize;
+    assert_eq!(writer.tail_after(track.ring(), most), Ok(0));
+    assert_eq!(writer.tail_after(track.ring(), most + 1), Err(TooBig));
+    // The length in a header has the same limit.
+    for (len, valid) in [(MAX_PACKET, true), (MAX_PACKET + 1, false), (u64::MAX, false)] {
+        track.ring().words[1].store(len, Ordering::Relaxed);
+        assert_eq!(track.ring().read_entry(0).is_ok(), valid, "{len}");
+    }
+    assert_eq!(memory(8).ring().most_packets(), 0);
+    assert_eq!(memory(1 << 20).ring().most_packets(), (1 << 20) / HEADER);
+    assert_eq!(memory(1 << 32).ring().most_packets(), 1 << 24);
 }
 
 /// Each case moves some 100 MB, so their number is fixed and does not follow PROPTEST_CASES.
