@@ -46,3 +46,35 @@ pub(crate) fn decode_references(mut bytes: &[u8]) -> Option<Vec<ReferenceTimesta
     }
     Some(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(len: usize) -> ReferenceTimestamp {
+        ReferenceTimestamp { clock: "x".repeat(len).into(), timestamp: 1, duration: None }
+    }
+
+    /// Returns the lengths of the clocks' names that are kept.
+    fn kept(lens: &[usize], max_bytes: usize) -> Vec<usize> {
+        let all: Vec<_> = lens.iter().map(|len| reference(*len)).collect();
+        let bytes = encode_references(&all, max_bytes);
+        assert!(bytes.len() <= max_bytes);
+        decode_references(&bytes).unwrap().iter().map(|r| r.clock.len()).collect()
+    }
+
+    #[test]
+    fn long_names_are_omitted() {
+        assert_eq!(kept(&[254, 255, 256, 257, 1], 4096), [254, 255, 1]);
+    }
+
+    #[test]
+    fn references_beyond_the_maximum_are_omitted() {
+        let both = 2 * FIXED + 10 + 20;
+        assert_eq!(kept(&[10, 20], both), [10, 20]);
+        assert_eq!(kept(&[10, 20], both - 1), [10]);
+        assert_eq!(kept(&[10, 20, 5], both - 1), [10, 5]);
+        assert_eq!(kept(&[0], FIXED), [0]);
+        assert_eq!(kept(&[0], FIXED - 1), [0; 0]);
+    }
+}
