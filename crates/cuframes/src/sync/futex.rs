@@ -154,6 +154,38 @@ mod tests {
     }
 
     #[test]
+    fn both_words_are_waited_for_without_polling() {
+        for shared_wakes in [true, false] {
+            let (shared, local) = (AtomicU32::new(0), AtomicU32::new(0));
+            let woken = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let waits = scope.spawn(|| {
+                    wait_either((&shared, 0), (&local, 0), None);
+                    assert!(woken.load(Ordering::Relaxed) || NO_WAITV.load(Ordering::Relaxed));
+                });
+                // A poll would end the wait meanwhile.
+                let begin = std::time::Instant::now();
+                while begin.elapsed() < 3 * RECHECK_INTERVAL && !waits.is_finished() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                woken.store(true, Ordering::Relaxed);
+                while !waits.is_finished() {
+                    if shared_wakes {
+                        shared.store(1, Ordering::Release);
+                        wake_all(&shared);
+                    } else {
+                        local.store(1, Ordering::Release);
+                        let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+                        // SAFETY: FUTEX_WAKE uses the address as a key and accesses no memory of this process.
+                        unsafe { libc::syscall(libc::SYS_futex, from_ref(&local), op, 1) };
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+        }
+    }
+
+    #[test]
     fn longest_timeout_is_no_deadline() {
         let (shared, local) = (AtomicU32::new(1), AtomicU32::new(1));
         // Neither wait sleeps, because a word differs from its expected value.
