@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Subscribers that are slow, hold frames, or stop taking them.
 
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use cuframes::{Counters, Credit, Mode, Next, Policy, Publisher, PublisherEvent, RefusalReason};
+use cuframes::shm::layout::PageHeader;
+use cuframes::{
+    Counters, Credit, Mode, Next, Policy, Publisher, PublisherEvent, RefusalReason, SharedPage,
+};
 use testing::{CAPS, FrameLog, SIZE, TestDir, info, until};
 
 use crate::fixture::{HASTE, MemoryFixture, PATIENT, asleep, fits, hurry, intact, publish};
@@ -184,6 +189,34 @@ pub(crate) fn waiting_publisher_continues_when_subscriber_leaves<M: MemoryFixtur
     drop(leaves);
     let _publisher = publisher.join().unwrap();
     assert_eq!(stays.join().unwrap().received, 100);
+}
+
+/// A subscriber that takes a frame wakes a publisher that waits, and makes no system call for one that does not. The
+/// publisher also looks every 20 ms, so that a missing wake-up only costs time.
+pub(crate) fn only_waiting_publisher_is_woken<M: MemoryFixture>(test: &TestDir) {
+    let publisher = test.publisher(M::backend(), |c| c.policy = Policy::Wait(Duration::MAX));
+    let mut viewer = test.subscriber(|c| (c.mode, c.max_frames) = (Mode::Strict, 1));
+    let SharedPage { base: page, keep_alive: _mapped, .. } = viewer.subscriber.page();
+    // SAFETY: an aligned word of the page, which is mapped and accessed through atomics only.
+    let futex = unsafe { AtomicU32::from_ptr(page.add(offset_of!(PageHeader, futex)).cast()) };
+    let wakes = || futex.load(Ordering::Relaxed);
+    publish::<M>(&publisher, 1);
+    drop(viewer.frame());
+    assert_eq!(wakes(), 0);
+    let slots = u64::from(publisher.stats().pool.slots);
+    let publisher = asleep(move || {
+        (2..=2 + slots).for_each(|n| publish::<M>(&publisher, n));
+        publisher
+    });
+    let frame = viewer.frame();
+    assert_eq!((frame.seq, wakes()), (2, 1));
+    drop(frame);
+    assert_eq!(wakes(), 2);
+    let publisher = publisher.join().unwrap();
+    // It does not wait any more.
+    (3..=2 + slots).for_each(|n| assert_eq!(viewer.frame().seq, n));
+    assert_eq!(wakes(), 2);
+    drop(publisher);
 }
 
 /// A subscriber that leaves takes no more frames, although it may keep one for long.

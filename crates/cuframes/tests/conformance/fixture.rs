@@ -38,7 +38,9 @@ impl MemoryFixture for Host {
         fill(loan.bytes_mut(), n);
     }
     fn read(frame: &Frame) -> Option<u64> {
-        number(frame.bytes().unwrap())
+        let bytes = frame.bytes().unwrap();
+        assert_eq!(frame.address(), bytes.as_ptr() as u64);
+        number(bytes)
     }
 }
 

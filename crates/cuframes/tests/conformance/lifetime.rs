@@ -66,13 +66,22 @@ pub(crate) fn waiting_subscriber_notices_release_by_device<M: MemoryFixture>(tes
         ready.send(nix::unistd::gettid()).unwrap();
         viewer.frame().seq
     });
-    let stat = format!("/proc/self/task/{}/stat", reader.recv().unwrap());
+    let reader = reader.recv().unwrap();
+    let stat = format!("/proc/self/task/{reader}/stat");
     until(|| std::fs::read_to_string(&stat).unwrap().contains(") S "));
     let mut word = None;
     frame.release_with(|offset| {
         word = Some(offset);
         true
     });
+    // The device rings no bell, so the reader looks again and again.
+    let sleeps = || {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{reader}/status")).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let before = sleeps();
+    until(|| sleeps() > before + 5);
     // SAFETY: an aligned word of the page, which is mapped and accessed through atomics only.
     unsafe { AtomicU64::from_ptr(page.add(word.unwrap()).cast()) }.store(0, Ordering::Release);
     assert_eq!(waiting.join().unwrap(), 2);

@@ -32,6 +32,7 @@ macro_rules! conformance {
                 backpressure::stalled_subscriber_is_evicted
                 backpressure::waiting_publisher_evicts_after_timeout
                 backpressure::waiting_publisher_continues_when_subscriber_leaves
+                backpressure::only_waiting_publisher_is_woken
                 backpressure::publisher_does_not_wait_for_held_frame_of_leaver
                 backpressure::subscribers_within_credit_cost_no_frame
                 backpressure::leaving_subscriber_costs_others_no_frame
