@@ -68,12 +68,13 @@ fn backlog_is_what_was_there_when_reader_joined() {
 fn reader_begins_in_the_past() {
     let source = Source::new("packets-preroll", bounds(1 << 20, LONG));
     let second = 1_000_000_000;
-    // A packet every second, a keyframe every 5 s: at 0, 5, 10 and 15 s. The last packet is at 17 s.
-    for seq in 0..18 {
+    let push = |seq: i64| {
         let pts = Some(seq * second);
         let info = PacketInfo { pts, dts: pts, ..info(seq % 5 == 0) };
         source.track.push(info, &[seq as u8]).unwrap();
-    }
+    };
+    // A packet every second, a keyframe every 5 s: at 0, 5, 10 and 15 s. The last packet is at 17 s.
+    (0..18).for_each(push);
     let begins = |time: u64, gops: u32| {
         let time = Duration::from_secs(time);
         let mut reader = source.reader(Start::Preroll { time, gops });
@@ -89,6 +90,10 @@ fn reader_begins_in_the_past() {
     {
         assert_eq!(begins(time, gops), seq, "{time} s, {gops} GOPs");
     }
+    // The time ends at the last packet that was there when the reader was created.
+    let mut reader = source.reader(Start::Preroll { time: Duration::from_secs(4), gops: 0 });
+    (18..20).for_each(push);
+    assert_eq!(reader.packet().seq, 10);
 }
 
 /// Audio and metadata, where each packet can be decoded alone.
