@@ -380,6 +380,19 @@ fn missing_frame_ends_wait_with_error() {
     }
 }
 
+/// A publisher keeps the connection, and never announces the memory of its frame. The wait takes 10 s.
+#[test]
+fn missing_announcement_ends_wait_with_error() {
+    let test = TestDir::new("hostile-unannounced");
+    let publisher = FakePublisher::new(&test.dir);
+    let mut stream = FakeStream::new();
+    stream.script.remove(2);
+    let mut subscriber = join(&test, &publisher, stream, Mode::Newest);
+    let interrupt = Interrupt::new().unwrap();
+    let error = subscriber.next_frame(&Wait::forever(&interrupt)).unwrap_err().to_string();
+    assert!(error.contains("it never announced the memory of a frame"), "{error}");
+}
+
 /// A publisher that is stopped while it reclaims packets costs a reader its timeout, and no more.
 #[test]
 fn unfinished_reclaim_does_not_prolong_wait() {
