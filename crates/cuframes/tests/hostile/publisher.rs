@@ -214,6 +214,19 @@ fn invalid_geometry_is_reported() {
         case("host memory only", send(2, chunk_of(2, 4, 4096, 2048))),
         case("host memory only", send(2, chunk_of(3, 4, 4096, 2048))),
         case("too big", announce_whole_address_space),
+        case("too many chunks", |s| {
+            for id in 2..5000 {
+                let message = Message::Chunk {
+                    id,
+                    kind: 1,
+                    device: [0; 16],
+                    slots: raw::SLOTS,
+                    stride: raw::STRIDE,
+                    size: raw::SIZE,
+                };
+                s.script.push(RawMessage::new(message, &[&s.chunk.fd]));
+            }
+        }),
     ];
     for (slots, index) in [(0, 4), (4, 0), (4, 3), (16385, 4), (4, 32768), (u32::MAX, u32::MAX)] {
         cases.push(case("are not possible", send(0, welcome(2, slots, index))));
@@ -405,6 +418,25 @@ fn unfinished_reclaim_does_not_prolong_wait() {
     let timeout = Some(Duration::from_millis(30));
     let wait = Wait { timeout, ..Wait::default() };
     assert!(matches!(packets.next(&wait), Ok(Next::TimedOut)));
+}
+
+/// A subscriber without credit maps no memory of frames, of whatever kind it is.
+#[test]
+fn memory_of_frames_is_ignored_without_credit() {
+    let test = TestDir::new("hostile-no-credit");
+    let publisher = FakePublisher::new(&test.dir);
+    let mut stream = FakeStream::new();
+    stream.stays = true;
+    stream.script[2].bytes = chunk_of(2, 4, 4096, 2048).encode();
+    publisher.serve(stream);
+    let interrupt = Interrupt::new().unwrap();
+    let config = cuframes::SubscriberConfig { max_frames: 0, ..test.subscriber_config() };
+    let subscriber = Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap();
+    let mut packets = subscriber.packets(0, Start::OldestKeyframe);
+    for _ in 0..2 {
+        let packet = packets.next(&Wait::forever(&interrupt));
+        assert!(matches!(packet, Ok(Next::Item(_))), "{packet:?}");
+    }
 }
 
 /// An evicted subscriber gets BYE at once, although frames are left: it might never read all of them.
