@@ -256,6 +256,9 @@ fn lock_file_that_is_a_link_is_refused() {
     nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).unwrap();
     refused("something else in place of the lock file");
     fs::remove_file(&lock).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&lock).unwrap());
+    refused("has a lock file that can't be opened");
+    fs::remove_file(&lock).unwrap();
     assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
 
     // The socket is created under another name and renamed. An existing link is replaced and not followed.

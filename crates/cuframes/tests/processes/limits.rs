@@ -49,6 +49,7 @@ macro_rules! in_a_child {
 in_a_child! {
     publisher_without_fds
     subscriber_without_fds
+    announcement_without_fds
     server_without_fds
     frames_without_memory
     join_without_memory
@@ -173,6 +174,29 @@ mod roles {
             failed += 1;
         }
         assert!(failed > 1);
+        source.finish();
+    }
+
+    /// A subscriber whose process has no fd for the memory that is announced after it joined.
+    pub(super) fn announcement_without_fds(test: &TestDir) {
+        let mut source = Child::start(MODULE, "publish", &test.dir);
+        assert_eq!(source.read_line(), "ready");
+        limit(Resource::RLIMIT_NOFILE, 64);
+        let interrupt = Interrupt::new().unwrap();
+        let mut subscriber =
+            Subscriber::connect(test.subscriber_config(), None, &interrupt).unwrap();
+        let full = FullTable::with_room_for(0);
+        source.send_line("6000");
+        assert_eq!(source.read_line(), "published");
+        let lost = subscriber.next_frame(&Wait::forever(&interrupt));
+        drop(full);
+        match lost {
+            Ok(Next::Lost { reason: RefusalReason::NoMemory, text })
+            | Err(Error::Refused { reason: RefusalReason::NoMemory, text, .. }) => {
+                assert!(text.contains("no file descriptor left"), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
         source.finish();
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cuframes::memory::{Kind, host::HostBackend};
 use cuframes::protocol::{
@@ -97,6 +97,19 @@ fn rates_are_between_two_snapshots() {
     assert_eq!(after.taken_since(&before, after.subscribers[0].id), Some(5.0));
     before.epoch += 1;
     assert_eq!(after.fps_since(&before), None, "another run has other counters");
+}
+
+/// The publisher answers with a snapshot, which it replaces after 50 ms.
+#[test]
+fn status_is_renewed() {
+    let test = TestDir::new("renewed");
+    let publisher = publisher(&test, |_| {});
+    for n in 1..=3 {
+        publish(&publisher, n, write);
+        until(|| status("cam", Some(&test.dir)).unwrap().published == n);
+        let asked = Instant::now();
+        until(|| asked.elapsed() > Duration::from_millis(60));
+    }
 }
 
 #[test]
