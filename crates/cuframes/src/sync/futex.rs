@@ -186,6 +186,17 @@ mod tests {
     }
 
     #[test]
+    fn timeouts_are_converted() {
+        for (timeout, secs) in [
+            (Duration::from_nanos(3_000_000_007), 3),
+            (Duration::new(u64::MAX, 7), i32::MAX as libc::time_t),
+        ] {
+            let ts = timespec(timeout);
+            assert_eq!((ts.tv_sec, ts.tv_nsec), (secs, 7));
+        }
+    }
+
+    #[test]
     fn longest_timeout_is_no_deadline() {
         let (shared, local) = (AtomicU32::new(1), AtomicU32::new(1));
         // Neither wait sleeps, because a word differs from its expected value.
