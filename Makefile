@@ -6,6 +6,7 @@
 # make install                 installs them for this user; for all users: sudo make install PREFIX=/usr
 # make fuzz CASES=1000000      tests so many random messages, streams and packets
 # make soak SECONDS=3600       kills, stops and restarts processes; SEED=… repeats a schedule, CAMERAS=8
+# make mutants FILE=…          changes code of the library, and checks that a test notices; SHARD=0/8 for a part
 # make memcheck                runs tests of the library under valgrind
 # make gpu-test                runs the tests that need an NVIDIA GPU
 # make deb                     builds target/debian/cuframes_*.deb for Debian and Ubuntu on amd64
@@ -33,7 +34,7 @@ OUT ?= out/bench
 # Packages that a release consists of. All targets build them with the same features: see Cargo.toml.
 RELEASE = --release --locked -p gst-plugin-cuframes -p cuframes-cli
 
-.PHONY: help demo test loom fuzz soak memcheck gpu-test bench bench-core build install deb try-deb lint docs packages
+.PHONY: help demo test loom fuzz soak mutants memcheck gpu-test bench bench-core build install deb try-deb lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -55,6 +56,12 @@ fuzz: packages
 soak: packages
 	CUFRAMES_SECONDS=$(SECONDS) CUFRAMES_CAMERAS=$(CAMERAS) $(if $(SEED),CUFRAMES_SEED=$(SEED)) \
 	    G_DEBUG=fatal_warnings cargo test --locked --test pipelines -- --nocapture faults::
+
+# Settings and exceptions are in .cargo/mutants.toml, results in $(TARGET)/mutants.out.
+mutants: packages
+	@for tool in cargo-mutants cargo-nextest; do \
+	    command -v $$tool >/dev/null || { echo "$$tool is missing: cargo install --locked $$tool" >&2; exit 1; }; done
+	cargo mutants -p cuframes --output $(TARGET) $(if $(FILE),--file '$(FILE)') $(if $(SHARD),--shard $(SHARD))
 
 # Valgrind has no futex_waitv, so that this also tests the code without it.
 memcheck: packages
