@@ -194,6 +194,16 @@ mod tests {
         interrupt.poll(&[], Duration::MAX);
     }
 
+    #[test]
+    fn event_neither_blocks_nor_is_inherited() {
+        use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+        let interrupt = Interrupt::new().unwrap();
+        let flags = |arg| fcntl(interrupt.fd().unwrap(), arg).unwrap();
+        let status = OFlag::from_bits_retain(flags(FcntlArg::F_GETFL));
+        assert!(status.contains(OFlag::O_NONBLOCK));
+        assert!(FdFlag::from_bits_retain(flags(FcntlArg::F_GETFD)).contains(FdFlag::FD_CLOEXEC));
+    }
+
     /// The steps of `set` and `clear` in the orders in which two threads can execute them.
     #[test]
     fn set_is_not_lost_during_clear() {
