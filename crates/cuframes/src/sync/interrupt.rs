@@ -204,6 +204,16 @@ mod tests {
         assert!(FdFlag::from_bits_retain(flags(FcntlArg::F_GETFD)).contains(FdFlag::FD_CLOEXEC));
     }
 
+    #[test]
+    fn sleep_lasts_for_its_time_or_until_interrupt_is_set() {
+        let interrupt = Interrupt::default();
+        let (begin, time) = (now(), Duration::from_millis(20));
+        interrupt.sleep(time);
+        assert!(now() - begin >= time);
+        interrupt.set();
+        interrupt.sleep(Duration::MAX);
+    }
+
     /// The steps of `set` and `clear` in the orders in which two threads can execute them.
     #[test]
     fn set_is_not_lost_during_clear() {
