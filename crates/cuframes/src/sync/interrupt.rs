@@ -205,11 +205,18 @@ mod tests {
     }
 
     #[test]
-    fn sleep_lasts_for_its_time_or_until_interrupt_is_set() {
+    fn waits_last_for_their_time_or_until_interrupt_is_set() {
         let interrupt = Interrupt::default();
-        let (begin, time) = (now(), Duration::from_millis(20));
-        interrupt.sleep(time);
-        assert!(now() - begin >= time);
+        // Parts of a millisecond count.
+        for time in [Duration::from_micros(300), Duration::from_millis(20)] {
+            let begin = now();
+            interrupt.sleep(time);
+            assert!(now() - begin >= time);
+            let begin = now();
+            interrupt.poll(&[], time);
+            assert!(now() - begin >= time);
+        }
+        interrupt.poll(&[], Duration::ZERO);
         interrupt.set();
         interrupt.sleep(Duration::MAX);
     }
