@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn longest_caps_are_bounded() {
         let mut formats = Formats::default();
-        let quarter = MAX_CAPS / 4;
+        let quarter = MAX_KEPT_CAPS / 4;
         for generation in 1..=4 {
             formats.add(generation, "a".repeat(quarter));
         }
@@ -138,10 +138,10 @@ mod tests {
         // There is room again for what was dropped.
         formats.add(6, "a".repeat(quarter - 1));
         assert_eq!((caps(&formats, 2), caps(&formats, 6)), (Some(quarter), Some(quarter - 1)));
-        formats.add(7, "a".repeat(MAX_CAPS + 1));
+        formats.add(7, "a".repeat(MAX_KEPT_CAPS + 1));
         assert_eq!((caps(&formats, 6), caps(&formats, 7)), (None, None));
-        formats.add(8, "a".repeat(MAX_CAPS));
-        assert_eq!(caps(&formats, 8), Some(MAX_CAPS));
+        formats.add(8, "a".repeat(MAX_KEPT_CAPS));
+        assert_eq!(caps(&formats, 8), Some(MAX_KEPT_CAPS));
     }
 
     #[test]

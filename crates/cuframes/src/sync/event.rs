@@ -44,3 +44,18 @@ pub fn poll(fds: &[BorrowedFd<'_>], event: Option<&Event>, timeout: Duration) ->
     let readable = nix::poll::poll(&mut all, timeout).is_ok_and(|n| n > 0);
     readable && event.is_some() && all.last().is_some_and(|fd| fd.any() == Some(true))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+
+    #[test]
+    fn event_neither_blocks_nor_is_inherited() {
+        let event = Event::new().unwrap();
+        let flags = |arg| fcntl(&event.0, arg).unwrap();
+        let status = OFlag::from_bits_retain(flags(FcntlArg::F_GETFL));
+        assert!(status.contains(OFlag::O_NONBLOCK));
+        assert!(FdFlag::from_bits_retain(flags(FcntlArg::F_GETFD)).contains(FdFlag::FD_CLOEXEC));
+    }
+}

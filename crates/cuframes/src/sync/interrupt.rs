@@ -195,16 +195,6 @@ mod tests {
     }
 
     #[test]
-    fn event_neither_blocks_nor_is_inherited() {
-        use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-        let interrupt = Interrupt::new().unwrap();
-        let flags = |arg| fcntl(interrupt.fd().unwrap(), arg).unwrap();
-        let status = OFlag::from_bits_retain(flags(FcntlArg::F_GETFL));
-        assert!(status.contains(OFlag::O_NONBLOCK));
-        assert!(FdFlag::from_bits_retain(flags(FcntlArg::F_GETFD)).contains(FdFlag::FD_CLOEXEC));
-    }
-
-    #[test]
     fn waits_last_for_their_time_or_until_interrupt_is_set() {
         let interrupt = Interrupt::default();
         // Parts of a millisecond count.

@@ -401,9 +401,10 @@ fn missing_announcement_ends_wait_with_error() {
     let mut stream = FakeStream::new();
     stream.script.remove(2);
     let mut subscriber = join(&test, &publisher, stream, Mode::Newest);
-    let interrupt = Interrupt::new().unwrap();
-    let error = subscriber.next_frame(&Wait::forever(&interrupt)).unwrap_err().to_string();
-    assert!(error.contains("it never announced the memory of a frame"), "{error}");
+    let error = subscriber.next_frame(&Wait::default()).unwrap_err();
+    // The publisher may lack resources, which may pass.
+    assert!(error.is_transient(), "{error}");
+    assert!(error.to_string().contains("it did not announce the memory of a frame"), "{error}");
 }
 
 /// A publisher that is stopped while it reclaims packets costs a reader its timeout, and no more.
@@ -434,7 +435,7 @@ fn memory_of_frames_is_ignored_without_credit() {
     let subscriber = Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap();
     let mut packets = subscriber.packets(0, Start::OldestKeyframe);
     for _ in 0..2 {
-        let packet = packets.next(&Wait::forever(&interrupt));
+        let packet = packets.next(&Wait::default());
         assert!(matches!(packet, Ok(Next::Item(_))), "{packet:?}");
     }
 }

@@ -188,7 +188,7 @@ mod roles {
         let full = FullTable::with_room_for(0);
         source.send_line("6000");
         assert_eq!(source.read_line(), "published");
-        let lost = subscriber.next_frame(&Wait::forever(&interrupt));
+        let lost = subscriber.next_frame(&Wait::default());
         drop(full);
         match lost {
             Ok(Next::Lost { reason: RefusalReason::NoMemory, text })

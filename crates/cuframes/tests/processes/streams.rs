@@ -177,12 +177,13 @@ fn frames_of_killed_subscriber_are_freed() {
     for _ in 0..3 {
         let child = stage.start_holding();
         stage.pass(20);
-        assert_eq!(stage.publisher.stats().pool.slots, 2 + 4 + 1);
+        let slots = stage.publisher.stats().pool.slots;
+        assert!(slots > 2 + 4, "{slots}");
         child.kill();
         until(|| stage.publisher.stats().subscribers.len() == 1);
         until(|| {
             stage.pass(1);
-            stage.publisher.stats().pool.slots < 2 + 4 + 1
+            stage.publisher.stats().pool.slots < slots
         });
     }
 }
