@@ -195,9 +195,7 @@ pub(crate) fn into_flow<I>(
         Ok(Next::Interrupted | Next::TimedOut) | Err(Error::Interrupted) => {
             Err(gst::FlowError::Flushing)
         }
-        Ok(Next::Lost { reason, text }) | Err(Error::Refused { reason, text, .. }) => {
-            Ok(Err(Loss { reason, text }))
-        }
+        Ok(Next::Lost { reason, text }) => Ok(Err(Loss { reason, text })),
         Err(e) => Ok(Err(Loss { reason: RefusalReason::Malformed, text: e.to_string() })),
     }
 }

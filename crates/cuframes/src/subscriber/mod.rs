@@ -32,6 +32,7 @@ use crate::types::mode::Mode;
 use connection::{Connection, Listener};
 use frame_reader::FrameReader;
 use handshake::{Offer, connect};
+use wait::refused_is_lost;
 
 /// Configuration of a [`Subscriber`].
 #[derive(Debug, Clone)]
@@ -167,12 +168,11 @@ impl Subscriber {
     ///
     /// # Errors
     /// - [`Error::Protocol`](crate::Error::Protocol) if the publisher broke the protocol.
-    /// - [`Error::Refused`](crate::Error::Refused) if the publisher exited before it completed the frame.
     /// - [`Error::Interrupted`](crate::Error::Interrupted) if the interrupt was set while waiting for the
     ///   frame to be completed.
     /// - [`Error::Device`](crate::Error::Device) if the GPU reports an error.
     pub fn next_frame(&mut self, wait: &Wait) -> Result<Next<Frame>> {
-        self.reader.next(wait)
+        refused_is_lost(self.reader.next(wait))
     }
 
     /// Returns the epoch, a number that identifies one run of a publisher. It changes when the publisher is

@@ -7,7 +7,7 @@ use super::connection::Connection;
 use super::keyframes::{
     Newest, first_or_last, keyframes, newest_keyframe, read_entry, time_of_last,
 };
-use super::wait::{Next, Wait};
+use super::wait::{Next, Wait, refused_is_lost};
 use crate::error::{Error, Result};
 use crate::shm::layout::{MAX_READERS, READER_IN_USE, READER_LOSSLESS, ReaderWords};
 use crate::shm::packet_header::{PacketHeader, REFERENCE_BYTES};
@@ -232,11 +232,14 @@ impl PacketReader {
     ///
     /// # Errors
     /// - [`Error::Protocol`] if the publisher broke the protocol.
-    /// - [`Error::Refused`] if the connection ended before the caps of a packet arrived.
     /// - [`Error::Interrupted`] if the interrupt was set while waiting for these caps.
     /// - [`Error::InvalidConfig`] if this subscriber already has 16 readers.
     /// - [`Error::System`] if there is no memory for the packet.
     pub fn next(&mut self, wait: &Wait) -> Result<Next<Packet>> {
+        refused_is_lost(self.wait_for_next(wait))
+    }
+
+    fn wait_for_next(&mut self, wait: &Wait) -> Result<Next<Packet>> {
         let connection = self.connection.clone();
         let Some((bit, words)) = self.entry.zip(words(&connection, self.entry)) else {
             let problem = format!("has at most {MAX_READERS} packet readers: connect another one");

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::error::{Error, Result};
 use crate::types::refusal::RefusalReason;
 
 /// How long to wait for a frame or packet, and what ends the wait early.
@@ -43,4 +44,12 @@ pub enum Next<T> {
         /// The reason as a sentence for a log.
         text: String,
     },
+}
+
+/// Converts a refusal during a wait, such as the end of the publisher before it has completed a frame.
+pub(super) fn refused_is_lost<T>(result: Result<Next<T>>) -> Result<Next<T>> {
+    match result {
+        Err(Error::Refused { reason, text, .. }) => Ok(Next::Lost { reason, text }),
+        other => other,
+    }
 }

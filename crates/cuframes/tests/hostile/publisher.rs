@@ -388,7 +388,10 @@ fn missing_frame_ends_wait_with_error() {
         let interrupt = Interrupt::new().unwrap();
         let config = cuframes::SubscriberConfig { mode: Mode::Strict, ..test.subscriber_config() };
         let mut subscriber = Subscriber::connect(config, Some(Duration::ZERO), &interrupt).unwrap();
-        let error = subscriber.next_frame(&Wait::default()).unwrap_err().to_string();
+        let error = match subscriber.next_frame(&Wait::default()) {
+            Ok(Next::Lost { text, .. }) => text,
+            other => other.unwrap_err().to_string(),
+        };
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -401,10 +404,12 @@ fn missing_announcement_ends_wait_with_error() {
     let mut stream = FakeStream::new();
     stream.script.remove(2);
     let mut subscriber = join(&test, &publisher, stream, Mode::Newest);
-    let error = subscriber.next_frame(&Wait::default()).unwrap_err();
+    let Next::Lost { reason, text } = subscriber.next_frame(&Wait::default()).unwrap() else {
+        panic!("a frame without memory");
+    };
     // The publisher may lack resources, which may pass.
-    assert!(error.is_transient(), "{error}");
-    assert!(error.to_string().contains("it did not announce the memory of a frame"), "{error}");
+    assert_eq!(reason, RefusalReason::NoMemory);
+    assert!(text.contains("it did not announce the memory of a frame"), "{text}");
 }
 
 /// A publisher that is stopped while it reclaims packets costs a reader its timeout, and no more.

@@ -159,7 +159,6 @@ mod roles {
                 joined.map(|mut subscriber| match subscriber.next_frame(&Wait::default()) {
                     Ok(Next::Item(_)) => None,
                     Ok(Next::Lost { reason: RefusalReason::NoMemory, text }) => Some(text),
-                    Err(Error::Refused { reason: RefusalReason::NoMemory, text, .. }) => Some(text),
                     other => panic!("{other:?}"),
                 });
             drop((full, interrupt));
@@ -191,8 +190,7 @@ mod roles {
         let lost = subscriber.next_frame(&Wait::default());
         drop(full);
         match lost {
-            Ok(Next::Lost { reason: RefusalReason::NoMemory, text })
-            | Err(Error::Refused { reason: RefusalReason::NoMemory, text, .. }) => {
+            Ok(Next::Lost { reason: RefusalReason::NoMemory, text }) => {
                 assert!(text.contains("no file descriptor left"), "{text}");
             }
             other => panic!("{other:?}"),
@@ -295,7 +293,7 @@ mod roles {
         source.send_line(&BIG.to_string());
         assert_eq!(source.read_line(), "published");
         let text = match viewer.subscriber.next_frame(&Wait::default()) {
-            Ok(Next::Lost { reason, text }) | Err(Error::Refused { reason, text, .. }) => {
+            Ok(Next::Lost { reason, text }) => {
                 // The lack of memory may pass.
                 assert_eq!(reason, RefusalReason::NoMemory);
                 text
