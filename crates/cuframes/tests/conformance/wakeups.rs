@@ -9,7 +9,7 @@ use testing::TestDir;
 use crate::fixture::{Host, MemoryFixture, publish};
 
 /// More than the publishing thread wakes itself.
-const SUBSCRIBERS: usize = 10;
+const SUBSCRIBERS: usize = 20;
 const ROUNDS: u64 = 200;
 
 /// Sends the number of each item, until the connection ends or the test has failed.
