@@ -5,6 +5,7 @@
 //! through `$ON_GPU` if that is set, and the plugin and the examples are searched in
 //! `$CUFRAMES_BUILT`, so that a packed build runs on a host without cargo.
 
+mod isolation;
 mod memory_kinds;
 mod namespaces;
 mod negotiation;
