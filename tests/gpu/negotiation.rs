@@ -50,7 +50,7 @@ fn caps_change_while_frames_flow() {
     }
 }
 
-/// Downstream changes to host memory and back while the source waits. The next frame already follows.
+/// Downstream changes to host memory and back while the source waits. The next frame that the source takes follows.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn renegotiation_downstream() {
@@ -69,12 +69,11 @@ fn renegotiation_downstream() {
     until(|| !seen.lock().unwrap().is_empty());
     for (wish, cuda) in [("video/x-raw", false), ("video/x-raw(memory:CUDAMemory)", true)] {
         let caps = wish.parse::<gst::Caps>().unwrap();
-        // Right after a frame, the next is far away.
-        let before = seen.lock().unwrap().len();
-        until(|| seen.lock().unwrap().len() > before);
         watched.by_name("wish").unwrap().set_property("caps", caps);
-        until(|| seen.lock().unwrap().len() > before + 1);
-        let first = seen.lock().unwrap()[before + 1].0;
+        // One frame may be on its way at this moment.
+        let next = seen.lock().unwrap().len() + 1;
+        until(|| seen.lock().unwrap().len() > next);
+        let first = seen.lock().unwrap()[next].0;
         assert_eq!(first, cuda, "{wish}");
     }
     let seen = seen.lock().unwrap();
