@@ -13,7 +13,7 @@
 //!
 //! # Why a slot is never written before earlier work on it is done
 //!
-//! Upstream may still read a frame that it has published, and a frame that was not published may still be written.
+//! Upstream may still read a published frame, and a frame that was not published may still be written.
 //! When the stream changes from one use of a slot to the next, the new stream waits for the previous one
 //! ([`CudaSlots::prepare_slot`]). The CPU does not wait.
 

@@ -13,7 +13,7 @@ use crate::support::{launch, pixels, play};
 
 type Mappings = Arc<Mutex<Vec<(VmmMapping, usize)>>>;
 
-/// A subscriber of the key `cam` that maps what is announced to it for writing.
+/// A subscriber of the key `cam` that maps all announced memory for writing.
 struct Writer {
     mappings: Mappings,
     stream: Stream,

@@ -236,7 +236,7 @@ impl FramePublisher {
         }
     }
 
-    /// Frees memory that is not needed any more, and tries again to allocate what was missing. The server thread
+    /// Frees memory that is no longer needed, and retries allocations that failed. The server thread
     /// calls this function. Returns whether it has to be called again later.
     pub(super) fn maintain(&self, now: Duration) -> bool {
         let growth_failed = {

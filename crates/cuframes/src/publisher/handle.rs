@@ -3,7 +3,7 @@
 //!
 //! # Unread file descriptors
 //!
-//! Linux limits the number of file descriptors in messages that nobody has read, for each *sending user*
+//! Linux limits the number of file descriptors in unread messages, for each *sending user*
 //! (`RLIMIT_NOFILE`, `ETOOMANYREFS`). Subscribers that do not read could otherwise exhaust it for all publishers
 //! of this user. So at most [`MAX_UNREAD_FDS`] are sent to a subscriber before it reads them.
 

@@ -34,7 +34,7 @@
 //! # Subscribers that exceed their credit
 //!
 //! Such a subscriber keeps slots that other subscribers are entitled to. When no slot is left, the
-//! publisher looks for it, see [`exceeds_credit`]. All claims of that subscriber are
+//! publisher identifies it ([`exceeds_credit`]). All claims of that subscriber are
 //! *revoked*: they no longer count, and the subscriber is evicted. It reads undefined content from then on.
 //! Subscribers of this crate never exceed their credit.
 //!
@@ -91,7 +91,7 @@ pub(super) const CHUNK_SLOTS: u32 = 4;
 /// Time for which surplus slots are kept.
 pub(super) const SURPLUS_TIME: Duration = Duration::from_secs(3);
 
-/// Number of times that [`exceeds_credit`] looks at the claims of a subscriber.
+/// Number of passes of [`exceeds_credit`] over the claims of a subscriber.
 const CREDIT_LOOKS: u32 = 16;
 
 pub(super) struct Slot {
@@ -455,7 +455,7 @@ impl Slots {
         old.find_map(|seq| pool.subscribers.iter().find(|s| has_unread_frame(s, seq)).cloned())
     }
 
-    /// Moves chunks to the pool. Leaves those that do not fit any more.
+    /// Moves chunks to the pool. Chunks that no longer fit stay in `chunks`.
     pub(super) fn install(
         &self,
         pool: &mut Pool,

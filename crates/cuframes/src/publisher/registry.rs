@@ -202,8 +202,8 @@ impl Registry {
         })
     }
 
-    /// Sends to a subscriber what it has yet to be told, as far as that is possible without waiting. Only the
-    /// server thread calls this function.
+    /// Sends a subscriber its outstanding messages, as far as that is possible without waiting. Only the server
+    /// thread calls this function.
     pub(super) fn send_announcements(&self, subscriber: &SubscriberHandle) -> Delivery {
         let mut delivery = Delivery::Blocked;
         loop {

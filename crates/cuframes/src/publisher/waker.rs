@@ -40,7 +40,7 @@ pub(super) struct Waker {
 }
 
 impl Waker {
-    /// Starts the thread if there are so many subscribers that it has work.
+    /// Starts the thread if there are more subscribers than the publishing thread wakes itself.
     ///
     /// # Errors
     /// The system has no threads left. The publishing threads then wake all subscribers.

@@ -2,9 +2,9 @@
 //! Wake-ups of subscribers: a thread that waits for a frame or packet sleeps on a futex of its own, and the
 //! publisher wakes only threads that sleep.
 //!
-//! Whoever has mapped a futex, even for reading only, can wake the threads that sleep on it, or move them to
-//! another futex (`FUTEX_REQUEUE`), where nobody wakes them. So the futex is in the subscriber's own page, which no
-//! other subscriber maps. The page also has the word `sleeping` with one bit for each thread: the publisher saves
+//! A process that has mapped a futex, even for reading only, can wake the threads that sleep on it. It can also move
+//! them to another futex (`FUTEX_REQUEUE`), which the publisher does not wake. So the futex is in the subscriber's own
+//! page, which no other subscriber maps. The page also has the word `sleeping` with one bit for each thread: the publisher saves
 //! the system call for threads that are awake.
 //!
 //! ```text
@@ -26,7 +26,7 @@
 //! - The subscriber's fence is first: the publisher sees the bit, or another thread of the publisher has taken the
 //!   bit and is about to change the futex.
 //!
-//! Whoever takes the bit changes the futex afterwards. The subscriber reads `expected` before it sets the bit. So if
+//! The thread that takes the bit changes the futex afterwards. The subscriber reads `expected` before it sets the bit. So if
 //! the bit was taken after it was set, the futex changes after `expected` was read, and the subscriber does not
 //! sleep, or is woken.
 //!

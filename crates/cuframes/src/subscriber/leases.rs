@@ -48,7 +48,7 @@ impl Leases {
     /// Registers that a device is about to clear the claim on `slot`. The frame counts as in use until
     /// [`Leases::collect_returned`] finds the claim cleared. [`Leases::wake_reader`] has to follow.
     ///
-    /// Call it before the device is told to clear the claim. Otherwise the publisher could reuse the slot, and the reader
+    /// Call it before the clearing of the claim is enqueued. Otherwise the publisher could reuse the slot, and the reader
     /// claim it once more, before it is registered; then the frame before would count until the new one is released.
     pub fn hand_over(&self, slot: u32) {
         let mut clearing = lock(&self.clearing);
