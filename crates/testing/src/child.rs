@@ -45,10 +45,11 @@ impl Child {
             Some((_, module)) => format!("{module}::child"),
             None => "child".to_owned(),
         };
-        let program = match crate::launcher() {
+        let program: PathBuf = match crate::launcher() {
             // The launcher runs this program through a loader, which current_exe would be.
             Some(_) => std::env::args_os().next().unwrap().into(),
-            None => std::env::current_exe().unwrap(),
+            // Unlike its path, which a user without rights may not be able to reach.
+            None => "/proc/self/exe".into(),
         };
         let mut command = crate::launched(program);
         command

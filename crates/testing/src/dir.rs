@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use cuframes::memory::{Backend, Importer};
 use cuframes::{Interrupt, Publisher, PublisherConfig, Subscriber, SubscriberConfig};
 
-use crate::{TestSubscriber, Watchdog};
+use crate::{NOBODY, TestSubscriber, Watchdog};
 
 /// Bytes of a frame.
 pub const SIZE: usize = 6000;
@@ -51,6 +51,14 @@ impl TestDir {
         let dir = std::env::temp_dir().join(format!("cuframes-{test}-{pid}-{n}"));
         std::fs::create_dir_all(&dir).unwrap();
         Self { dir, importer: Importer::host(), owned: true, _watchdog: watchdog }
+    }
+
+    /// Gives the directory to the user that [`drop_root`](crate::drop_root) changes to.
+    pub fn unprivileged(self) -> Self {
+        if nix::unistd::getuid().is_root() {
+            std::os::unix::fs::chown(&self.dir, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        self
     }
 
     /// Uses a directory that belongs to another process or value, and leaves it there.

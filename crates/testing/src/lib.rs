@@ -4,9 +4,11 @@
 //! - [`TestDir`]: a runtime directory of one test's own, with a [`Watchdog`].
 //! - [`TestSubscriber`], [`FrameLog`]: subscribe, and check every frame of a stream.
 //! - [`Child`]: runs the test program again, in a role.
+//! - [`drop_root`]: continues as a user without rights.
 //! - [`built`], [`command`], [`ChildGroup`], [`Camera`]: run programs of this workspace.
 //! - [`stamp`]: a number that is drawn into a picture and survives a codec.
 //! - [`raw`]: the wire protocol by hand, for peers that violate it.
+//! - [`SharedWords`]: attacks on the sleepers of a mapping.
 
 mod camera;
 mod child;
@@ -14,8 +16,10 @@ mod dir;
 mod program;
 pub mod raw;
 mod resources;
+mod shared_words;
 pub mod stamp;
 mod subscriber;
+mod user;
 mod watchdog;
 
 pub use camera::Camera;
@@ -25,5 +29,7 @@ pub use program::{
     ChildGroup, built, command, find, has, launched, launcher, output, plugin_dir, root, skip,
 };
 pub use resources::{FullTable, Resources, limit};
+pub use shared_words::SharedWords;
 pub use subscriber::{FrameLog, TestSubscriber, fill, info, item, number, publish};
+pub use user::{NOBODY, become_user, drop_root};
 pub use watchdog::{Watchdog, until};

@@ -204,9 +204,14 @@ impl FakeStream {
 
 /// Returns HELLO of a strict subscriber.
 pub fn hello(credit: u32, name: &str) -> Vec<u8> {
+    hello_as(Mode::Strict, credit, name)
+}
+
+/// Returns HELLO.
+pub fn hello_as(mode: Mode, credit: u32, name: &str) -> Vec<u8> {
     let (gpu, name) = ([0; 16], name.to_owned());
     let versions = (VERSION, VERSION);
-    Message::Hello(Hello { versions, mode: Mode::Strict, credit, gpu, name }).encode()
+    Message::Hello(Hello { versions, mode, credit, gpu, name }).encode()
 }
 
 /// Returns WELCOME.
@@ -228,9 +233,18 @@ fn seqpacket() -> OwnedFd {
 
 impl RawPeer {
     pub fn connect(dir: &Path) -> Self {
+        Self::try_connect(dir).unwrap()
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// There is no publisher.
+    pub fn try_connect(dir: &Path) -> nix::Result<Self> {
         let fd = seqpacket();
-        connect(fd.as_raw_fd(), &UnixAddr::new(&dir.join("cam.sock")).unwrap()).unwrap();
-        Self(fd)
+        connect(fd.as_raw_fd(), &UnixAddr::new(&dir.join("cam.sock")).unwrap())?;
+        Ok(Self(fd))
     }
 
     /// Sends bytes and fds. Returns false if the other side is gone.
@@ -265,6 +279,27 @@ impl RawPeer {
         }
         let len = got.bytes;
         (len > 0).then(|| (Message::decode(&bytes[..len], fds.len()).unwrap(), fds))
+    }
+}
+
+/// A subscriber that has read WELCOME and nothing else.
+pub struct RawSubscriber {
+    pub peer: RawPeer,
+    /// Its own page.
+    pub page: Segment,
+    pub control: Arc<OwnedFd>,
+}
+
+impl RawSubscriber {
+    /// Connects and sends HELLO. Returns `None` if there is no publisher, or it refuses.
+    pub fn join(dir: &Path, hello: &[u8]) -> Option<Self> {
+        let peer = RawPeer::try_connect(dir).ok()?;
+        if !peer.send(hello, &[]) {
+            return None;
+        }
+        let (Message::Welcome { slots, .. }, fds) = peer.receive()? else { return None };
+        let page = Segment::map(fds[1].clone(), at::CLAIMS + 8 * slots as usize).ok()?;
+        Some(Self { peer, page, control: fds[0].clone() })
     }
 }
 

@@ -25,7 +25,8 @@ impl Watchdog {
         Self::with_limit(test, 3 * LIMIT)
     }
 
-    fn with_limit(test: &str, limit: Duration) -> Self {
+    /// Starts a watchdog for a test that takes this long at most when all is well.
+    pub fn with_limit(test: &str, limit: Duration) -> Self {
         let (alive, ended) = channel();
         let (test, limit) = (test.to_owned(), limit * factor());
         std::thread::spawn(move || {

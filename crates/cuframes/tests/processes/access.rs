@@ -13,9 +13,8 @@ use cuframes::{
     Error, Interrupt, Publisher, PublisherConfig, RefusalReason, SocketAccess, Subscriber,
     SubscriberConfig,
 };
-use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, getuid, setgid, setgroups, setuid};
-use testing::{Child, TestDir, exit_with_parent, report, until, wait_for_parent};
+use nix::unistd::getuid;
+use testing::{Child, TestDir, become_user, report, until, wait_for_parent};
 
 /// Returns two users of this run, which own nothing else.
 fn users() -> [u32; 2] {
@@ -56,11 +55,7 @@ fn child() {
     let mut words = role.split(' ');
     let (part, uid) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
     let dir = (words.next() != Some("usual")).then_some(&*dir);
-    setgroups(&[]).unwrap();
-    setgid(Gid::from_raw(uid)).unwrap();
-    setuid(Uid::from_raw(uid)).unwrap();
-    // Changing the user cleared it.
-    exit_with_parent(Signal::SIGKILL).unwrap();
+    become_user(uid);
     match part {
         "publish" => {
             let config = PublisherConfig {

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! A process that is out of file descriptors, memory, space or permissions reports it or waits,
 //! and leaves nothing open. Limits apply to a process, so each test runs in a child process.
+//!
+//! Root is exempt from the limit on file descriptors in messages that nobody has read. So these processes are of a user
+//! without rights, unless they have to mount something. That limit applies to all processes of a user together, so these
+//! tests run one after the other.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cuframes::memory::host::HostBackend;
+use cuframes::sync::lock;
 use cuframes::{
     Error, Interrupt, Mode, Next, Policy, Publisher, PublisherConfig, RefusalReason, Subscriber,
     Wait,
@@ -14,19 +19,23 @@ use cuframes::{
 use nix::libc;
 use nix::sys::resource::Resource;
 use testing::{
-    CAPS, Child, FullTable, Resources, SIZE, TestDir, fill, info, limit, report, until,
+    CAPS, Child, FullTable, Resources, SIZE, TestDir, drop_root, fill, info, limit, report, until,
     wait_for_parent,
 };
 
 /// Where the test `child` of all roles is.
 const MODULE: &str = module_path!();
 
+/// Held by the test that runs.
+static ALONE: Mutex<()> = Mutex::new(());
+
 macro_rules! in_a_child {
     ($($test:ident)*) => {
         $(
             #[test]
             fn $test() {
-                let test = TestDir::new(concat!("limits-", stringify!($test)));
+                let _alone = lock(&ALONE);
+                let test = TestDir::new(concat!("limits-", stringify!($test))).unprivileged();
                 Child::start(module_path!(), stringify!($test), &test.dir).finish();
             }
         )*
@@ -36,6 +45,9 @@ macro_rules! in_a_child {
         fn child() {
             let Some((role, dir)) = testing::role() else { return };
             let test = TestDir::at(&dir, &role);
+            if role != "directory_without_space" {
+                drop_root();
+            }
             match &*role {
                 $(stringify!($test) => roles::$test(&test),)*
                 "publish" => roles::publish(&test),
