@@ -8,15 +8,15 @@
 //! - [`built`], [`command`], [`ChildGroup`], [`Camera`]: run programs of this workspace.
 //! - [`stamp`]: a number that is drawn into a picture and survives a codec.
 //! - [`raw`]: the wire protocol by hand, for peers that violate it.
-//! - [`SharedWords`]: attacks on the sleepers of a mapping.
+//! - [`ReadableWords`]: attacks on the sleepers of a mapping.
 
 mod camera;
 mod child;
 mod dir;
 mod program;
 pub mod raw;
+mod readable_words;
 mod resources;
-mod shared_words;
 pub mod stamp;
 mod subscriber;
 mod user;
@@ -28,8 +28,8 @@ pub use dir::{CAPS, SIZE, TestDir};
 pub use program::{
     ChildGroup, built, command, find, has, launched, launcher, output, plugin_dir, root, skip,
 };
+pub use readable_words::ReadableWords;
 pub use resources::{FullTable, Resources, limit};
-pub use shared_words::SharedWords;
 pub use subscriber::{FrameLog, TestSubscriber, fill, info, item, number, publish};
 pub use user::{NOBODY, become_user, drop_root};
 pub use watchdog::{Watchdog, until};

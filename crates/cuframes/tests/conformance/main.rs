@@ -2,6 +2,7 @@
 //! Guarantees of publisher and subscribers, for each kind of memory. All of them are in one process, each
 //! subscriber in a thread of its own.
 
+mod announcements;
 mod backpressure;
 mod delivery;
 mod fixture;

@@ -18,9 +18,10 @@ use cuframes::{
 };
 use nix::libc;
 use nix::sys::resource::Resource;
+use testing::raw::{RawPeer, RawSubscriber, hello_as};
 use testing::{
-    CAPS, Child, FullTable, Resources, SIZE, TestDir, drop_root, fill, info, limit, report, until,
-    wait_for_parent,
+    CAPS, Child, FullTable, Resources, SIZE, TestDir, TestSubscriber, drop_root, fill, info, limit,
+    report, until, wait_for_parent,
 };
 
 /// Where the test `child` of all roles is.
@@ -63,6 +64,7 @@ in_a_child! {
     subscriber_without_fds
     announcement_without_fds
     server_without_fds
+    unread_fds_do_not_exhaust_publishers
     frames_without_memory
     join_without_memory
     waiting_publisher_without_memory
@@ -236,6 +238,55 @@ mod roles {
             late.resume();
         }
         late.finish();
+    }
+
+    /// Subscribers that read no messages keep nobody out: neither from their publisher nor from another one of its user.
+    ///
+    /// There are more announcements than file descriptors that a user may have in unread messages.
+    pub(super) fn unread_fds_do_not_exhaust_publishers(test: &TestDir) {
+        const DEAF: usize = 20;
+        const MUTE: usize = 8;
+        const ROUNDS: u64 = 60;
+        const FDS: u64 = 1024;
+        limit(Resource::RLIMIT_NOFILE, FDS);
+        let join = |credit, name| {
+            let joined = RawSubscriber::join(&test.dir, &hello_as(Mode::Newest, credit, name));
+            joined.unwrap_or_else(|| panic!("{name} is kept out"))
+        };
+        let publisher = open(test).unwrap();
+        let mut stays = test.subscriber(|_| {});
+        assert_eq!(stays.frame().seq, 1);
+        let mut n = 1;
+        let mut pass = |stays: &mut TestSubscriber| {
+            n += 1;
+            let size = SIZE << (n % 4);
+            publisher.set_format(CAPS, size).unwrap();
+            send(&publisher, n, size);
+            assert_eq!(stays.frame().seq, n);
+            n
+        };
+        let deaf: Vec<_> = (0..DEAF).map(|_| join(1, "deaf")).collect();
+        for _ in 0..ROUNDS {
+            let guest = join(8, "guest");
+            pass(&mut stays);
+            drop(guest);
+            until(|| publisher.stats().subscribers.iter().all(|s| s.name != "guest"));
+            pass(&mut stays);
+        }
+        assert!(DEAF as u64 * ROUNDS > FDS);
+        // They do not even read WELCOME.
+        let mute: Vec<_> = (0..MUTE).map(|_| RawPeer::connect(&test.dir)).collect();
+        assert!(mute.iter().all(|peer| peer.send(&hello_as(Mode::Newest, 1, "mute"), &[])));
+        until(|| publisher.stats().subscribers.len() == 1 + DEAF + MUTE);
+
+        let mut newcomer = test.subscriber(|_| {});
+        let n = pass(&mut stays);
+        assert_eq!(newcomer.frame().seq, n);
+        let other = test.publisher(Arc::new(HostBackend), |c| c.key = "other".into());
+        let mut other_subscriber = test.subscriber(|c| c.key = "other".into());
+        send(&other, 1, SIZE);
+        assert_eq!(other_subscriber.frame().seq, 1);
+        drop((deaf, mute));
     }
 
     const BIG: usize = 64 << 20;

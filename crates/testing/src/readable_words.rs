@@ -14,15 +14,17 @@ static ELSEWHERE: AtomicU32 = AtomicU32::new(0);
 /// The words of a memfd, mapped for reading. Linux lets a process that can read a word wake the sleepers on it, or move
 /// them to a word of its own.
 #[derive(Debug)]
-pub struct SharedWords {
+pub struct ReadableWords {
     start: *const u32,
     bytes: usize,
 }
 
 // SAFETY: the memory is only named in system calls.
-unsafe impl Send for SharedWords {}
+unsafe impl Send for ReadableWords {}
+// SAFETY: as above.
+unsafe impl Sync for ReadableWords {}
 
-impl SharedWords {
+impl ReadableWords {
     /// Maps all of a memfd.
     ///
     /// # Errors
@@ -82,7 +84,7 @@ impl SharedWords {
     }
 }
 
-impl Drop for SharedWords {
+impl Drop for ReadableWords {
     fn drop(&mut self) {
         let start = std::ptr::NonNull::new(self.start.cast_mut().cast()).unwrap();
         // SAFETY: the mapping belongs to this value, and nothing borrows from it.
