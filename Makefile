@@ -6,6 +6,7 @@
 # make install                 installs them for this user; for all users: sudo make install PREFIX=/usr
 # make fuzz CASES=1000000      tests so many random messages, streams and packets
 # make soak SECONDS=3600       kills, stops and restarts processes; SEED=… repeats a schedule, CAMERAS=8
+# make siege SECONDS=600       compares a publisher and its subscribers alone and among hostile subscribers
 # make mutants FILE=…          changes code of the library, and checks that a test notices; SHARD=0/8 for a part
 # make memcheck                runs tests of the library under valgrind
 # make gpu-test                runs the tests that need an NVIDIA GPU
@@ -34,7 +35,7 @@ OUT ?= out/bench
 # Packages that a release consists of. All targets build them with the same features: see Cargo.toml.
 RELEASE = --release --locked -p gst-plugin-cuframes -p cuframes-cli
 
-.PHONY: help demo test loom fuzz soak mutants memcheck gpu-test bench bench-core build install deb try-deb lint docs packages
+.PHONY: help demo test loom fuzz soak siege mutants memcheck gpu-test bench bench-core build install deb try-deb lint docs packages
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -56,6 +57,10 @@ fuzz: packages
 soak: packages
 	CUFRAMES_SECONDS=$(SECONDS) CUFRAMES_CAMERAS=$(CAMERAS) $(if $(SEED),CUFRAMES_SEED=$(SEED)) \
 	    G_DEBUG=fatal_warnings cargo test --locked --test pipelines -- --nocapture faults::
+
+# Optimized, because the honest processes have to keep up beside the hostile ones. Each of the four phases takes SECONDS.
+siege: packages
+	CUFRAMES_SECONDS=$(SECONDS) cargo test --locked --profile fuzz -p cuframes --test siege -- --nocapture
 
 # Settings and exceptions are in .cargo/mutants.toml, results in $(TARGET)/mutants.out.
 mutants: packages

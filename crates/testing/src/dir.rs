@@ -67,6 +67,12 @@ impl TestDir {
         Self { dir, importer, owned: false, _watchdog: Some(Watchdog::new(test)) }
     }
 
+    /// As [`at`](Self::at), in a process whose parent has a watchdog.
+    pub fn at_no_timeout(dir: &Path) -> Self {
+        let (dir, importer) = (dir.to_owned(), Importer::host());
+        Self { dir, importer, owned: false, _watchdog: None }
+    }
+
     /// Returns the path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
