@@ -89,3 +89,78 @@ impl Outbox {
         may
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::protocol::message::Message;
+    use crate::protocol::socket::Received;
+    use crate::shm::mapping::{Mapping, Sharing};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    /// Returns the two ends of a connection.
+    pub(in super::super) fn connection() -> (Socket, Socket) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let ends = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        (Socket::new(ends.0), Socket::new(ends.1))
+    }
+
+    /// Returns a subscriber that has read WELCOME and has a page for `slots`, and its end of the connection.
+    pub(in super::super) fn subscriber(
+        id: u32,
+        (mode, credit): (Mode, u32),
+        slots: u32,
+    ) -> (Arc<SubscriberHandle>, Socket) {
+        let (socket, peer) = connection();
+        let size = SubscriberPage::size(slots);
+        let (map, _) = Mapping::create("test", size, Sharing::ReadWrite).unwrap();
+        let subscriber = SubscriberHandle {
+            id,
+            credentials: socket.peer().unwrap(),
+            socket,
+            page: SubscriberPage::new(map, slots),
+            credit,
+            mode,
+            name: format!("subscriber {id}"),
+            eviction: Mutex::default(),
+            draining: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
+            outbox: Mutex::new(Outbox::after_welcome()),
+        };
+        (Arc::new(subscriber), peer)
+    }
+
+    /// Reads the messages that have arrived.
+    pub(in super::super) fn messages(peer: &Socket) -> Vec<Message> {
+        let next = || match peer.receive(2).unwrap() {
+            Received::Message(message, _) => Some(message),
+            Received::Nothing | Received::Closed => None,
+            Received::Malformed(e) => panic!("{e}"),
+        };
+        std::iter::from_fn(next).collect()
+    }
+
+    #[test]
+    fn at_most_four_fds_are_unread() {
+        let (socket, peer) = connection();
+        let mut outbox = Outbox::after_welcome();
+        socket.send(&Message::Leave, &[]).unwrap();
+        let mut send = |fds| {
+            let may = outbox.may_send(fds, &socket);
+            if may {
+                socket.send(&Message::Leave, &[]).unwrap();
+            }
+            may
+        };
+        // WELCOME, which the first message stands for, has two.
+        assert!(send(0) && send(1) && send(1));
+        for _ in 0..3 {
+            // What is not sent does not count.
+            assert!(!send(1) && !send(2) && send(0));
+        }
+        for _ in 0..3 {
+            messages(&peer);
+            assert!(send(1) && send(1) && !send(3) && send(2) && !send(1) && send(0));
+        }
+    }
+}

@@ -364,3 +364,174 @@ impl SubscriberSnapshot {
         self.find(registry, holds).is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::handle::tests::{messages, subscriber};
+    use super::*;
+    use crate::protocol::socket::Socket;
+    use crate::types::mode::Mode;
+
+    fn fd() -> FdOwner {
+        Arc::new(EventFd::new().unwrap())
+    }
+
+    fn format(generation: u32) -> Message {
+        Message::Format { generation, caps: "x".repeat(50_000) }
+    }
+
+    fn announce_chunk(registry: &Registry, id: u32) {
+        let (device, slots) = ([0; 16], 1);
+        let chunk = Message::Chunk { id, kind: 1, device, slots, stride: 4096, size: 1 };
+        registry.announce(chunk, Some(fd()));
+    }
+
+    /// Adds a subscriber with one frame of credit, or another number.
+    fn join(registry: &Registry, id: u32, credit: u32) -> (Arc<SubscriberHandle>, Socket) {
+        let (subscriber, peer) = subscriber(id, (Mode::Newest, credit), 1);
+        registry.add_subscriber(subscriber.clone());
+        (subscriber, peer)
+    }
+
+    /// Returns what each message names: `F` a generation, `C` a chunk, `R` a chunk that was freed.
+    fn names(messages: &[Message]) -> Vec<(char, u32)> {
+        let name = |message: &Message| match message {
+            Message::Format { generation, .. } => ('F', *generation),
+            Message::Chunk { id, .. } => ('C', *id),
+            Message::Retire { chunk } => ('R', *chunk),
+            other => panic!("{other:?}"),
+        };
+        messages.iter().map(name).collect()
+    }
+
+    /// Reads what has arrived and what is sent afterwards.
+    fn read_all(registry: &Registry, of: &SubscriberHandle, peer: &Socket) -> Vec<(char, u32)> {
+        let mut all = messages(peer);
+        loop {
+            let delivery = registry.send_announcements(of);
+            assert_ne!(delivery, Delivery::Blocked, "everything was read");
+            all.extend(messages(peer));
+            if delivery == Delivery::Complete {
+                return names(&all);
+            }
+        }
+    }
+
+    /// A full socket delays messages. None is lost, repeated or out of order.
+    #[test]
+    fn slow_subscriber_gets_every_announcement_in_order() {
+        let registry = Registry::new().unwrap();
+        let (slow, peer) = join(&registry, 1, 1);
+        assert_eq!(registry.send_announcements(&slow), Delivery::Complete);
+        announce_chunk(&registry, 1);
+        announce_chunk(&registry, 2);
+        assert_eq!(registry.send_announcements(&slow), Delivery::Complete);
+        assert_eq!(names(&messages(&peer)), [('C', 1), ('C', 2)]);
+        (1..=30).for_each(|n| registry.announce(format(n), None));
+        assert_eq!(registry.send_announcements(&slow), Delivery::Progress);
+        assert_eq!(registry.send_announcements(&slow), Delivery::Blocked);
+        for chunk in [1, 2] {
+            assert!(registry.announce_retired(chunk).is_some());
+            assert!(registry.announce_retired(chunk).is_none(), "it is known to be freed");
+            assert_eq!(registry.send_announcements(&slow), Delivery::Blocked);
+        }
+        let all = read_all(&registry, &slow, &peer);
+        let of = |kind| all.iter().filter(|a| a.0 == kind).map(|a| a.1).collect::<Vec<_>>();
+        assert_eq!(of('F'), (1..=30).collect::<Vec<_>>());
+        assert_eq!(of('R'), [1, 2]);
+        assert_eq!(all.len(), 32);
+        assert_eq!(registry.send_announcements(&slow), Delivery::Complete);
+    }
+
+    #[test]
+    fn subscriber_that_reads_nothing_gets_few_fds() {
+        let registry = Registry::new().unwrap();
+        let (slow, peer) = join(&registry, 1, 1);
+        (1..=20).for_each(|id| announce_chunk(&registry, id));
+        // WELCOME, which has been read here, had two.
+        slow.socket.send(&format(1), &[]).unwrap();
+        assert_eq!(registry.send_announcements(&slow), Delivery::Progress);
+        assert_eq!(registry.send_announcements(&slow), Delivery::Blocked);
+        assert_eq!(names(&messages(&peer)), [('F', 1), ('C', 1), ('C', 2)]);
+        assert_eq!(registry.send_announcements(&slow), Delivery::Progress);
+        assert_eq!(registry.send_announcements(&slow), Delivery::Blocked);
+        let rest: Vec<_> = (3..=20).map(|id| ('C', id)).collect();
+        assert_eq!(read_all(&registry, &slow, &peer), rest);
+    }
+
+    /// RETIRE follows the CHUNK that it names.
+    #[test]
+    fn chunk_is_retired_for_subscribers_that_know_it() {
+        let registry = Registry::new().unwrap();
+        let (knows, its_peer) = join(&registry, 1, 1);
+        let (late, late_peer) = join(&registry, 2, 1);
+        let (full, full_peer) = join(&registry, 3, 1);
+        registry.announce(format(1), None);
+        announce_chunk(&registry, 1);
+        assert_eq!(registry.send_announcements(&knows), Delivery::Complete);
+        while full.socket.send(&format(9), &[]).is_ok() {}
+        while full.socket.send(&Message::Leave, &[]).is_ok() {}
+        assert_eq!(registry.send_announcements(&full), Delivery::Blocked);
+        registry.announce(format(2), None);
+        assert!(registry.announce_retired(1).is_some());
+        assert!(registry.announce_retired(7).is_none());
+        announce_chunk(&registry, 2);
+        let rest = [('F', 1), ('F', 2), ('C', 2)];
+        let known = [('F', 1), ('C', 1), ('R', 1), ('F', 2), ('C', 2)];
+        assert_eq!(read_all(&registry, &knows, &its_peer), known);
+        assert_eq!(read_all(&registry, &late, &late_peer), rest);
+        messages(&full_peer);
+        assert_eq!(read_all(&registry, &full, &full_peer), rest);
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_subscriber_that_is_gone() {
+        let registry = Registry::new().unwrap();
+        let (subscriber, peer) = join(&registry, 1, 1);
+        registry.announce(format(1), None);
+        assert_eq!(registry.send_announcements(&subscriber), Delivery::Complete);
+        // The peer has not read everything, which resets the connection.
+        drop(peer);
+        for n in 2..4 {
+            registry.announce(format(n), None);
+            assert_eq!(registry.send_announcements(&subscriber), Delivery::Complete);
+        }
+    }
+
+    #[test]
+    fn credits_are_those_of_all_subscribers() {
+        let registry = Registry::new().unwrap();
+        let mut snapshot = SubscriberSnapshot::default();
+        let _peers = [join(&registry, 1, 3), join(&registry, 2, 0), join(&registry, 3, 4)];
+        snapshot.refresh(&registry);
+        assert_eq!((snapshot.credits(), snapshot.list().len()), (7, 3));
+        registry.remove_subscriber(1);
+        snapshot.refresh(&registry);
+        assert_eq!(snapshot.iter().map(|s| s.id).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(snapshot.credits(), 4);
+    }
+
+    #[test]
+    fn claims_count_until_they_are_revoked() {
+        let registry = Registry::new().unwrap();
+        let (subscriber, _peer) = join(&registry, 1, 1);
+        let mut snapshot = SubscriberSnapshot::default();
+        assert!(!snapshot.hold(&registry, 0));
+        subscriber.page.held(0).store(7, Ordering::Relaxed);
+        assert!(snapshot.hold(&registry, 0));
+        subscriber.revoked.store(true, Ordering::Relaxed);
+        assert!(!snapshot.hold(&registry, 0));
+    }
+
+    #[test]
+    fn first_reason_for_an_eviction_is_kept() {
+        let registry = Registry::new().unwrap();
+        let (subscriber, _peer) = join(&registry, 1, 1);
+        assert!(subscriber.eviction().is_none());
+        registry.evict(&subscriber, RefusalReason::Stalled, "first".into());
+        registry.evict(&subscriber, RefusalReason::OverCredit, "second".into());
+        let eviction = subscriber.eviction().unwrap();
+        assert_eq!((eviction.reason, &*eviction.text), (RefusalReason::Stalled, "first"));
+        assert!(subscriber.draining.load(Ordering::Relaxed));
+    }
+}
