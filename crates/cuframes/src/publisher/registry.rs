@@ -194,7 +194,8 @@ impl Registry {
             let announcement = state.announcements.remove(at);
             for subscriber in state.subscribers.iter() {
                 let mut outbox = lock(&subscriber.outbox);
-                if outbox.sent >= announcement.number {
+                // A subscriber without credit was not sent the chunk.
+                if subscriber.credit > 0 && outbox.sent >= announcement.number {
                     outbox.retired.push_back(chunk);
                 }
             }
@@ -466,13 +467,17 @@ mod tests {
         let (knows, its_peer) = join(&registry, 1, 1);
         let (late, late_peer) = join(&registry, 2, 1);
         let (full, full_peer) = join(&registry, 3, 1);
+        let (packets_only, packets_peer) = join(&registry, 4, 0);
         registry.announce(format(1), None);
         announce_chunk(&registry, 1);
         assert_eq!(registry.send_announcements(&knows), Delivery::Complete);
         while full.socket.send(&format(9), &[]).is_ok() {}
         while full.socket.send(&Message::Leave, &[]).is_ok() {}
         assert_eq!(registry.send_announcements(&full), Delivery::Blocked);
+        assert_eq!(registry.send_announcements(&packets_only), Delivery::Complete);
         registry.announce(format(2), None);
+        assert_eq!(registry.send_announcements(&packets_only), Delivery::Complete);
+
         assert!(registry.announce_retired(1).is_some());
         assert!(registry.announce_retired(7).is_none());
         announce_chunk(&registry, 2);
@@ -482,6 +487,7 @@ mod tests {
         assert_eq!(read_all(&registry, &late, &late_peer), rest);
         messages(&full_peer);
         assert_eq!(read_all(&registry, &full, &full_peer), rest);
+        assert_eq!(read_all(&registry, &packets_only, &packets_peer), rest[..2]);
     }
 
     #[test]
