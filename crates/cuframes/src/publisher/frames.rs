@@ -577,10 +577,13 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::{OnceLock, Weak};
 
+    use super::super::handle::tests::subscriber;
     use super::super::pool::SURPLUS_TIME;
     use super::super::{Publisher, PublisherConfig};
     use super::*;
     use crate::memory::host::HostBackend;
+    use crate::sync::atomic::AtomicU32;
+    use crate::types::mode::Mode;
 
     const SIZE: usize = 4096;
 
@@ -748,5 +751,265 @@ mod tests {
         let address = loan.address();
         drop(loan);
         assert_eq!(owner.loan().address(), address);
+    }
+
+    const LARGE: usize = 3 * SIZE;
+    const NEVER: Policy = Policy::Wait(Duration::MAX);
+
+    /// Returns frames with a window of one frame, and slots of [`SIZE`].
+    fn small(policy: Policy) -> Arc<FramePublisher> {
+        let config = FramePublisherConfig { window: 1, policy, credits: 100, epoch: 1 };
+        let registry = Arc::new(Registry::new().unwrap());
+        let frames = FramePublisher::new(Arc::new(HostBackend), registry, config).unwrap();
+        frames.set_format("small", SIZE, None).unwrap();
+        Arc::new(frames)
+    }
+
+    fn join(frames: &FramePublisher, mode: Mode, credit: u32) -> Arc<SubscriberHandle> {
+        let registry = &frames.slots.registry;
+        let id = registry.subscribers().len() as u32;
+        let slots = frames.slots.control.slots();
+        let (subscriber, _) = subscriber(id, (mode, credit), slots);
+        let add = |head| {
+            subscriber.page.header().cursor.store(head, Ordering::Relaxed);
+            registry.add_subscriber(subscriber.clone());
+        };
+        frames.register_between_frames(credit, add).unwrap();
+        subscriber
+    }
+
+    fn loan(frames: &Arc<FramePublisher>, size: usize) -> Loan {
+        frames.loan(size, None, &|| true).unwrap().expect("a free slot")
+    }
+
+    /// Publishes a frame and returns its slot.
+    fn publish(frames: &Arc<FramePublisher>, size: usize) -> u32 {
+        let loan = loan(frames, size);
+        let slot = loan.slot;
+        loan.publish(&FrameInfo { size, ..Default::default() }, true).unwrap();
+        slot
+    }
+
+    /// Changes the size of the slots. Returns the number of new slots.
+    fn enlarge(frames: &FramePublisher) -> u32 {
+        let before = frames.stats().slots;
+        frames.set_format("large", LARGE, None).unwrap();
+        frames.stats().slots - before
+    }
+
+    /// Frees what can be freed, and checks that so many slots are left. Maintenance ends with the last old one.
+    #[track_caller]
+    fn check_left(frames: &FramePublisher, new: u32, old: u32) {
+        for _ in 0..2 {
+            assert_eq!(frames.maintain(Duration::ZERO), old > 0);
+            assert_eq!(frames.stats().slots, new + old);
+        }
+    }
+
+    #[test]
+    fn newest_frame_keeps_its_old_slot() {
+        let frames = small(Policy::Drop);
+        publish(&frames, SIZE);
+        publish(&frames, SIZE);
+        let new = enlarge(&frames);
+        check_left(&frames, new, 1);
+        publish(&frames, LARGE);
+        check_left(&frames, new, 0);
+        assert_eq!(frames.stats().chunks, 1);
+    }
+
+    #[test]
+    fn slot_on_loan_is_kept_when_its_chunk_retires() {
+        for published in [false, true] {
+            let frames = small(Policy::Drop);
+            let lent = loan(&frames, SIZE);
+            if published {
+                lent.publish_in_place(&FrameInfo::default(), true).unwrap();
+            }
+            let new = enlarge(&frames);
+            publish(&frames, LARGE);
+            publish(&frames, LARGE);
+            check_left(&frames, new, 1);
+            drop(lent);
+            check_left(&frames, new, 0);
+        }
+    }
+
+    #[test]
+    fn claimed_slot_is_kept_when_its_chunk_retires() {
+        let frames = small(Policy::Drop);
+        let subscriber = join(&frames, Mode::Newest, 1);
+        let slot = publish(&frames, SIZE);
+        subscriber.page.held(slot).store(1, Ordering::Relaxed);
+        let new = enlarge(&frames);
+        publish(&frames, LARGE);
+        check_left(&frames, new, 1);
+        assert_eq!(frames.slots.control.slot(slot).load(Ordering::Relaxed), 1);
+        subscriber.page.held(slot).store(0, Ordering::Relaxed);
+        check_left(&frames, new, 0);
+        assert_eq!(frames.slots.control.slot(slot).load(Ordering::Relaxed), claim::EMPTY);
+    }
+
+    /// Under the policy *drop* a new pool would keep the frame as long as it has slots.
+    #[test]
+    fn unread_frame_keeps_its_old_slot() {
+        for policy in [NEVER, Policy::Drop] {
+            let frames = small(policy);
+            let subscriber = join(&frames, Mode::Strict, 1);
+            let others = [join(&frames, Mode::Newest, 1), join(&frames, Mode::Strict, 0)];
+            publish(&frames, SIZE);
+            let new = enlarge(&frames);
+            assert_eq!(new, 1 + 2 + 1);
+            for _ in 0..new - 1 {
+                publish(&frames, LARGE);
+            }
+            check_left(&frames, new, 1);
+            if policy == NEVER {
+                publish(&frames, LARGE);
+                check_left(&frames, new, 1);
+                subscriber.page.header().cursor.store(1, Ordering::Relaxed);
+            } else {
+                publish(&frames, LARGE);
+            }
+            check_left(&frames, new, 0);
+            drop(others);
+        }
+    }
+
+    #[test]
+    fn frames_of_a_subscriber_that_leaves_are_not_kept() {
+        let frames = small(NEVER);
+        let subscriber = join(&frames, Mode::Strict, 1);
+        publish(&frames, SIZE);
+        let new = enlarge(&frames);
+        publish(&frames, LARGE);
+        check_left(&frames, new, 1);
+        subscriber.draining.store(true, Ordering::Relaxed);
+        check_left(&frames, new, 0);
+    }
+
+    /// Seconds after the start, of a clock that the test sets.
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(100) + Duration::from_secs(seconds)
+    }
+
+    /// Only the slots for credit that is gone are surplus, and the others are kept.
+    #[test]
+    fn only_surplus_slots_are_retired() {
+        let frames = small(Policy::Drop);
+        // As if subscribers had joined and left.
+        frames.register_between_frames(20, |_| ()).unwrap();
+        let stays = join(&frames, Mode::Newest, 5);
+        assert_eq!(frames.stats().slots, 1 + 20 + 1);
+        assert!(frames.maintain(at(0)) && !frames.maintain(at(3)));
+        // Chunks are freed as a whole: these are two of 4 slots.
+        assert_eq!(frames.stats().slots, 1 + 5 + 1 + 1);
+        assert!(!frames.maintain(at(100)) && !frames.maintain(at(200)));
+        assert_eq!(frames.stats().slots, 1 + 5 + 1 + 1);
+        frames.slots.registry.remove_subscriber(stays.id);
+        assert!(frames.maintain(at(201)) && !frames.maintain(at(204)));
+        assert_eq!(frames.stats().slots, 4);
+    }
+
+    #[test]
+    fn time_of_surplus_starts_again_after_it_was_used() {
+        let frames = small(Policy::Drop);
+        frames.register_between_frames(20, |_| ()).unwrap();
+        assert!(frames.maintain(at(0)));
+        let joins = join(&frames, Mode::Newest, 20);
+        assert!(!frames.maintain(at(1)), "there is no surplus");
+        frames.slots.registry.remove_subscriber(joins.id);
+        for seconds in [2, 3, 4] {
+            assert!(frames.maintain(at(seconds)));
+            assert_eq!(frames.stats().slots, 1 + 20 + 1);
+        }
+        assert!(!frames.maintain(at(5)));
+        assert_eq!(frames.stats().slots, 1 + 1);
+    }
+
+    /// A decoder that keeps many frames for a moment does not keep their memory for ever.
+    #[test]
+    fn reserve_for_loans_shrinks_again() {
+        let frames = small(Policy::Drop);
+        let reserve = || lock(&frames.pool).loan_reserve;
+        let mut loans: Vec<_> = (0..10).map(|_| loan(&frames, SIZE)).collect();
+        assert_eq!((frames.stats().slots, reserve()), (1 + 11, 11));
+        assert!(!frames.maintain(at(0)));
+        loans.truncate(2);
+        // 10 were on loan at the last check.
+        assert!(!frames.maintain(at(2)) && !frames.maintain(at(3)));
+        assert_eq!((frames.stats().slots, reserve()), (1 + 11, 11));
+        loans.push(loan(&frames, SIZE));
+        loans.truncate(1);
+        // 3 since then, which is rounded up.
+        assert!(!frames.maintain(at(5)) && frames.maintain(at(6)));
+        assert_eq!((frames.stats().slots, reserve()), (1 + 11, LOAN_STEP));
+        assert!(frames.maintain(at(8)));
+        assert_eq!(frames.stats().slots, 1 + 11);
+        loans.clear();
+        // Chunks of 1, 4 and 1 slots were surplus, and 2 and 4 remain.
+        assert!(!frames.maintain(at(9)));
+        assert_eq!(frames.stats().slots, 2 + 4);
+    }
+
+    /// Has no memory for chunks of fewer slots.
+    struct Scarce(AtomicU32);
+
+    impl Backend for Scarce {
+        fn kind(&self) -> Kind {
+            Kind::Host
+        }
+
+        fn allocate(&self, slots: u32, size: usize) -> std::io::Result<Arc<dyn Chunk>> {
+            if slots < self.0.load(Ordering::Relaxed) {
+                return Err(std::io::ErrorKind::OutOfMemory.into());
+            }
+            HostBackend.allocate(slots, size)
+        }
+    }
+
+    /// The server thread allocates the missing slots when there is memory again. Streaming threads do not try.
+    #[test]
+    fn missing_memory_is_found_later() {
+        let scarce = Arc::new(Scarce(AtomicU32::new(4)));
+        let registry = Arc::new(Registry::new().unwrap());
+        let config =
+            FramePublisherConfig { window: 4, policy: Policy::Drop, credits: 100, epoch: 1 };
+        let frames = Arc::new(FramePublisher::new(scarce.clone(), registry, config).unwrap());
+        frames.set_format("caps", SIZE, None).unwrap();
+        assert_eq!(frames.stats().slots, 4);
+        assert!(frames.maintain(at(0)) && frames.maintain(at(1)));
+        assert!(frames.register_between_frames(1, |_| panic!("there is no memory")).is_err());
+        scarce.0.store(0, Ordering::Relaxed);
+        drop(loan(&frames, SIZE));
+        assert_eq!(frames.stats().slots, 4);
+        assert!(!frames.maintain(at(2)));
+        assert_eq!(frames.stats().slots, 4 + 1);
+
+        // The same for loans beyond the reserve.
+        scarce.0.store(9, Ordering::Relaxed);
+        let lent: Vec<_> = (0..5).map(|_| loan(&frames, SIZE)).collect();
+        let next = || frames.loan(SIZE, None, &|| true).unwrap();
+        assert!(next().is_none());
+        scarce.0.store(0, Ordering::Relaxed);
+        assert!(next().is_none());
+        assert!(!frames.maintain(at(3)));
+        assert!(next().is_some());
+        drop(lent);
+    }
+
+    /// The pixels of a frame are complete when the word of its own slot says so.
+    #[test]
+    fn each_slot_has_a_ready_word() {
+        let frames = small(Policy::Drop);
+        frames.register_between_frames(8, |_| ()).unwrap();
+        let control = &frames.slots.control;
+        let loans = [loan(&frames, SIZE), loan(&frames, SIZE), loan(&frames, SIZE)];
+        let slots = [loans[0].slot, loans[1].slot, loans[2].slot];
+        for (n, loan) in loans.into_iter().enumerate() {
+            loan.publish(&FrameInfo::default(), n != 1).unwrap();
+        }
+        let ready = slots.map(|slot| control.ready(slot).load(Ordering::Relaxed));
+        assert_eq!(ready, [1, 0, 3]);
     }
 }

@@ -563,3 +563,52 @@ impl Slots {
         claim::retire(slot_seq, || pool.subscribers.hold(&self.registry, number))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::handle::tests::subscriber;
+    use super::*;
+    use crate::sync::atomic::AtomicBool;
+
+    const SLOTS: u32 = 256;
+
+    #[test]
+    fn subscriber_exceeds_its_credit_by_one_slot() {
+        let (within, _a) = subscriber(1, (Mode::Newest, 2), SLOTS);
+        let (beyond, _b) = subscriber(2, (Mode::Newest, 2), SLOTS);
+        let all = [within.clone(), beyond.clone()];
+        let claim = |of: &SubscriberHandle, slot| of.page.held(slot).store(7, Ordering::Relaxed);
+        for slot in [0, SLOTS - 1] {
+            claim(&within, slot);
+            claim(&beyond, slot);
+        }
+        assert!(over_credit(&all, SLOTS).is_none());
+        claim(&beyond, 100);
+        let (found, held) = over_credit(&all, SLOTS).unwrap();
+        assert_eq!((found.id, held), (2, 3));
+        // It is evicted once.
+        beyond.revoked.store(true, Ordering::Relaxed);
+        assert!(over_credit(&all, SLOTS).is_none());
+    }
+
+    /// While the claims are read, such a subscriber appears in many slots.
+    #[test]
+    fn subscriber_that_moves_from_slot_to_slot_stays_within_its_credit() {
+        let (subscriber, _peer) = subscriber(1, (Mode::Newest, 1), SLOTS);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for slot in (0..SLOTS).cycle() {
+                    subscriber.page.held(slot).store(7, Ordering::Relaxed);
+                    claim::release(subscriber.page.held(slot));
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            let evicted = (0..10_000).any(|_| exceeds_credit(&subscriber, SLOTS).is_some());
+            stop.store(true, Ordering::Relaxed);
+            assert!(!evicted);
+        });
+    }
+}

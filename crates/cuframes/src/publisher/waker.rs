@@ -147,3 +147,112 @@ impl SubscriberHandle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::handle::tests::subscriber;
+    use super::*;
+    use crate::shm::layout::READER_IN_USE;
+    use crate::sync::atomic::AtomicU32;
+    use crate::types::mode::Mode;
+    use testing::{Watchdog, until};
+
+    const COUNT: usize = DIRECT_WAKEUPS + 4;
+
+    fn subscribers(count: usize) -> Subscribers {
+        (0..count as u32).map(|id| subscriber(id, (Mode::Newest, 1), 1).0).collect()
+    }
+
+    /// Makes the threads of all subscribers sleep: readers of frames, of track 7, and of track 8.
+    fn sleep(subscribers: &Subscribers) {
+        for subscriber in subscribers.iter() {
+            let page = subscriber.page.header();
+            page.readers[0].track.store(READER_IN_USE | 7, Ordering::Relaxed);
+            page.readers[MAX_READERS - 1].track.store(READER_IN_USE | 8, Ordering::Relaxed);
+            let all = 1 | 1 << (MAX_READERS - 1) | 1 << FRAME_READER;
+            page.sleeping.store(all, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns how often each subscriber's readers were woken: of frames, of track 7, and of track 8.
+    fn woken(subscribers: &[Arc<SubscriberHandle>]) -> Vec<[u32; 3]> {
+        let of = |s: &Arc<SubscriberHandle>| {
+            let page = s.page.header();
+            let futexes = [&page.wake, &page.readers[0].wake, &page.readers[MAX_READERS - 1].wake];
+            futexes.map(|futex: &AtomicU32| futex.load(Ordering::Relaxed))
+        };
+        subscribers.iter().map(of).collect()
+    }
+
+    #[test]
+    fn each_item_wakes_its_readers() {
+        let (waker, subscribers) = (Waker::default(), subscribers(COUNT));
+        // No thread was started, so the publishing thread wakes all.
+        waker.wake_frame_readers(&subscribers);
+        waker.wake_packet_readers(&subscribers, 8);
+        assert_eq!(woken(&subscribers), [[0; 3]; COUNT], "nobody sleeps");
+        sleep(&subscribers);
+        waker.wake_packet_readers(&subscribers, 8);
+        assert_eq!(woken(&subscribers), [[0, 0, 1]; COUNT]);
+        waker.wake_packet_readers(&subscribers, 9);
+        waker.wake_frame_readers(&subscribers);
+        assert_eq!(woken(&subscribers), [[1, 0, 1]; COUNT]);
+        waker.wake_packet_readers(&subscribers, 7);
+        assert_eq!(woken(&subscribers), [[1, 1, 1]; COUNT]);
+        assert!(subscribers.iter().all(|s| s.page.header().sleeping.load(Ordering::Relaxed) == 0));
+    }
+
+    /// The thread gets the wake-ups beyond the first ones. Those of one item do not replace those of another.
+    #[test]
+    fn thread_wakes_every_reader_that_is_left_to_it() {
+        let _watchdog = Watchdog::new("waker");
+        let (waker, subscribers) = (Arc::new(Waker::default()), subscribers(COUNT));
+        sleep(&subscribers);
+        // As if the thread had not come to it yet.
+        waker.running.store(true, Ordering::Relaxed);
+        for _ in 0..3 {
+            waker.wake_frame_readers(&subscribers);
+            waker.wake_packet_readers(&subscribers, 7);
+            waker.wake_packet_readers(&subscribers, 8);
+        }
+        let (direct, left) = subscribers.split_at(DIRECT_WAKEUPS);
+        assert_eq!(woken(direct), [[1; 3]; DIRECT_WAKEUPS]);
+        assert_eq!(woken(left), [[0; 3]; COUNT - DIRECT_WAKEUPS]);
+        assert_eq!(lock(&waker.jobs).len(), 3, "one for each item");
+        waker.start(COUNT).unwrap();
+        until(|| woken(left) == [[1; 3]; COUNT - DIRECT_WAKEUPS]);
+
+        // One that sleeps alone, first or last.
+        for at in [0, DIRECT_WAKEUPS - 1, DIRECT_WAKEUPS, COUNT - 1] {
+            let before = woken(&subscribers)[at][0];
+            let page = subscribers[at].page.header();
+            page.sleeping.store(1 << FRAME_READER, Ordering::Relaxed);
+            waker.wake_frame_readers(&subscribers);
+            until(|| woken(&subscribers)[at][0] == before + 1);
+        }
+        waker.stop();
+        assert_eq!(Arc::strong_count(&waker), 1, "the thread has ended");
+        // All are woken without it.
+        sleep(&subscribers);
+        let before = woken(&subscribers);
+        waker.wake_frame_readers(&subscribers);
+        assert!(
+            woken(&subscribers).iter().zip(before).all(|(now, before)| now[0] == before[0] + 1)
+        );
+    }
+
+    #[test]
+    fn thread_is_started_when_it_has_work() {
+        let waker = Arc::new(Waker::default());
+        waker.start(DIRECT_WAKEUPS).unwrap();
+        assert!(lock(&waker.thread).is_none() && !waker.running.load(Ordering::Relaxed));
+        waker.start(DIRECT_WAKEUPS + 1).unwrap();
+        let id = |waker: &Waker| lock(&waker.thread).as_ref().map(|thread| thread.thread().id());
+        let first = id(&waker);
+        assert!(first.is_some() && waker.running.load(Ordering::Relaxed));
+        waker.start(DIRECT_WAKEUPS + 2).unwrap();
+        assert_eq!(id(&waker), first);
+        waker.stop();
+        assert!(id(&waker).is_none());
+    }
+}
