@@ -520,3 +520,216 @@ fn out_of_resources(e: io::Error) -> Refusal {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::backpressure::Policy;
+    use super::super::endpoint::SocketAccess;
+    use super::super::frames::{FramePublisher, FramePublisherConfig};
+    use super::super::handle::tests::{connection, messages, subscriber};
+    use super::super::registry::Registry;
+    use super::*;
+    use crate::memory::host::HostBackend;
+
+    /// A server that does not run, and the events that it reports.
+    struct Stage {
+        server: Server,
+        events: Arc<Mutex<Vec<PublisherEvent>>>,
+        dir: PathBuf,
+    }
+
+    impl Stage {
+        fn new(key: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("cuframes-{key}-{}", std::process::id()));
+            std::fs::create_dir_all(&dir).unwrap();
+            let access = SocketAccess { mode: 0o600, group: None };
+            let endpoint = Endpoint::open(Some(&dir), key, "", &access).unwrap();
+            let registry = Arc::new(Registry::new().unwrap());
+            let config =
+                FramePublisherConfig { window: 1, policy: Policy::Drop, credits: 100, epoch: 7 };
+            let frames = FramePublisher::new(Arc::new(HostBackend), registry.clone(), config);
+            let state = State {
+                key: key.into(),
+                name: String::new(),
+                epoch: 7,
+                registry,
+                frames: Arc::new(frames.unwrap()),
+                tracks: Arc::default(),
+                max_subscribers: 2,
+                max_frames_per_subscriber: 8,
+            };
+            let events = Arc::new(Mutex::new(Vec::new()));
+            let seen = events.clone();
+            let server = Server {
+                state,
+                endpoint,
+                allowed_uids: Vec::new(),
+                stall_timeout: Some(Duration::from_secs(5)),
+                events: Box::new(move |event| lock(&seen).push(event)),
+                stop: Arc::default(),
+            };
+            Self { server, events, dir }
+        }
+
+        fn join(&self, id: u32) -> (Arc<SubscriberHandle>, Socket) {
+            let slots = self.server.state.frames.slots.control.slots();
+            let (subscriber, peer) = subscriber(id, (Mode::Newest, 1), slots);
+            self.server.state.registry.add_subscriber(subscriber.clone());
+            (subscriber, peer)
+        }
+
+        fn announce(&self, generation: u32) {
+            self.server.state.registry.announce_format(generation, "caps", &[]);
+        }
+    }
+
+    impl Drop for Stage {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    /// Fills the connection, so that nothing more can be sent.
+    fn fill(socket: &Socket) {
+        let text = "x".repeat(50_000);
+        let large = Message::Bye { reason: RefusalReason::Closing, text };
+        while socket.send(&large, &[]).is_ok() {}
+        while socket.send(&Message::Leave, &[]).is_ok() {}
+    }
+
+    #[test]
+    fn sending_is_tried_again_less_and_less_often() {
+        let stage = Stage::new("server-resend");
+        let (slow, peer) = stage.join(1);
+        let (quick, its_peer) = stage.join(2);
+        let all = [slow.clone(), quick.clone()];
+        let send = |to: &[Arc<SubscriberHandle>], last: Option<u64>| {
+            let resend = stage.server.send_announcements(to, last.map(Duration::from_millis));
+            resend.map(|resend| resend.as_millis() as u64)
+        };
+        assert_eq!(send(&all, None), None);
+        fill(&slow.socket);
+        stage.announce(1);
+        // The other one has been sent everything.
+        let mut last = None;
+        for expected in [1, 2, 4, 8, 16, 32, 64, 100, 100] {
+            last = send(&all, last);
+            assert_eq!(last, Some(expected));
+        }
+        // One to which something could be sent gets the rest soon.
+        let track = Message::Track { track: 1, bytes: 8 };
+        for _ in 0..9 {
+            let fd = Arc::new(std::fs::File::open("/dev/null").unwrap());
+            stage.server.state.registry.announce(track.clone(), Some(fd));
+        }
+        assert_eq!(send(&all, last), Some(1));
+        messages(&its_peer);
+        assert_eq!(send(&[quick.clone(), slow.clone()], last), Some(1));
+        // An evicted one gets nothing more.
+        let evicted = Refusal { reason: RefusalReason::Stalled, text: String::new() };
+        *lock(&quick.eviction) = Some(evicted.clone());
+        assert_eq!(send(&all, Some(32)), Some(64));
+        *lock(&slow.eviction) = Some(evicted);
+        assert_eq!(send(&all, Some(32)), None);
+        drop(peer);
+    }
+
+    #[test]
+    fn subscriber_without_welcome_is_forgotten() {
+        let stage = Stage::new("server-welcome");
+        let registry = &stage.server.state.registry;
+        let mut session = Session::default();
+        let hello = Hello {
+            versions: (*VERSIONS.start(), *VERSIONS.end()),
+            mode: Mode::Strict,
+            credit: 2,
+            gpu: [0; 16],
+            name: "late".into(),
+        };
+        for full in [false, true] {
+            let (socket, peer) = connection();
+            if full {
+                fill(&socket);
+            } else {
+                drop(peer);
+            }
+            stage.server.accept_subscriber(socket, hello.clone(), &mut session);
+            assert!(registry.subscribers().is_empty() && lock(&stage.events).is_empty());
+        }
+        let (socket, peer) = connection();
+        stage.server.accept_subscriber(socket, hello, &mut session);
+        let welcome = messages(&peer);
+        assert!(matches!(welcome[..], [Message::Welcome { epoch: 7, id: 3, .. }]), "{welcome:?}");
+        assert_eq!(registry.subscribers().len(), 1);
+        let events = lock(&stage.events);
+        assert!(matches!(&events[..], [PublisherEvent::SubscriberAdded(info)] if info.id == 3));
+    }
+
+    #[test]
+    fn lack_of_fds_is_a_lack_of_resources() {
+        for (code, expected) in [
+            (Errno::EMFILE, true),
+            (Errno::ENFILE, true),
+            (Errno::ETOOMANYREFS, true),
+            (Errno::EPIPE, false),
+            (Errno::EAGAIN, false),
+        ] {
+            assert_eq!(is_out_of_fds(&code.into()), expected, "{code}");
+        }
+    }
+
+    /// A subscriber stalls if it holds frames and takes none, while frames are published.
+    #[test]
+    fn stalled_subscriber_is_reported_and_then_evicted() {
+        let stage = Stage::new("server-stalled");
+        let (subscriber, peer) = stage.join(1);
+        let page = subscriber.page.header();
+        let head = &stage.server.state.frames.slots.control.header().head;
+        let mut progress = HashMap::new();
+        let mut check = |seconds: u64| {
+            let now = Duration::from_secs(1000 + seconds);
+            stage.server.check_progress(&subscriber, progress.entry(1), now);
+            (lock(&stage.events).len(), subscriber.eviction().map(|e| e.reason))
+        };
+        // It holds nothing, or nothing is published, or it takes frames, or it leaves.
+        for seconds in 0..10 {
+            head.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(check(seconds), (0, None));
+        }
+        subscriber.page.held(0).store(1, Ordering::Relaxed);
+        for seconds in 10..20 {
+            assert_eq!(check(seconds), (0, None));
+        }
+        for seconds in 20..30 {
+            head.fetch_add(1, Ordering::Relaxed);
+            page.cursor.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(check(seconds), (0, None));
+        }
+        subscriber.draining.store(true, Ordering::Relaxed);
+        for seconds in 30..40 {
+            head.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(check(seconds), (0, None));
+        }
+        subscriber.draining.store(false, Ordering::Relaxed);
+        for (seconds, reports) in [(39, 0), (41, 0), (42, 1), (43, 1)] {
+            head.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(check(seconds), (reports, None), "{seconds}");
+        }
+        head.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(check(44), (1, Some(RefusalReason::Stalled)));
+        assert!(messages(&peer).is_empty());
+        for seconds in 45..48 {
+            check(seconds);
+        }
+        let bye = messages(&peer);
+        assert!(
+            matches!(&bye[..], [Message::Bye { reason: RefusalReason::Stalled, text }]
+                if text.contains("it held 1 frames and took none for 5 s")),
+            "{bye:?}"
+        );
+        let events = lock(&stage.events);
+        assert!(matches!(&events[..], [PublisherEvent::SubscriberStalled(info)] if info.id == 1));
+    }
+}
