@@ -210,3 +210,31 @@ pub fn pack_index(seq: u64, slot: u32) -> u64 {
 pub fn unpack_index(entry: u64, seq: u64) -> Option<u32> {
     (entry >> 16 == seq & MAX_SEQ).then_some(entry as u32 & 0xffff)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_entry_names_frame_and_slot() {
+        assert_eq!(pack_index(3, 5), 0x3_0005);
+        for seq in [1, 2, 1 << 40 | 7, MAX_SEQ] {
+            for slot in [0, 1, MAX_SLOTS - 1] {
+                let entry = pack_index(seq, slot);
+                assert_eq!(unpack_index(entry, seq), Some(slot));
+                for other in [seq - 1, seq + 1, seq ^ 1 << 47, 0] {
+                    assert_eq!(unpack_index(entry, other), None, "{seq} {other}");
+                }
+            }
+        }
+        assert_eq!(unpack_index(0, 1), None);
+    }
+
+    /// docs/protocol.md has these numbers.
+    #[test]
+    fn limits_and_flags_are_as_documented() {
+        assert_eq!((MAX_SLOTS, MAX_SEQ), (16384, 0xffff_ffff_ffff));
+        let flags = [READER_IN_USE, READER_LOSSLESS, READER_ANY_TRACK];
+        assert_eq!(flags, [0x1_0000_0000, 0x2_0000_0000, 0x4_0000_0000]);
+    }
+}

@@ -45,3 +45,32 @@ pub fn read(mark: &AtomicU32, head: &AtomicU64) -> (bool, u64) {
     // SYNC(head/publish): pairs with the Release in `publish`.
     read_with(mark, || head.load(Ordering::Acquire))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn end_lies_behind_the_last_head() {
+        let (mark, head) = (AtomicU32::new(0), AtomicU64::new(0));
+        assert_eq!(read(&mark, &head), (false, 0));
+        publish(&mark, &head, 7);
+        assert_eq!(read(&mark, &head), (false, 7));
+        end(&mark);
+        assert_eq!(read(&mark, &head), (true, 7));
+        publish(&mark, &head, 8);
+        assert_eq!(read(&mark, &head), (false, 8));
+    }
+
+    #[test]
+    fn mark_precedes_the_head() {
+        let mark = AtomicU32::new(1);
+        assert_eq!(publish_with(&mark, || mark.load(Ordering::Relaxed) + 5), 5);
+        let loaded = read_with(&mark, || {
+            end(&mark);
+            7
+        });
+        assert_eq!(loaded, (false, 7));
+        assert_eq!(read_with(&mark, || 9), (true, 9));
+    }
+}

@@ -123,3 +123,64 @@ impl Leases {
         self.awaits_release.store(false, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testing::{Watchdog, until};
+
+    #[test]
+    fn frame_counts_until_its_claim_is_released() {
+        let leases = Leases::default();
+        let claims = [5, 6, 7].map(AtomicU64::new);
+        let held = |slot: u32| &claims[slot as usize];
+        claims.iter().for_each(|_| leases.add());
+        leases.release(&claims[0]);
+        assert_eq!((leases.count(), claims[0].load(Ordering::Relaxed)), (2, claim::EMPTY));
+        assert!(!leases.collect_returned(held), "no device clears a claim");
+        leases.hand_over(1);
+        leases.hand_over(2);
+        assert!(leases.collect_returned(held));
+        assert_eq!(leases.count(), 2);
+        claims[1].store(claim::EMPTY, Ordering::Release);
+        assert!(leases.collect_returned(held), "the device has yet to clear the other");
+        assert_eq!(leases.count(), 1);
+        // The device refuses the other one. The first was found cleared.
+        assert!(!leases.take_back(1) && leases.take_back(2) && !leases.take_back(2));
+        assert!(!leases.collect_returned(held));
+        assert_eq!(leases.count(), 1);
+        leases.release(&claims[2]);
+        assert_eq!(leases.count(), 0);
+    }
+
+    #[test]
+    fn release_wakes_a_reader_that_waits_for_it() {
+        let _watchdog = Watchdog::new("leases");
+        let (leases, bell) = (Leases::default(), Doorbell::default());
+        let claims = [5, 6].map(AtomicU64::new);
+        let held = |slot: u32| &claims[slot as usize];
+        leases.add();
+        leases.add();
+        let ticket = bell.ticket();
+        std::thread::scope(|scope| {
+            let wait = || leases.wait_for_release(2, held, &bell, ticket, None);
+            let waiting = scope.spawn(wait);
+            until(|| leases.awaits_release.load(Ordering::Relaxed));
+            leases.release(&claims[0]);
+            leases.wake_reader(&bell);
+            waiting.join().unwrap();
+        });
+        assert_eq!(leases.count(), 1);
+        // A reader that has credit does not sleep, and one that does not wait is not woken.
+        let ticket = bell.ticket();
+        leases.wait_for_release(2, held, &bell, ticket, None);
+        leases.wake_reader(&bell);
+        assert_eq!(bell.ticket(), ticket);
+        // A device rings no bell.
+        leases.hand_over(1);
+        leases.wait_for_release(1, held, &bell, ticket, None);
+        claims[1].store(claim::EMPTY, Ordering::Release);
+        leases.wait_for_release(1, held, &bell, ticket, None);
+        assert_eq!(leases.count(), 0);
+    }
+}
