@@ -372,6 +372,7 @@ mod tests {
     use super::*;
     use crate::protocol::socket::Socket;
     use crate::types::mode::Mode;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     fn fd() -> FdOwner {
         Arc::new(EventFd::new().unwrap())
@@ -539,5 +540,62 @@ mod tests {
         let eviction = subscriber.eviction().unwrap();
         assert_eq!((eviction.reason, &*eviction.text), (RefusalReason::Stalled, "first"));
         assert!(subscriber.draining.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn outdated_caps_are_forgotten() {
+        let registry = Registry::new().unwrap();
+        let (early, its_peer) = join(&registry, 1, 1);
+        let (late, late_peer) = join(&registry, 2, 1);
+        assert_eq!(registry.current_caps().frames, "");
+        registry.announce_format(1, "a", &[]);
+        registry.announce_track_format(1, 1, "x", &[]);
+        registry.announce_track_format(2, 1, "y", &[]);
+        assert_eq!(registry.send_announcements(&early), Delivery::Complete);
+        // Generation 1 is still in use, then 2 is.
+        registry.announce_format(2, "b", &[1]);
+        registry.announce_format(3, "c", &[2]);
+        registry.announce_track_format(1, 2, "z", &[]);
+
+        let texts = |peer: &Socket| -> Vec<String> {
+            let text = |message| match message {
+                Message::Format { generation, caps } => format!("{generation} {caps}"),
+                Message::TrackFormat { track, generation, caps } => {
+                    format!("track {track}: {generation} {caps}")
+                }
+                other => panic!("{other:?}"),
+            };
+            messages(peer).into_iter().map(text).collect()
+        };
+        for subscriber in [&early, &late] {
+            assert_eq!(registry.send_announcements(subscriber), Delivery::Complete);
+        }
+        let news = ["2 b", "3 c", "track 1: 2 z"];
+        let before = ["1 a", "track 1: 1 x", "track 2: 1 y"];
+        assert_eq!(texts(&its_peer), [before, news].concat());
+        assert_eq!(texts(&late_peer), ["track 2: 1 y", "2 b", "3 c", "track 1: 2 z"]);
+
+        let current = registry.current_caps();
+        let tracks: Vec<_> = current.tracks.iter().map(|t| (t.track, &*t.caps)).collect();
+        assert_eq!((&*current.frames, &tracks[..]), ("c", &[(2, "y"), (1, "z")][..]));
+    }
+
+    #[test]
+    fn wake_up_of_the_server_lasts_until_it_is_drained() {
+        let registry = Registry::new().unwrap();
+        let wakes = || {
+            let mut fds = [PollFd::new(registry.wake_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+        };
+        assert!(!wakes());
+        registry.wake_server();
+        registry.wake_server();
+        assert!(wakes() && wakes());
+        registry.drain_wake();
+        assert!(!wakes());
+        let (subscriber, _peer) = join(&registry, 1, 1);
+        registry.evict(&subscriber, RefusalReason::Stalled, String::new());
+        assert!(wakes());
+        assert!(Arc::ptr_eq(registry.waker(), registry.waker()));
     }
 }

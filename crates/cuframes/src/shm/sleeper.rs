@@ -107,3 +107,43 @@ pub fn before_wakeups() {
     // SYNC(sleep/wake): pairs with the fence in `Sleeper::sleep`.
     fence(Ordering::SeqCst);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thread_is_woken_while_it_sleeps() {
+        let (sleeping, futex, other) = (AtomicU32::new(0), AtomicU32::new(7), AtomicU32::new(0));
+        let sleeper = Sleeper { sleeping: &sleeping, bit: 3, futex: &futex };
+        let neighbour = Sleeper { sleeping: &sleeping, bit: 31, futex: &other };
+        let asleep = || sleeping.load(Ordering::Relaxed);
+        assert_eq!(sleeper.expected(), 7);
+        assert!(!sleeper.wake() && futex.load(Ordering::Relaxed) == 7, "it is awake");
+        let mut slept = false;
+        let is_unchanged = || {
+            assert_eq!(asleep(), 1 << 3, "the check follows the bit");
+            true
+        };
+        sleeper.sleep(7, is_unchanged, |(word, expected)| {
+            assert!(std::ptr::eq(word, &futex) && expected == 7);
+            assert!(!neighbour.wake());
+            assert!(sleeper.wake() && !sleeper.wake(), "it is woken once");
+            slept = true;
+        });
+        assert!(slept);
+        assert_eq!((asleep(), sleeper.expected(), neighbour.expected()), (0, 8, 0));
+    }
+
+    #[test]
+    fn thread_that_wakes_by_itself_takes_its_bit_back() {
+        let (sleeping, futex) = (AtomicU32::new(1 << 31), AtomicU32::new(0));
+        let sleeper = Sleeper { sleeping: &sleeping, bit: 0, futex: &futex };
+        for unchanged in [false, true] {
+            let mut slept = false;
+            sleeper.sleep(0, || unchanged, |_| slept = true);
+            assert_eq!(slept, unchanged);
+            assert_eq!(sleeping.load(Ordering::Relaxed), 1 << 31, "the other thread sleeps");
+        }
+    }
+}
