@@ -137,13 +137,17 @@ mod tests {
 
     #[test]
     fn thread_that_wakes_by_itself_takes_its_bit_back() {
-        let (sleeping, futex) = (AtomicU32::new(1 << 31), AtomicU32::new(0));
+        let (sleeping, futex) = (AtomicU32::new(0), AtomicU32::new(0));
         let sleeper = Sleeper { sleeping: &sleeping, bit: 0, futex: &futex };
-        for unchanged in [false, true] {
-            let mut slept = false;
-            sleeper.sleep(0, || unchanged, |_| slept = true);
-            assert_eq!(slept, unchanged);
-            assert_eq!(sleeping.load(Ordering::Relaxed), 1 << 31, "the other thread sleeps");
+        // Alone, and while another thread sleeps.
+        for others in [0, 1 << 31] {
+            sleeping.store(others, Ordering::Relaxed);
+            for unchanged in [false, true] {
+                let mut slept = false;
+                sleeper.sleep(0, || unchanged, |_| slept = true);
+                assert_eq!(slept, unchanged);
+                assert_eq!(sleeping.load(Ordering::Relaxed), others);
+            }
         }
     }
 }
