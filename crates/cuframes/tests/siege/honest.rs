@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The honest subscribers, and the numbers in what they receive.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cuframes::{Counters, Frame, Mode, Next, Start, Wait};
+use cuframes::{Frame, Mode, Next, Start, Wait};
 use testing::{FrameLog, TestDir, TestSubscriber, report, wait_for_parent};
+
+use crate::INTERVAL;
+use crate::moment::{Elapsed, Moment};
 
 /// What each of them takes, and its mode.
 pub(crate) const ALL: &[[&str; 2]] = &[
@@ -53,26 +56,42 @@ pub(crate) fn stamp_packet(n: u64) -> Vec<u8> {
     n.to_ne_bytes().repeat(100 + n as usize % 200)
 }
 
-/// The longest time between two items.
-struct LongestGap {
-    last: Option<Instant>,
-    longest: Duration,
+/// What a subscriber reports.
+struct Log {
+    received: u64,
+    lost: u64,
+    /// Lost items that the subscriber could not take for lack of a CPU.
+    excused: u64,
+    /// The longest time between two items.
+    longest_gap: Duration,
+    last: Option<Moment>,
 }
 
-impl LongestGap {
+impl Log {
     fn new() -> Self {
-        Self { last: None, longest: Duration::ZERO }
+        Self { received: 0, lost: 0, excused: 0, longest_gap: Duration::ZERO, last: None }
     }
 
-    fn pass(&mut self) {
-        let now = Instant::now();
-        if let Some(last) = self.last.replace(now) {
-            self.longest = self.longest.max(now - last);
-        }
+    /// Notes an item, before which others were lost.
+    fn note(&mut self, lost: u64) {
+        let elapsed = match &mut self.last {
+            Some(last) => last.lap(),
+            None => {
+                self.last = Some(Moment::now());
+                Elapsed::default()
+            }
+        };
+        // Rounded to the nearest number of items.
+        let missed = ((elapsed.waited + INTERVAL / 2).as_nanos() / INTERVAL.as_nanos()) as u64;
+        self.received += 1;
+        self.lost += lost;
+        self.excused += lost.min(missed);
+        self.longest_gap = self.longest_gap.max(elapsed.own);
     }
 }
 
-/// Takes everything to the end of the stream, and reports how much was received and lost, and the longest gap in µs.
+/// Takes everything to the end of the stream, and reports how much was received and lost, how much of that for lack of a
+/// CPU, and the longest gap in µs.
 pub(crate) fn run(dir: &Path, what: &str, mode: &str) {
     let test = TestDir::at_no_timeout(dir);
     let mode = if mode == "strict" { Mode::Strict } else { Mode::Newest };
@@ -81,41 +100,39 @@ pub(crate) fn run(dir: &Path, what: &str, mode: &str) {
         c.name = HONEST.into();
         c.max_frames = if what == "frames" { 2 } else { 0 };
     });
-    let (taken, longest) = if what == "frames" { frames(viewer) } else { packets(&viewer) };
-    report(format!("{} {} {}", taken.received, taken.skipped, longest.as_micros()));
+    let log = if what == "frames" { frames(viewer) } else { packets(&viewer) };
+    let Log { received, lost, excused, longest_gap, .. } = log;
+    report(format!("{received} {lost} {excused} {}", longest_gap.as_micros()));
     wait_for_parent();
 }
 
-fn frames(mut viewer: TestSubscriber) -> (Counters, Duration) {
+fn frames(mut viewer: TestSubscriber) -> Log {
     report("ready");
-    let (gap, newest) = (Cell::new(LongestGap::new()), Cell::new(0));
-    let log = FrameLog::record(&mut viewer, |frame| {
-        // Frames are read again before they are released.
-        if frame.seq > newest.replace(frame.seq.max(newest.get())) {
-            let mut so_far = gap.replace(LongestGap::new());
-            so_far.pass();
-            gap.set(so_far);
+    let (log, newest) = (RefCell::new(Log::new()), Cell::new(0));
+    FrameLog::record(&mut viewer, |frame| {
+        // Each frame is read again before it is released.
+        if frame.seq > newest.get() {
+            // The subscriber joined before the first frame.
+            log.borrow_mut().note(frame.seq - newest.replace(frame.seq) - 1);
         }
         read(frame)
     });
-    // They joined before the first frame.
-    let skipped = log.skipped + log.first - 1;
-    (Counters { received: log.received, skipped }, gap.into_inner().longest)
+    log.into_inner()
 }
 
-fn packets(viewer: &TestSubscriber) -> (Counters, Duration) {
+fn packets(viewer: &TestSubscriber) -> Log {
     let mut reader = viewer.subscriber.packets(0, Start::NextKeyframe);
     report("ready");
-    let (mut next, mut gap) = (0, LongestGap::new());
+    let (mut next, mut log) = (0, Log::new());
     loop {
         match reader.next(&Wait::default()).unwrap() {
             Next::Item(packet) => {
                 assert_eq!(packet.data, stamp_packet(packet.seq), "a torn packet");
                 assert_eq!(packet.seq, next + packet.lost);
                 next = packet.seq + 1;
-                gap.pass();
+                log.note(packet.lost);
             }
-            Next::Eos => return (reader.counters(), gap.longest),
+            Next::Eos => return log,
             other => panic!("{other:?}"),
         }
     }

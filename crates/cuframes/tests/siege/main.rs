@@ -6,12 +6,13 @@
 //! checked: no honest subscriber is evicted or falls silent, no frame is torn, subscribers that a publisher waits for
 //! receive everything, and the publisher ends while the attacks continue. Losses and the longest gap between two frames
 //! also depend on what else the machine does. They are printed, and compared with those of the calm phase if the phases
-//! are long. The publisher's gaps do not include the time in which it waited for a CPU.
+//! are long. Gaps and losses do not count as far as a process waited for a CPU.
 //!
 //! `CUFRAMES_SECONDS` sets the length of a phase. `make siege` runs long ones.
 
 mod attackers;
 mod honest;
+mod moment;
 mod publisher;
 
 use std::fmt;
@@ -32,6 +33,7 @@ const SHORT: u64 = 4;
 const LONG: u64 = 60;
 /// Frames, and packets, per second.
 const RATE: u64 = 100;
+const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / RATE);
 /// Time after which a test counts as hung.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -97,6 +99,8 @@ struct Published {
 struct Taken {
     received: u64,
     lost: u64,
+    /// Lost items that the subscriber could not take for lack of a CPU.
+    excused: u64,
     longest_gap: Duration,
 }
 
@@ -106,9 +110,10 @@ struct Results {
 }
 
 impl Results {
-    /// Number of frames and packets that honest subscribers missed, including those that were not published.
+    /// Number of frames and packets that honest subscribers missed although they had a CPU, and of frames that were not
+    /// published.
     fn lost(&self) -> u64 {
-        self.publisher.dropped + self.honest.iter().map(|taken| taken.lost).sum::<u64>()
+        self.publisher.dropped + self.honest.iter().map(|t| t.lost - t.excused).sum::<u64>()
     }
 }
 
@@ -118,8 +123,9 @@ impl fmt::Display for Results {
         write!(f, "  publisher: {frames} frames, {dropped} dropped, ")?;
         writeln!(f, "gap {longest_gap:?}, longest call {longest_call:?}")?;
         for ([what, mode], taken) in honest::ALL.iter().zip(&self.honest) {
-            let Taken { received, lost, longest_gap } = taken;
-            writeln!(f, "  {what} {mode}: {received} received, {lost} lost, gap {longest_gap:?}")?;
+            let Taken { received, lost, excused, longest_gap } = taken;
+            write!(f, "  {what} {mode}: {received} received, {lost} lost, ")?;
+            writeln!(f, "{excused} of them for lack of a CPU, gap {longest_gap:?}")?;
         }
         Ok(())
     }
@@ -175,14 +181,14 @@ fn run_phase(policy: &str, seconds: u64, attacks: &[&str], hostile_mode: &str) -
     let [longest_gap, longest_call] = [gap_us, call_us].map(Duration::from_micros);
     let published = Published { frames, dropped, longest_gap, longest_call };
     let taken = honest.iter().map(|one| {
-        let [received, lost, gap_us] = one.numbers(PATIENCE);
+        let [received, lost, excused, gap_us] = one.numbers(PATIENCE);
         let longest_gap = Duration::from_micros(gap_us);
         if policy == "wait" && one.name.ends_with("strict") {
             let sent = if one.name.contains("frames") { frames } else { items };
             assert_eq!((received, lost), (sent, 0), "{}", one.name);
         }
         assert!(received > 0);
-        Taken { received, lost, longest_gap }
+        Taken { received, lost, excused, longest_gap }
     });
     let taken = taken.collect();
     honest.iter_mut().for_each(|one| one.child.resume());

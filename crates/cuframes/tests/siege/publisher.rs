@@ -4,40 +4,20 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cuframes::memory::host::HostBackend;
 use cuframes::{PacketInfo, Policy, Publisher, PublisherConfig, PublisherEvent, TrackConfig};
 use testing::{TestDir, info, report, wait_for_parent};
 
 use crate::honest::{FRAME_SIZE, HONEST, stamp, stamp_packet};
-use crate::{PATIENCE, RATE};
+use crate::moment::Moment;
+use crate::{INTERVAL, PATIENCE};
 
 /// Packets from one keyframe to the next.
 const GOP: u64 = 25;
 
-/// A moment in this thread.
-struct Moment {
-    time: Instant,
-    /// How long the thread has waited for a CPU so far.
-    waited: Duration,
-}
-
-impl Moment {
-    fn now() -> Self {
-        // The second number, in ns. Without it, waits count as gaps.
-        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-        let waited = stat.split(' ').nth(1).and_then(|ns| ns.parse().ok()).unwrap_or(0);
-        Self { time: Instant::now(), waited: Duration::from_nanos(waited) }
-    }
-
-    /// Returns the time since `earlier`, except that in which other processes had the CPU.
-    fn since(&self, earlier: &Self) -> Duration {
-        (self.time - earlier.time).saturating_sub(self.waited - earlier.waited)
-    }
-}
-
-/// Publishes so many frames and packets at [`RATE`], and reports how many frames were published, how many were dropped,
+/// Publishes so many frames and packets, one each [`INTERVAL`], and reports how many frames were published, how many were dropped,
 /// the longest gap, and the longest time that a frame and a packet took, in µs.
 pub(crate) fn run(dir: &Path, policy: &str, items: u64) {
     let test = TestDir::at_no_timeout(dir).config();
@@ -61,19 +41,17 @@ pub(crate) fn run(dir: &Path, policy: &str, items: u64) {
     report("ready");
     wait_for_parent();
 
-    let interval = Duration::from_secs(1) / RATE as u32;
     let (mut published, mut dropped) = (0, 0);
     let (mut longest_gap, mut longest_call) = (Duration::ZERO, Duration::ZERO);
     let mut last = Moment::now();
-    let mut next = last.time;
     for n in 0..items {
-        let called = Moment::now();
+        let mut call = Moment::now();
+        let began = call.time;
         match publisher.loan(FRAME_SIZE).unwrap() {
             Some(mut loan) => {
                 stamp(&mut loan.bytes_mut()[..FRAME_SIZE], published + 1);
                 published = publisher.publish(loan, &info(published + 1, FRAME_SIZE));
-                let before = std::mem::replace(&mut last, Moment::now());
-                longest_gap = longest_gap.max(last.since(&before));
+                longest_gap = longest_gap.max(last.lap().own);
             }
             None => {
                 publisher.count_dropped();
@@ -82,9 +60,9 @@ pub(crate) fn run(dir: &Path, policy: &str, items: u64) {
         }
         let packet = PacketInfo { keyframe: n.is_multiple_of(GOP), ..Default::default() };
         assert_eq!(track.push(packet, &stamp_packet(n)), Ok(n));
-        longest_call = longest_call.max(Moment::now().since(&called));
-        next = (next + interval).max(Instant::now());
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        longest_call = longest_call.max(call.lap().own);
+        // Never less than an interval, so that subscribers do not pay for a delay of the publisher.
+        std::thread::sleep(INTERVAL.saturating_sub(began.elapsed()));
     }
     publisher.end_of_frames();
     track.end();
