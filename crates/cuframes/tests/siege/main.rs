@@ -78,8 +78,9 @@ fn besiege(policy: &str, hostile_mode: &str) {
     let calm = phase("calm", &[]);
     let siege = phase("siege", attackers::ALL);
     if seconds >= LONG {
-        // One in ten thousand may be the machine's fault.
-        let allowed = calm.lost().max(seconds * RATE / 10_000 * honest::ALL.len() as u64);
+        // One in a thousand may be the machine's fault: the publisher's thread that wakes subscribers needs a CPU, too.
+        let sent = seconds * RATE * honest::ALL.len() as u64;
+        let allowed = calm.lost() + sent / 1000;
         assert!(siege.lost() <= allowed, "{} lost, {} when calm", siege.lost(), calm.lost());
         let (gap, calm_gap) = (siege.publisher.longest_gap, calm.publisher.longest_gap);
         assert!(gap < 2 * calm_gap, "no frame for {gap:?}, {calm_gap:?} when calm");
