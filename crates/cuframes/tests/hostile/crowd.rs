@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use cuframes::Mode;
-use testing::raw::{RawSubscriber, hello_as};
+use cuframes::{Mode, Policy};
+use testing::raw::{RawSubscriber, at, hello_as};
 use testing::{TestDir, until};
 
 use crate::subscriber::Stage;
@@ -51,4 +51,33 @@ fn join_storm_costs_no_frame() {
         drop(RawSubscriber::join(&dir, &hello_as(Mode::Newest, 8, "guest")));
         std::thread::sleep(Duration::from_micros(100));
     });
+}
+
+/// Pages that claim all slots, release them and claim them again, far over their credit. Evicted subscribers join again.
+fn flapping_pages_cost_no_frame(name: &str, policy: Policy) {
+    let test = TestDir::new(name);
+    let mut stage = Stage::new(&test, |c| c.policy = policy);
+    let dir = test.dir.clone();
+    let (mut crowd, mut round) = (Vec::new(), 0);
+    check_during(&mut stage, move || {
+        if crowd.len() == 12 {
+            crowd.remove(0);
+        }
+        crowd.extend(RawSubscriber::join(&dir, &hello_as(Mode::Newest, 1, "flapping")));
+        for RawSubscriber { page, .. } in &crowd {
+            round += 1;
+            let claim = if round % 2 == 0 { 0 } else { round };
+            (at::CLAIMS / 8..page.words()).for_each(|word| page.set(word * 8, &[claim]));
+        }
+    });
+}
+
+#[test]
+fn flapping_pages_cost_no_frame_with_policy_drop() {
+    flapping_pages_cost_no_frame("hostile-flap-drop", Policy::Drop);
+}
+
+#[test]
+fn flapping_pages_cost_no_frame_with_policy_wait() {
+    flapping_pages_cost_no_frame("hostile-flap-wait", Policy::Wait(Duration::from_secs(60)));
 }
