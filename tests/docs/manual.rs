@@ -13,6 +13,8 @@ use testing::{Camera, ChildGroup, TestDir, built, command, has, output, root, sk
 enum Run {
     /// Runs until this key is published, in a runtime directory of its own.
     Publishes(&'static str),
+    /// Runs beside the camera until this key is published.
+    Relays(&'static str),
     /// Runs until it has printed a line with this text.
     Prints(&'static str),
     /// Runs until this file exists.
@@ -144,6 +146,14 @@ const EXCEPTIONS: &[(&str, &[(&str, Run)])] = &[
         &[
             ("install -d", INSTALLS),
             ("gst-launch-1.0 …", Not("shows a property, and no whole pipeline")),
+            (
+                "gst-launch-1.0 cuframessrc key=cam1 ! cuframessink key=cam1-guest",
+                Relays("cam1-guest"),
+            ),
+            (
+                "gst-launch-1.0 cuframessrc key=cam1 ! cuframessink key=cam1-host",
+                Relays("cam1-host"),
+            ),
         ],
     ),
     ("benchmarks.md", &[("", CHECKS)]),
@@ -249,6 +259,11 @@ impl<'a> Clone<'a> {
                 std::fs::create_dir(&dir).unwrap();
                 let _publisher = ChildGroup::start(self.bash(line, &dir).stdout(Stdio::null()));
                 until(|| cuframes::status(key, Some(&dir)).is_ok_and(|s| s.published > 0));
+            }
+            Some(Relays(key)) => {
+                let dir = &self.test.dir;
+                let _relay = ChildGroup::start(self.bash(line, dir).stdout(Stdio::null()));
+                until(|| cuframes::status(key, Some(dir)).is_ok_and(|s| s.published > 0));
             }
             Some(Prints(text)) => {
                 let mut running =
