@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::backpressure::{Backpressure, BackpressureWait, Policy, WaitContext};
-use super::handle::{SubscriberHandle, Subscribers};
-use super::pool::{LOAN_STEP, MAX_LOANS, Pool, SlotSearch, Slots, over_credit};
+use super::handle::SubscriberHandle;
+use super::pool::{LOAN_STEP, MAX_LOANS, Pool, SlotSearch, Slots, Suspect, over_credit};
 use super::registry::Registry;
 use crate::error::{Context, Result};
 use crate::memory::{Backend, Chunk, Kind};
@@ -43,8 +43,10 @@ pub struct PoolStats {
     pub bytes: u64,
 }
 
-/// Maximum number of searches for a free slot.
+/// Maximum number of searches for a free slot, before the claims are compared with the credits.
 const MAX_SEARCHES: u32 = 64;
+/// Number of comparisons in a row after which a subscriber that seems to exceed its credit is evicted.
+const MAX_SUSPICIONS: u32 = 16;
 
 /// What happens to the loan when its slot is published.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -191,8 +193,11 @@ impl FramePublisher {
             if let Ok(Some(growth)) = &growth
                 && (allocated.is_ok() || more_credit == 0)
             {
+                let allocated = chunks.len();
                 self.slots.install(&mut lock(&self.pool), growth, &mut chunks);
-                self.slots.registry.wake_server();
+                if chunks.len() < allocated {
+                    self.slots.registry.wake_server();
+                }
             }
             growth?;
             allocated?;
@@ -210,6 +215,7 @@ impl FramePublisher {
         if pool.capacity() > 0 {
             if !std::mem::replace(&mut pool.growth_failed, true) {
                 tracing::warn!(%e, "the frame pool is too small for its subscribers");
+                self.slots.registry.wake_server();
             }
             return Ok(None);
         }
@@ -246,10 +252,25 @@ impl FramePublisher {
             pool.growth_failed
         };
         self.free_retired();
+        self.evict_who_keeps_retired();
         if growth_failed && self.grow(0).is_ok() {
             lock(&self.pool).growth_failed = false;
         }
         lock(&self.pool).needs_maintenance()
+    }
+
+    /// Evicts a subscriber that claims more slots than its credit while slots of retired chunks are in use. Such a
+    /// subscriber could keep any amount of memory without a frame ever lacking a slot.
+    fn evict_who_keeps_retired(&self) {
+        let pool = lock(&self.pool);
+        let subscribers = pool.has_retiring().then(|| pool.subscribers.list());
+        drop(pool);
+        let slots = self.slots.control.slots();
+        if let Some(suspect) = over_credit(&subscribers.unwrap_or_default(), slots)
+            && suspect.certain
+        {
+            self.evict_over_credit(&suspect);
+        }
     }
 
     /// Drops references to subscribers that were removed.
@@ -285,7 +306,7 @@ impl FramePublisher {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Loan>> {
         let mut wait = BackpressureWait::new(self.wait_context(), cancelled);
-        let mut searches = 0;
+        let (mut searches, mut suspicions) = (0, 0);
         loop {
             let mut pool = lock(&self.pool);
             pool.subscribers.refresh(&self.slots.registry);
@@ -332,11 +353,18 @@ impl FramePublisher {
                 SlotSearch::Exhausted => {
                     let subscribers = pool.subscribers.list();
                     drop(pool);
-                    if !self.evict_over_credit(&subscribers) {
+                    let Some(suspect) = over_credit(&subscribers, self.slots.control.slots())
+                    else {
                         return Ok(None);
-                    }
-                    // The slots of the evicted subscriber are free now.
+                    };
+                    // Search again: the slots of an evicted subscriber are free. One that seems to exceed its credit may
+                    // just be moving from frame to frame, but it comes to rest, because no frame is published.
                     searches = 0;
+                    suspicions += 1;
+                    if suspect.certain || suspicions > MAX_SUSPICIONS {
+                        suspicions = 0;
+                        self.evict_over_credit(&suspect);
+                    }
                 }
             }
         }
@@ -353,21 +381,19 @@ impl FramePublisher {
             pool.loan_reserve = before;
             // Until the server thread has found memory.
             pool.growth_failed = true;
+            self.slots.registry.wake_server();
         }
     }
 
-    /// Evicts a subscriber that holds more slots than its credit, if there is one. Returns whether there was.
-    fn evict_over_credit(&self, subscribers: &Subscribers) -> bool {
-        let Some((subscriber, held)) = over_credit(subscribers, self.slots.control.slots()) else {
-            return false;
-        };
+    /// Evicts a subscriber that holds more slots than its credit.
+    fn evict_over_credit(&self, suspect: &Suspect<'_>) {
+        let Suspect { subscriber, held, .. } = suspect;
         subscriber.revoked.store(true, Ordering::Relaxed);
         let text = format!(
             "it holds {held} frames with a credit of {}: run the same version of cuframes on both sides",
             subscriber.credit
         );
         self.slots.registry.evict(subscriber, RefusalReason::OverCredit, text);
-        true
     }
 
     /// Counts a frame that was dropped because no slot was free.

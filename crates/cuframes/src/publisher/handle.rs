@@ -99,14 +99,14 @@ pub(super) mod tests {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     /// Returns the two ends of a connection.
-    pub(in super::super) fn connection() -> (Socket, Socket) {
+    pub(in crate::publisher) fn connection() -> (Socket, Socket) {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let ends = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
         (Socket::new(ends.0), Socket::new(ends.1))
     }
 
     /// Returns a subscriber that has read WELCOME and has a page for `slots`, and its end of the connection.
-    pub(in super::super) fn subscriber(
+    pub(in crate::publisher) fn subscriber(
         id: u32,
         (mode, credit): (Mode, u32),
         slots: u32,
@@ -131,7 +131,7 @@ pub(super) mod tests {
     }
 
     /// Reads the messages that have arrived.
-    pub(in super::super) fn messages(peer: &Socket) -> Vec<Message> {
+    pub(in crate::publisher) fn messages(peer: &Socket) -> Vec<Message> {
         let next = || match peer.receive(2).unwrap() {
             Received::Message(message, _) => Some(message),
             Received::Nothing | Received::Closed => None,

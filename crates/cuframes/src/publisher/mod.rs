@@ -180,7 +180,7 @@ impl fmt::Debug for Publisher {
 
 impl Publisher {
     /// Takes the key and starts to accept subscribers. `backend` allocates the memory for frames. `events` is called
-    /// from the publisher's own thread.
+    /// from the publisher's own thread, which also serves the subscribers: it has to return soon.
     ///
     /// # Errors
     /// The key is invalid ([`Error::Key`]) or taken ([`Error::Busy`]), the runtime directory is unusable

@@ -136,8 +136,9 @@ pub(super) struct Pool {
     retiring: usize,
     /// By slot number; `None` where the number is free.
     pub(super) slots: Vec<Option<Slot>>,
-    /// The numbers that are free, the next one last.
-    free_numbers: Vec<u32>,
+    /// The numbers that are free. A number is reused as late as possible, because a device may still write the ready
+    /// word of its last frame.
+    free_numbers: VecDeque<u32>,
     /// Slots in circulation that are not being written, in the order in which they may be used again.
     pub(super) reuse_queue: VecDeque<u32>,
     /// Slots that were never used. Their memory costs nothing before it is touched.
@@ -210,34 +211,46 @@ impl Growth {
     }
 }
 
+/// A subscriber that claims more slots than its credit, or seems to.
+pub(super) struct Suspect<'a> {
+    pub(super) subscriber: &'a Arc<SubscriberHandle>,
+    /// Number of slots that it claims.
+    pub(super) held: usize,
+    /// It claimed too many at every look.
+    pub(super) certain: bool,
+}
+
 /// Returns whether the subscriber claims more slots than its credit.
 ///
 /// The claims cannot be read all at once, so a subscriber that moves from frame to frame may be seen in more slots than
 /// it holds. Only slots count that are claimed at every look. A subscriber of this crate claims each frame once, so
 /// that such a slot was claimed all the time, and all such slots at the same time. One that clears its claims for a
 /// moment to escape leaves these slots to the publisher at that moment.
-fn exceeds_credit(subscriber: &SubscriberHandle, slots: u32) -> Option<usize> {
+fn exceeds_credit(subscriber: &Arc<SubscriberHandle>, slots: u32) -> Option<Suspect<'_>> {
     let is_held = |slot: &u32| claim::is_held(subscriber.page.held(*slot));
     let mut held: Vec<u32> = (0..slots).filter(is_held).collect();
+    let credit = subscriber.credit as usize;
+    let first = held.len();
+    if first <= credit {
+        return None;
+    }
     for _ in 1..CREDIT_LOOKS {
-        if held.len() <= subscriber.credit as usize {
-            return None;
-        }
         std::hint::spin_loop();
         held.retain(is_held);
+        if held.len() <= credit {
+            return Some(Suspect { subscriber, held: first, certain: false });
+        }
     }
-    (held.len() > subscriber.credit as usize).then_some(held.len())
+    Some(Suspect { subscriber, held: held.len(), certain: true })
 }
 
-/// Returns the first subscriber that exceeds its credit, and how many slots it claims.
+/// Returns a subscriber that exceeds its credit, or one that seems to if there is no certain one.
 pub(super) fn over_credit(
     subscribers: &[Arc<SubscriberHandle>],
     slots: u32,
-) -> Option<(&Arc<SubscriberHandle>, usize)> {
-    subscribers
-        .iter()
-        .filter(|s| !s.revoked.load(Ordering::Relaxed))
-        .find_map(|s| Some((s, exceeds_credit(s, slots)?)))
+) -> Option<Suspect<'_>> {
+    let counted = subscribers.iter().filter(|s| !s.revoked.load(Ordering::Relaxed));
+    counted.filter_map(|s| exceeds_credit(s, slots)).max_by_key(|suspect| suspect.certain)
 }
 
 impl Pool {
@@ -248,7 +261,7 @@ impl Pool {
             last_chunk: 0,
             retiring: 0,
             slots: (0..slots).map(|_| None).collect(),
-            free_numbers: (0..slots).rev().collect(),
+            free_numbers: (0..slots).collect(),
             reuse_queue: VecDeque::new(),
             unused: Vec::new(),
             capacity: 0,
@@ -350,6 +363,11 @@ impl Pool {
         }
         let (backend, slot_size) = (self.backend.clone(), self.slot_size);
         Ok(Some(Growth { backend, slots, slot_size }))
+    }
+
+    /// Returns whether chunks are retiring.
+    pub(super) fn has_retiring(&self) -> bool {
+        self.retiring > 0
     }
 
     /// Returns whether the server thread has something to free or to allocate, now or later.
@@ -480,8 +498,7 @@ impl Slots {
         let message =
             Message::Chunk { id, kind, device, slots: g.slots, stride: g.stride, size: g.size };
         self.registry.announce(message, Some(Arc::new(ChunkFd(memory.clone()))));
-        let first = pool.free_numbers.len() - slots as usize;
-        let numbers: Vec<u32> = pool.free_numbers.drain(first..).rev().collect();
+        let numbers: Vec<u32> = pool.free_numbers.drain(..slots as usize).collect();
         for (index, &number) in (0..).zip(&numbers) {
             pool.slots[number as usize] = Some(Slot {
                 chunk: id,
@@ -519,7 +536,7 @@ impl Slots {
             let of_chunk = pool.slots[number as usize].as_ref().is_some_and(|s| s.chunk == id);
             if of_chunk && self.free_slot(pool, number) {
                 pool.slots[number as usize] = None;
-                pool.free_numbers.push(number);
+                pool.free_numbers.push_back(number);
                 pool.chunks[at].slots -= 1;
             }
         }
@@ -554,7 +571,9 @@ impl Slots {
         // and loses older ones. A pool without any capacity, for lack of memory, keeps none of them.
         let keeps_unread =
             self.policy != Policy::Drop || seq + u64::from(pool.capacity) > pool.head;
+        let is_complete = || self.control.ready(number).load(Ordering::Relaxed) == seq;
         if self.is_newest(seq, pool.head)
+            || seq != claim::EMPTY && !is_complete()
             || pool.slot(number).loaned
             || keeps_unread && pool.subscribers.iter().any(|s| has_unread_frame(s, seq))
         {
@@ -584,8 +603,8 @@ mod tests {
         }
         assert!(over_credit(&all, SLOTS).is_none());
         claim(&beyond, 100);
-        let (found, held) = over_credit(&all, SLOTS).unwrap();
-        assert_eq!((found.id, held), (2, 3));
+        let found = over_credit(&all, SLOTS).unwrap();
+        assert_eq!((found.subscriber.id, found.held, found.certain), (2, 3, true));
         // It is evicted once.
         beyond.revoked.store(true, Ordering::Relaxed);
         assert!(over_credit(&all, SLOTS).is_none());
@@ -606,7 +625,8 @@ mod tests {
                     }
                 }
             });
-            let evicted = (0..10_000).any(|_| exceeds_credit(&subscriber, SLOTS).is_some());
+            let evicted =
+                (0..10_000).any(|_| exceeds_credit(&subscriber, SLOTS).is_some_and(|s| s.certain));
             stop.store(true, Ordering::Relaxed);
             assert!(!evicted);
         });

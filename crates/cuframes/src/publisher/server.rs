@@ -52,6 +52,9 @@ pub(super) struct Server {
     pub(super) stop: Arc<AtomicBool>,
 }
 
+/// How long a publisher that ends waits for subscribers that read none of their messages.
+const LAST_PATIENCE: Duration = Duration::from_millis(100);
+
 /// A connection that has sent no HELLO yet.
 struct Pending {
     socket: Socket,
@@ -132,7 +135,7 @@ impl Server {
                     }
                 }
             }
-            for subscriber in subscribers.iter() {
+            for subscriber in self.state.registry.subscribers().iter() {
                 self.check_progress(subscriber, progress.entry(subscriber.id), now);
             }
             session.maintenance = self.state.frames.maintain(now);
@@ -140,12 +143,30 @@ impl Server {
             session.resend = self.send_announcements(&subscribers, session.resend);
             progress.retain(|id, _| subscribers.iter().any(|s| s.id == *id));
         }
+        self.send_outstanding();
         let text = format!("the publisher of '{}' ends", self.state.key);
         let bye = Message::Bye { reason: RefusalReason::Closing, text };
         for subscriber in self.state.registry.subscribers().iter() {
             let _ = subscriber.socket.send(&bye, &[]);
+            // Reports the end also if there was no room for BYE.
+            let _ = shutdown(subscriber.socket.as_fd().as_raw_fd(), Shutdown::Write);
         }
         self.state.registry.waker().stop();
+    }
+
+    /// Sends what the last frames and packets refer to, as long as subscribers read.
+    fn send_outstanding(&self) {
+        let subscribers = self.state.registry.subscribers();
+        let mut patience = LAST_PATIENCE;
+        while let Some(resend) = self.send_announcements(&subscribers, Some(RESEND_INTERVAL.0)) {
+            // The shorter interval says that a subscriber has read something.
+            patience = if resend == RESEND_INTERVAL.0 { LAST_PATIENCE } else { patience };
+            if patience.is_zero() {
+                return;
+            }
+            patience = patience.saturating_sub(RESEND_INTERVAL.0);
+            std::thread::sleep(RESEND_INTERVAL.0);
+        }
     }
 
     /// Sends announcements to all subscribers. Returns the time after which to send again, if that is necessary:
@@ -157,8 +178,8 @@ impl Server {
     ) -> Option<Duration> {
         let mut resend = None;
         for subscriber in subscribers {
-            // An evicted subscriber has been sent BYE, or is about to be.
-            if subscriber.eviction().is_some() {
+            // An evicted subscriber gets BYE, and one that has left reads nothing.
+            if subscriber.draining.load(Ordering::Relaxed) {
                 continue;
             }
             match self.state.registry.send_announcements(subscriber) {
@@ -628,10 +649,10 @@ mod tests {
         messages(&its_peer);
         assert_eq!(send(&[quick.clone(), slow.clone()], last), Some(1));
         // An evicted one gets nothing more.
-        let evicted = Refusal { reason: RefusalReason::Stalled, text: String::new() };
-        *lock(&quick.eviction) = Some(evicted.clone());
+        let evict = |who| stage.server.state.registry.evict(who, RefusalReason::Stalled, "".into());
+        evict(&quick);
         assert_eq!(send(&all, Some(32)), Some(64));
-        *lock(&slow.eviction) = Some(evicted);
+        evict(&slow);
         assert_eq!(send(&all, Some(32)), None);
         drop(peer);
     }

@@ -32,7 +32,7 @@ enum Item {
 pub(super) struct Waker {
     /// Wakes the thread.
     bell: Doorbell,
-    /// What the thread has to do: wake all subscribers but the first [`DIRECT_WAKEUPS`]. At most one entry per item.
+    /// What the thread has to do: wake all subscribers but the first [`DIRECT_WAKEUPS`]. One entry per item and list.
     jobs: Mutex<Vec<(Item, Subscribers)>>,
     stop: AtomicBool,
     running: AtomicBool,
@@ -111,8 +111,10 @@ impl Waker {
         // The thread first, because it takes some time to start.
         if any_sleeps(&subscribers[direct..]) {
             let mut jobs = lock(&self.jobs);
-            jobs.retain(|(of, _)| *of != item);
-            jobs.push((item, subscribers.clone()));
+            // Another thread may have handed over a newer list, which this one must not replace.
+            if !jobs.iter().any(|(of, list)| *of == item && Arc::ptr_eq(list, subscribers)) {
+                jobs.push((item, subscribers.clone()));
+            }
             drop(jobs);
             self.bell.ring();
         }

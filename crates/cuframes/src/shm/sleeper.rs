@@ -97,7 +97,8 @@ impl Sleeper<'_> {
         }
         // SYNC(wake/expected): pairs with the Acquire in `expected`.
         self.futex.fetch_add(1, Ordering::Release);
-        futex::wake_all(self.futex);
+        // One thread sleeps on it. Others, of a hostile subscriber, would only cost the publisher time.
+        futex::wake_one(self.futex);
         true
     }
 }

@@ -47,19 +47,24 @@ fn timespec(d: Duration) -> libc::timespec {
     }
 }
 
+/// Wakes one of the threads that sleep on `word`, in any process. A read-only mapping is sufficient.
+pub fn wake_one(word: &AtomicU32) {
+    futex_wake(word, libc::FUTEX_WAKE, 1);
+}
+
 /// Wakes all threads that sleep on `word`, in any process. A read-only mapping is sufficient.
 pub fn wake_all(word: &AtomicU32) {
-    futex_wake(word, libc::FUTEX_WAKE);
+    futex_wake(word, libc::FUTEX_WAKE, i32::MAX);
 }
 
 /// Wakes all threads of this process that sleep on `word`, which is in no shared memory.
 pub fn wake_all_private(word: &AtomicU32) {
-    futex_wake(word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG);
+    futex_wake(word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, i32::MAX);
 }
 
-fn futex_wake(word: &AtomicU32, op: i32) {
+fn futex_wake(word: &AtomicU32, op: i32, count: i32) {
     // SAFETY: FUTEX_WAKE uses the address as a key and accesses no memory of this process.
-    unsafe { libc::syscall(libc::SYS_futex, from_ref(word), op, i32::MAX) };
+    unsafe { libc::syscall(libc::SYS_futex, from_ref(word), op, count) };
 }
 
 /// Sleeps while `word` equals `expected`, until it is woken or `timeout` elapses; `None` sleeps forever. May

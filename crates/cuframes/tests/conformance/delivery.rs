@@ -7,7 +7,7 @@ use std::time::Duration;
 use cuframes::{Frame, Mode, Next, Policy, RefusalReason, SharedWords, Wait};
 use testing::{FrameLog, SIZE, TestDir, TestSubscriber, info, item};
 
-use crate::fixture::{FRAMES, MemoryFixture, PATIENT, asleep, intact, publish};
+use crate::fixture::{FRAMES, MemoryFixture, PATIENT, asleep, intact, publish, publish_sized};
 
 pub(crate) fn newest_subscribers_with_policy_drop<M: MemoryFixture>(test: &TestDir) {
     stream::<M>(test, Mode::Newest, Policy::Drop);
@@ -27,6 +27,20 @@ pub(crate) fn strict_subscribers_with_policy_wait<M: MemoryFixture>(test: &TestD
 
 pub(crate) fn strict_subscribers_lose_nothing_at_full_speed<M: MemoryFixture>(test: &TestDir) {
     run::<M>(test, Mode::Strict, PATIENT, 4, 2000);
+}
+
+/// The memory of the last frame is still to be announced when the publisher ends.
+pub(crate) fn only_frame_arrives_before_publisher_closes<M: MemoryFixture>(test: &TestDir) {
+    for _ in 0..20 {
+        let publisher = test.publisher(M::backend(), |_| {});
+        let mut viewers: Vec<_> = (0..4).map(|_| test.subscriber(|c| c.max_frames = 8)).collect();
+        publisher.set_format("other", 2 * SIZE).unwrap();
+        publish_sized::<M>(&publisher, 1, 2 * SIZE);
+        drop(publisher);
+        for viewer in &mut viewers {
+            intact::<M>(&viewer.frame());
+        }
+    }
 }
 
 /// Two devices, or two streams of one, complete frames in any order.

@@ -26,6 +26,7 @@ macro_rules! conformance {
                 delivery::frames_arrive_in_order_of_publication
                 delivery::stream_continues_after_its_end
                 delivery::frames_become_complete_in_any_order
+                delivery::only_frame_arrives_before_publisher_closes
                 delivery::next_frame_takes_end_back
                 backpressure::pool_uses_spare_slots_for_lagging_subscriber
                 backpressure::slow_subscriber_does_not_disturb_others

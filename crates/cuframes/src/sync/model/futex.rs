@@ -32,6 +32,11 @@ pub fn wake_all(word: &AtomicU32) {
     KERNEL.changed.notify_all();
 }
 
+/// Wakes one of the threads that sleep on `word`. No more than one sleeps on a word for which this is called.
+pub fn wake_one(word: &AtomicU32) {
+    wake_all(word);
+}
+
 /// Wakes all threads of this process that sleep on `word`.
 pub fn wake_all_private(word: &AtomicU32) {
     wake_all(word);
