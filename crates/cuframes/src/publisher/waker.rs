@@ -204,6 +204,25 @@ mod tests {
         assert!(subscribers.iter().all(|s| s.page.header().sleeping.load(Ordering::Relaxed) == 0));
     }
 
+    #[test]
+    fn only_reader_that_sleeps_is_woken() {
+        let (waker, alone) = (Waker::default(), subscribers(1));
+        let page = alone[0].page.header();
+        page.sleeping.store(1 << FRAME_READER, Ordering::Relaxed);
+        waker.wake_packet_readers(&alone, 0);
+        assert_eq!(woken(&alone), [[0; 3]]);
+        waker.wake_frame_readers(&alone);
+        assert_eq!(woken(&alone), [[1, 0, 0]]);
+        // All readers of packets sleep.
+        sleep(&alone);
+        page.sleeping.store((1 << MAX_READERS) - 1, Ordering::Relaxed);
+        waker.wake_frame_readers(&alone);
+        assert_eq!(woken(&alone), [[1, 0, 0]]);
+        waker.wake_packet_readers(&alone, 7);
+        waker.wake_packet_readers(&alone, 8);
+        assert_eq!(woken(&alone), [[1; 3]]);
+    }
+
     /// The thread gets the wake-ups beyond the first ones. Those of one item do not replace those of another.
     #[test]
     fn thread_wakes_every_reader_that_is_left_to_it() {
