@@ -1024,6 +1024,15 @@ mod tests {
         drop(lent);
     }
 
+    #[test]
+    fn loan_allocates_slots_that_are_missing() {
+        let frames = small(Policy::Drop);
+        // As if another thread was about to allocate them.
+        lock(&frames.pool).loan_reserve = 5;
+        drop(loan(&frames, SIZE));
+        assert_eq!(frames.stats().slots, 1 + 5);
+    }
+
     /// The pixels of a frame are complete when the word of its own slot says so.
     #[test]
     fn each_slot_has_a_ready_word() {
