@@ -137,14 +137,14 @@ impl SubscriberHandle {
     fn wake(&self, item: Item) {
         let page = self.page.header();
         let Item::Packet(track) = item else {
-            Sleeper { sleeping: &page.sleeping, bit: FRAME_READER, futex: &page.wake }.wake();
+            Sleeper::of_frames(page).wake();
             return;
         };
         // SYNC(reader/register): pairs with the Release in `Sleeper::sleep`.
         let sleeping = page.sleeping.load(Ordering::Acquire);
-        for (bit, words) in (0..MAX_READERS as u32).zip(&page.readers) {
-            if sleeping & 1 << bit != 0 && words.track.load(Ordering::Relaxed) as u32 == track {
-                Sleeper { sleeping: &page.sleeping, bit, futex: &words.wake }.wake();
+        for (entry, words) in page.readers.iter().enumerate() {
+            if sleeping & 1 << entry != 0 && words.track.load(Ordering::Relaxed) as u32 == track {
+                Sleeper::of_packets(page, entry).wake();
             }
         }
     }

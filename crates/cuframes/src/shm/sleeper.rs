@@ -33,6 +33,7 @@
 //! A subscriber that writes anything else to these words harms only itself: at worst it is not woken, or costs the
 //! publisher one system call for each item.
 
+use super::layout::{FRAME_READER, PageHeader};
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::sync::futex;
 
@@ -47,7 +48,21 @@ pub struct Sleeper<'a> {
     pub futex: &'a AtomicU32,
 }
 
-impl Sleeper<'_> {
+impl<'a> Sleeper<'a> {
+    /// Returns the words of the thread that reads frames.
+    pub fn of_frames(page: &'a PageHeader) -> Self {
+        Self { sleeping: &page.sleeping, bit: FRAME_READER, futex: &page.wake }
+    }
+
+    /// Returns the words of the packet reader in entry `entry` of the page.
+    ///
+    /// # Panics
+    /// If there is no such entry.
+    pub fn of_packets(page: &'a PageHeader, entry: usize) -> Self {
+        let futex = &page.readers[entry].wake;
+        Self { sleeping: &page.sleeping, bit: entry as u32, futex }
+    }
+
     fn mask(&self) -> u32 {
         1 << self.bit
     }

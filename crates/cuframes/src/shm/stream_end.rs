@@ -40,6 +40,12 @@ pub fn read_with<R>(mark: &AtomicU32, load_head: impl FnOnce() -> R) -> (bool, R
     (ended, load_head())
 }
 
+/// Reader: returns whether the stream is still as a reader has `seen` it: its `head`, and whether it has ended.
+pub fn is_unchanged(mark: &AtomicU32, head: &AtomicU64, seen: (u64, bool)) -> bool {
+    // SYNC(sleep/wake): the fence of `Sleeper::sleep` precedes these loads.
+    (head.load(Ordering::Relaxed), mark.load(Ordering::Relaxed) != 0) == seen
+}
+
 /// Reader: returns whether the stream has ended, and `head`. Everything before `head` is visible.
 pub fn read(mark: &AtomicU32, head: &AtomicU64) -> (bool, u64) {
     // SYNC(head/publish): pairs with the Release in `publish`.

@@ -178,7 +178,7 @@ impl Connection {
                     text: format!("it did not announce the {what} within 10 s"),
                 });
             }
-            // Only the bell: the futex of the frames changes with each frame.
+            // Only the bell: new frames and packets do not matter.
             self.interrupt.bell().wait(ticket, left);
         }
     }

@@ -10,7 +10,7 @@ use crate::cuda::Event;
 use crate::error::{Error, Result};
 use crate::memory::Imported;
 use crate::shm::claim;
-use crate::shm::layout::{FRAME_READER, MAX_SEQ, unpack_index};
+use crate::shm::layout::{MAX_SEQ, unpack_index};
 use crate::shm::record::Record;
 use crate::shm::sleeper::Sleeper;
 use crate::shm::stream_end;
@@ -150,8 +150,7 @@ impl FrameReader {
     }
 
     fn sleeper(&self) -> Sleeper<'_> {
-        let page = self.connection.page.header();
-        Sleeper { sleeping: &page.sleeping, bit: FRAME_READER, futex: &page.wake }
+        Sleeper::of_frames(self.connection.page.header())
     }
 
     /// Checks the current state: returns the result of the wait (a frame, the end of the stream or of the
@@ -224,15 +223,11 @@ impl FrameReader {
             return std::hint::spin_loop();
         }
         let until = expected.map(|around| around.start).into_iter().chain(deadline).min();
-        let h = self.connection.control.header();
-        let is_unchanged =
-            || (h.head.load(Ordering::Relaxed), h.status.eos.load(Ordering::Relaxed) != 0) == seen;
+        let left = until.map(|until| until - now);
+        let (h, bell) = (self.connection.control.header(), self.connection.interrupt.bell());
+        let is_unchanged = || stream_end::is_unchanged(&h.status.eos, &h.head, seen);
         self.sleeper().sleep(tickets.wake, is_unchanged, |wake| {
-            self.connection.interrupt.bell().wait_or(
-                tickets.bell,
-                wake,
-                until.map(|until| until - now),
-            );
+            bell.wait_or(tickets.bell, wake, left);
             tracing::trace!(name: "woken", target: "cuframes::steps", "woken");
         });
     }
@@ -240,15 +235,9 @@ impl FrameReader {
     /// Sleeps until this subscriber releases a frame.
     fn wait_for_release(&self, tickets: Tickets, left: Option<Duration>) {
         let connection = &*self.connection;
+        let (credit, bell) = (connection.credit, connection.interrupt.bell());
         let held = |slot| connection.page.held(slot);
-        let leases = &connection.leases;
-        leases.wait_for_release(
-            connection.credit,
-            held,
-            connection.interrupt.bell(),
-            tickets.bell,
-            left,
-        );
+        connection.leases.wait_for_release(credit, held, bell, tickets.bell, left);
     }
 
     /// Claims the frame that the mode selects. Returns `None` if it was overwritten before.

@@ -214,7 +214,7 @@ impl PacketReader {
     }
 
     fn words(&self) -> Option<&ReaderWords> {
-        words(&self.connection, self.entry)
+        Some(&self.connection.page.header().readers[self.entry?])
     }
 
     /// Returns how many packets were returned, and how many were lost since the first one.
@@ -241,18 +241,18 @@ impl PacketReader {
 
     fn wait_for_next(&mut self, wait: &Wait) -> Result<Next<Packet>> {
         let connection = self.connection.clone();
-        let Some((bit, words)) = self.entry.zip(words(&connection, self.entry)) else {
+        let Some(entry) = self.entry else {
             let problem = format!("has at most {MAX_READERS} packet readers: connect another one");
             return Err(Error::InvalidConfig { what: "A subscriber", problem });
         };
-        let sleeping = &connection.page.header().sleeping;
-        let sleeper = Sleeper { sleeping, bit: bit as u32, futex: &words.wake };
+        let sleeper = Sleeper::of_packets(connection.page.header(), entry);
+        let bell = connection.interrupt.bell();
         let deadline = wait.timeout.and_then(clock::deadline_after);
         let mut last = None;
         loop {
             // SYNC(bell/ticket): read before everything that the sleep below waits for.
-            let (ticket, expected) = (connection.interrupt.bell().ticket(), sleeper.expected());
-            if self.connection.interrupt.is_set() {
+            let (ticket, expected) = (bell.ticket(), sleeper.expected());
+            if connection.interrupt.is_set() {
                 return Ok(Next::Interrupted);
             }
             let left = deadline.map(|d| d.saturating_sub(clock::now()));
@@ -280,10 +280,7 @@ impl PacketReader {
                         return Ok(Next::TimedOut);
                     }
                     // The publisher is deciding whether it discards packets that this reader needs.
-                    connection
-                        .interrupt
-                        .bell()
-                        .wait(ticket, left.into_iter().chain([RECLAIM_POLL]).min());
+                    bell.wait(ticket, left.into_iter().chain([RECLAIM_POLL]).min());
                     continue;
                 }
                 self.retained = true;
@@ -316,15 +313,12 @@ impl PacketReader {
                 return Ok(Next::TimedOut);
             }
             let Some((view, seen)) = self.view.as_ref().zip(seen) else {
-                connection.interrupt.bell().wait(ticket, left);
+                bell.wait(ticket, left);
                 continue;
             };
             let h = view.segment.header();
-            let is_unchanged =
-                || (h.head.load(Ordering::Relaxed), h.eos.load(Ordering::Relaxed) != 0) == seen;
-            sleeper.sleep(expected, is_unchanged, |wake| {
-                connection.interrupt.bell().wait_or(ticket, wake, left);
-            });
+            let is_unchanged = || stream_end::is_unchanged(&h.eos, &h.head, seen);
+            sleeper.sleep(expected, is_unchanged, |wake| bell.wait_or(ticket, wake, left));
         }
     }
 
@@ -490,11 +484,6 @@ impl PacketReader {
         }
         found.map(|(at, _)| at)
     }
-}
-
-/// Returns the words of a reader's entry.
-fn words(connection: &Connection, entry: Option<usize>) -> Option<&ReaderWords> {
-    Some(&connection.page.header().readers[entry?])
 }
 
 impl Drop for PacketReader {

@@ -3,6 +3,7 @@
 
 use cuframes::Interrupt;
 use cuframes::shm::sleeper::{Sleeper, before_wakeups};
+use cuframes::shm::stream_end;
 use cuframes::shm::waiter::{Waiter, notify};
 use cuframes::sync::interrupt::Doorbell;
 use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -92,12 +93,17 @@ impl Stream {
         self.wake(outcomes);
     }
 
-    fn seen(&self) -> (u64, u32) {
-        (self.head.load(Ordering::Acquire), self.ended.load(Ordering::Acquire))
+    fn seen(&self) -> (u64, bool) {
+        let (ended, head) = stream_end::read(&self.ended, &self.head);
+        (head, ended)
+    }
+
+    fn is_unchanged(&self, seen: (u64, bool)) -> bool {
+        stream_end::is_unchanged(&self.ended, &self.head, seen)
     }
 
     /// As `FrameReader::next`: sleeps until the stream is at `wanted`.
-    fn wait_for(&self, wanted: (u64, u32)) {
+    fn wait_for(&self, wanted: (u64, bool)) {
         let bell = Doorbell::default();
         loop {
             let (ticket, expected) = (bell.ticket(), self.sleeper().expected());
@@ -107,7 +113,7 @@ impl Stream {
             }
             self.sleeper().sleep(
                 expected,
-                || (self.head.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed)) == seen,
+                || self.is_unchanged(seen),
                 |wake| bell.wait_or(ticket, wake, None),
             );
         }
@@ -120,7 +126,7 @@ fn sleeping_reader_misses_no_frame() {
         let stream = Arc::new(Stream::default());
         let (publisher, seen) = (stream.clone(), outcomes.clone());
         let publishing = thread::spawn(move || (1..=2).for_each(|n| publisher.publish(n, &seen)));
-        stream.wait_for((2, 0));
+        stream.wait_for((2, false));
         publishing.join().unwrap();
     });
 }
@@ -134,10 +140,10 @@ fn sleeping_reader_misses_neither_frame_nor_end() {
         let publishing = thread::spawn(move || publisher.publish(1, &seen));
         let (ending, seen) = (stream.clone(), outcomes.clone());
         let ending = thread::spawn(move || {
-            ending.ended.store(1, Ordering::Release);
+            stream_end::end(&ending.ended);
             ending.wake(&seen);
         });
-        stream.wait_for((1, 1));
+        stream.wait_for((1, true));
         publishing.join().unwrap();
         ending.join().unwrap();
     });
@@ -147,7 +153,7 @@ fn sleeping_reader_misses_neither_frame_nor_end() {
 #[test]
 fn reader_misses_no_frame_and_no_interrupt() {
     explore(2, ["frame first", "interrupt first", "both", "woke", "awake"], |outcomes| {
-        let interrupt = Arc::new(Interrupt::default());
+        let interrupt = Interrupt::default();
         let stream = Arc::new(Stream::default());
         let (publisher, seen) = (stream.clone(), outcomes.clone());
         let publishing = thread::spawn(move || publisher.publish(1, &seen));
@@ -157,8 +163,8 @@ fn reader_misses_no_frame_and_no_interrupt() {
         let mut first = None;
         loop {
             let (ticket, expected) = (interrupt.bell().ticket(), stream.sleeper().expected());
-            let seen = stream.seen().0;
-            match (interrupt.is_set(), seen == 1) {
+            let seen = stream.seen();
+            match (interrupt.is_set(), seen.0 == 1) {
                 (true, true) => break,
                 (true, false) => first = Some("interrupt first"),
                 (false, true) => first = Some("frame first"),
@@ -166,7 +172,7 @@ fn reader_misses_no_frame_and_no_interrupt() {
             }
             stream.sleeper().sleep(
                 expected,
-                || stream.head.load(Ordering::Relaxed) == seen,
+                || stream.is_unchanged(seen),
                 |wake| interrupt.bell().wait_or(ticket, wake, None),
             );
         }
