@@ -114,7 +114,7 @@ impl FramePublisher {
     /// Sets the caps of all later frames and the bytes that each needs, and the backend that allocates slots if
     /// `backend` is given.
     ///
-    /// FORMAT is sent before the first frame of the new generation is published, so the new caps take effect at
+    /// FORMAT is announced before the first frame of the new generation is published, so the new caps take effect at
     /// exactly that frame.
     ///
     /// # Errors
@@ -170,37 +170,33 @@ impl FramePublisher {
     /// There is no memory or slot number left. For `more_credit` nothing is allocated then, otherwise as much as
     /// possible.
     fn grow(&self, more_credit: u32) -> Result<()> {
-        let mut freed = false;
+        match self.grow_once(more_credit) {
+            // The memory and the numbers of retiring chunks may be enough.
+            Err(_) => {
+                self.free_retired();
+                self.grow_once(more_credit)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn grow_once(&self, more_credit: u32) -> Result<()> {
         loop {
             let mut pool = lock(&self.pool);
             pool.subscribers.refresh(&self.slots.registry);
-            let growth = pool.growth(self.slots.window, more_credit);
+            let growth = pool.growth(self.slots.window, more_credit)?;
             drop(pool);
+            let Some(growth) = growth else { return Ok(()) };
             let mut chunks = Vec::new();
-            let allocated = match &growth {
-                Ok(None) => return Ok(()),
-                Ok(Some(growth)) => growth.allocate(&mut chunks),
-                Err(_) => Ok(()),
-            };
-            let failed = growth.as_ref().err().or(allocated.as_ref().err()).is_some();
-            if failed && !freed {
-                // The memory and the numbers of retiring chunks may be enough.
-                freed = true;
-                drop(chunks);
-                self.free_retired();
-                continue;
+            let result = growth.allocate(&mut chunks);
+            let allocated = chunks.len();
+            if result.is_ok() || more_credit == 0 {
+                self.slots.install(&mut lock(&self.pool), &growth, &mut chunks);
             }
-            if let Ok(Some(growth)) = &growth
-                && (allocated.is_ok() || more_credit == 0)
-            {
-                let allocated = chunks.len();
-                self.slots.install(&mut lock(&self.pool), growth, &mut chunks);
-                if chunks.len() < allocated {
-                    self.slots.registry.wake_server();
-                }
+            if chunks.len() < allocated {
+                self.slots.registry.wake_server();
             }
-            growth?;
-            allocated?;
+            result?;
         }
     }
 
@@ -232,7 +228,7 @@ impl FramePublisher {
     fn free_retired(&self) {
         let mut from = 0;
         loop {
-            let freed = self.slots.free_retired(&mut lock(&self.pool), from);
+            let freed = self.slots.free_retired_chunk(&mut lock(&self.pool), from);
             let Some((id, chunk)) = freed else { return };
             if chunk.is_some() {
                 // The registry's references to the memory are dropped here, without a lock.

@@ -132,8 +132,6 @@ impl AsFd for ChunkFd {
 pub(super) struct Pool {
     pub(super) chunks: Vec<LiveChunk>,
     last_chunk: u32,
-    /// Number of chunks that are retiring.
-    retiring: usize,
     /// By slot number; `None` where the number is free.
     pub(super) slots: Vec<Option<Slot>>,
     /// The numbers that are free. A number is reused as late as possible, because a device may still write the ready
@@ -195,12 +193,12 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// Allocates chunks until `chunks` has all slots.
+    /// Allocates chunks with all slots, and appends them to `chunks`.
     ///
     /// # Errors
-    /// There is no memory, or no file descriptor for it. `chunks` has what could be allocated.
+    /// There is no memory, or no file descriptor for it. `chunks` gets what could be allocated.
     pub(super) fn allocate(&self, chunks: &mut Vec<Arc<dyn Chunk>>) -> Result<()> {
-        let mut missing = self.slots - chunks.iter().map(|c| c.geometry().slots).sum::<u32>();
+        let mut missing = self.slots;
         while missing > 0 {
             let slots = missing.min(CHUNK_SLOTS);
             let chunk = self.backend.allocate(slots, self.slot_size);
@@ -259,7 +257,6 @@ impl Pool {
         Self {
             chunks: Vec::new(),
             last_chunk: 0,
-            retiring: 0,
             slots: (0..slots).map(|_| None).collect(),
             free_numbers: (0..slots).collect(),
             reuse_queue: VecDeque::new(),
@@ -303,7 +300,6 @@ impl Pool {
         if std::mem::replace(&mut chunk.retiring, true) {
             return;
         }
-        self.retiring += 1;
         // All of its slots exist: slots are freed one by one only while the chunk retires.
         self.capacity -= chunk.slots;
         for number in &chunk.numbers {
@@ -367,12 +363,12 @@ impl Pool {
 
     /// Returns whether chunks are retiring.
     pub(super) fn has_retiring(&self) -> bool {
-        self.retiring > 0
+        self.chunks.iter().any(|c| c.retiring)
     }
 
     /// Returns whether the server thread has something to free or to allocate, now or later.
     pub(super) fn needs_maintenance(&self) -> bool {
-        self.retiring > 0 || self.surplus_since.is_some() || self.growth_failed
+        self.has_retiring() || self.surplus_since.is_some() || self.growth_failed
     }
 
     fn slot(&self, number: u32) -> &Slot {
@@ -495,8 +491,7 @@ impl Slots {
         let (id, g) = (pool.last_chunk, memory.geometry());
         let slots = g.slots;
         let (kind, device) = (pool.backend.kind() as u32, pool.backend.device().0);
-        let message =
-            Message::Chunk { id, kind, device, slots: g.slots, stride: g.stride, size: g.size };
+        let message = Message::Chunk { id, kind, device, slots, stride: g.stride, size: g.size };
         self.registry.announce(message, Some(Arc::new(ChunkFd(memory.clone()))));
         let numbers: Vec<u32> = pool.free_numbers.drain(..slots as usize).collect();
         for (index, &number) in (0..).zip(&numbers) {
@@ -519,14 +514,11 @@ impl Slots {
     /// Frees the slots of one retiring chunk that are no longer in use: the first chunk from `from` on, in the order
     /// of their ids. Returns the id of that chunk, and the chunk itself if that was its last slot; `None` if there
     /// is no such chunk.
-    pub(super) fn free_retired(
+    pub(super) fn free_retired_chunk(
         &self,
         pool: &mut Pool,
         from: u32,
     ) -> Option<(u32, Option<LiveChunk>)> {
-        if pool.retiring == 0 {
-            return None;
-        }
         // Chunks are in the order of their ids.
         let first = pool.chunks.partition_point(|c| c.id < from);
         let at = first + pool.chunks[first..].iter().position(|c| c.retiring)?;
@@ -543,7 +535,6 @@ impl Slots {
         if pool.chunks[at].slots > 0 {
             return Some((id, None));
         }
-        pool.retiring -= 1;
         tracing::debug!(chunk = id, "pool shrank");
         Some((id, Some(pool.chunks.remove(at))))
     }

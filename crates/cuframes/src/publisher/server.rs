@@ -38,6 +38,8 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Shortest and longest time after which sending is tried again to a subscriber that has yet to read its messages.
 const RESEND_INTERVAL: (Duration, Duration) =
     (Duration::from_millis(1), Duration::from_millis(100));
+/// How long a publisher that ends waits for subscribers that read none of their messages.
+const LAST_PATIENCE: Duration = Duration::from_millis(100);
 /// Time after which a subscriber that holds frames and takes none is reported, while frames are published.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 
@@ -51,9 +53,6 @@ pub(super) struct Server {
     pub(super) events: Box<dyn Fn(PublisherEvent) + Send + Sync>,
     pub(super) stop: Arc<AtomicBool>,
 }
-
-/// How long a publisher that ends waits for subscribers that read none of their messages.
-const LAST_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A connection that has sent no HELLO yet.
 struct Pending {
