@@ -45,8 +45,8 @@ pub struct PoolStats {
 
 /// Maximum number of searches for a free slot, before the claims are compared with the credits.
 const MAX_SEARCHES: u32 = 64;
-/// Number of comparisons in a row after which a subscriber that seems to exceed its credit is evicted.
-const MAX_SUSPICIONS: u32 = 16;
+/// Number of such comparisons after which a subscriber that seems to exceed its credit is evicted.
+const MAX_ROUNDS: u32 = 16;
 
 /// What happens to the loan when its slot is published.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -302,7 +302,7 @@ impl FramePublisher {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Loan>> {
         let mut wait = BackpressureWait::new(self.wait_context(), cancelled);
-        let (mut searches, mut suspicions) = (0, 0);
+        let (mut searches, mut rounds) = (0, 0);
         loop {
             let mut pool = lock(&self.pool);
             pool.subscribers.refresh(&self.slots.registry);
@@ -348,18 +348,20 @@ impl FramePublisher {
                 }
                 SlotSearch::Exhausted => {
                     let subscribers = pool.subscribers.list();
+                    let entitled = pool.has_slot_for_loan(self.slots.window);
                     drop(pool);
-                    let Some(suspect) = over_credit(&subscribers, self.slots.control.slots())
-                    else {
-                        return Ok(None);
-                    };
-                    // Search again: the slots of an evicted subscriber are free. One that seems to exceed its credit may
-                    // just be moving from frame to frame, but it comes to rest, because no frame is published.
-                    searches = 0;
-                    suspicions += 1;
-                    if suspect.certain || suspicions > MAX_SUSPICIONS {
-                        suspicions = 0;
-                        self.evict_over_credit(&suspect);
+                    (searches, rounds) = (0, rounds + 1);
+                    match over_credit(&subscribers, self.slots.control.slots()) {
+                        // Its slots are free now.
+                        Some(suspect) if suspect.certain || rounds > MAX_ROUNDS => {
+                            rounds = 0;
+                            self.evict_over_credit(&suspect);
+                        }
+                        // It may just be moving from frame to frame. It comes to rest, because no frame is published.
+                        Some(_) => {}
+                        // A subscriber exceeded its credit during the searches, and not when the claims were counted.
+                        None if entitled && rounds <= MAX_ROUNDS => {}
+                        None => return Ok(None),
                     }
                 }
             }

@@ -318,6 +318,11 @@ impl Pool {
         self.capacity < self.needed(window) && (self.capacity == 0 || !self.growth_failed)
     }
 
+    /// Returns whether the slots suffice for one more loan while all subscribers hold their credit.
+    pub(super) fn has_slot_for_loan(&self, window: u32) -> bool {
+        self.capacity >= self.needed(window) && self.loans < self.loan_reserve.max(1)
+    }
+
     /// Number of slots in chunks that are not retiring.
     pub(super) fn capacity(&self) -> u32 {
         self.capacity
