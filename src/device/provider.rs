@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The provider: scans for live keys, and adds and removes devices as publishers start and stop.
 
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const CAPS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The thread that updates the devices.
 struct Watcher {
-    interrupt: Arc<Interrupt>,
+    interrupt: Interrupt,
     thread: JoinHandle<()>,
 }
 
@@ -158,7 +158,6 @@ impl DeviceProviderImpl for CuframesDeviceProvider {
             )
         };
         let interrupt = Interrupt::new().map_err(|e| failed("create an eventfd", e))?;
-        let interrupt = Arc::new(interrupt);
         // The watch is set up before the first scan, so that no change in between is missed. The first
         // scan is done here, so that devices are listed as soon as the provider has started.
         let watch = Watch::coming_and_going(&candidates(None));

@@ -119,7 +119,7 @@ impl TestDir {
     pub fn subscriber(&self, adjust: impl FnOnce(&mut SubscriberConfig)) -> TestSubscriber {
         let mut config = self.subscriber_config();
         adjust(&mut config);
-        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let interrupt = Interrupt::new().unwrap();
         let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
         TestSubscriber { subscriber, interrupt }
     }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Frames that show tearing, and a subscriber that checks them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use cuframes::{Counters, Frame, FrameInfo, Interrupt, Loan, Next, Publisher, Subscriber, Wait};
@@ -13,7 +12,7 @@ pub struct TestSubscriber {
     /// The subscriber.
     pub subscriber: Subscriber,
     /// Ends its waits.
-    pub interrupt: Arc<Interrupt>,
+    pub interrupt: Interrupt,
 }
 
 impl TestSubscriber {

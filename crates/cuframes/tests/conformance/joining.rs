@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Publishers and subscribers that join, are refused, and are interrupted.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use cuframes::{
@@ -78,7 +77,7 @@ pub(crate) fn publisher_restarts<M: MemoryFixture>(test: &TestDir) {
     let again = {
         let config = test.subscriber_config();
         asleep(move || {
-            let interrupt = Arc::new(Interrupt::new().unwrap());
+            let interrupt = Interrupt::new().unwrap();
             let subscriber = Subscriber::connect(config, None, &interrupt).unwrap();
             TestSubscriber { subscriber, interrupt }
         })
@@ -122,7 +121,7 @@ pub(crate) fn connect_times_out_without_publisher<M: MemoryFixture>(test: &TestD
 }
 
 pub(crate) fn interrupt_ends_every_wait<M: MemoryFixture>(test: &TestDir) {
-    let interrupt = Arc::new(Interrupt::new().unwrap());
+    let interrupt = Interrupt::new().unwrap();
     let (config, its) = (test.subscriber_config(), interrupt.clone());
     let connects = asleep(move || Subscriber::connect(config, None, &its));
     interrupt.set();

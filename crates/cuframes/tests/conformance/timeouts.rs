@@ -24,7 +24,7 @@ const TIMEOUTS: [Duration; 4] = [
 /// Each wait with such a timeout ends when its condition is met.
 pub(crate) fn longest_timeouts_never_elapse<M: MemoryFixture>(test: &TestDir) {
     for timeout in TIMEOUTS {
-        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let interrupt = Interrupt::new().unwrap();
         let its = interrupt.clone();
         let waits = asleep(move || {
             its.poll(&[], timeout);

@@ -19,7 +19,7 @@ fn poll_until_set(interrupt: &Interrupt) -> usize {
     polls
 }
 
-fn set_in_thread(interrupt: &Arc<Interrupt>) -> thread::JoinHandle<()> {
+fn set_in_thread(interrupt: &Interrupt) -> thread::JoinHandle<()> {
     let interrupt = interrupt.clone();
     thread::spawn(move || interrupt.set())
 }
@@ -52,7 +52,7 @@ fn sleep_ends_when_interrupt_is_set() {
 #[test]
 fn first_poll_ends_when_interrupt_is_set() {
     explore(3, ["polled", "not polled"], |outcomes| {
-        let interrupt = Arc::new(Interrupt::default());
+        let interrupt = Interrupt::default();
         let setting = set_in_thread(&interrupt);
         outcomes.add(if poll_until_set(&interrupt) > 0 { "polled" } else { "not polled" });
         setting.join().unwrap();
@@ -62,7 +62,7 @@ fn first_poll_ends_when_interrupt_is_set() {
 #[test]
 fn two_first_polls_end_when_interrupt_is_set() {
     explore(2, ["polled", "not polled"], |outcomes| {
-        let interrupt = Arc::new(Interrupt::default());
+        let interrupt = Interrupt::default();
         let setting = set_in_thread(&interrupt);
         let (other, seen) = (interrupt.clone(), outcomes.clone());
         let polling = thread::spawn(move || {
@@ -77,7 +77,7 @@ fn two_first_polls_end_when_interrupt_is_set() {
 #[test]
 fn poll_ends_when_interrupt_is_set_during_clear() {
     explore(3, ["set", "cleared"], |outcomes| {
-        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let interrupt = Interrupt::new().unwrap();
         interrupt.set();
         let setting = set_in_thread(&interrupt);
         interrupt.clear();
@@ -93,7 +93,7 @@ fn poll_ends_when_interrupt_is_set_during_clear() {
 #[test]
 fn poll_does_not_end_after_clear() {
     explore(3, ["polled", "not polled"], |outcomes| {
-        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let interrupt = Interrupt::new().unwrap();
         interrupt.set();
         interrupt.clear();
         let setting = set_in_thread(&interrupt);
@@ -111,7 +111,7 @@ fn poll_does_not_end_after_clear() {
 #[test]
 fn poll_misses_no_interrupt_while_it_resets_event() {
     explore(3, ["polled", "polled again", "not polled"], |outcomes| {
-        let interrupt = Arc::new(Interrupt::new().unwrap());
+        let interrupt = Interrupt::new().unwrap();
         let cleared = Arc::new(AtomicBool::new(false));
         // One thread sets it twice, because loom does not order the stores of several threads to one word.
         let (other, continues) = (interrupt.clone(), cleared.clone());

@@ -222,7 +222,7 @@ fn a_thousand_connects(test: &TestDir) {
 #[test]
 fn interrupt_outlives_its_waits() {
     let test = TestDir::new("lifecycle-interrupt");
-    let interrupt = Arc::new(Interrupt::default());
+    let interrupt = Interrupt::default();
     for _ in 0..20 {
         let (config, its) = (test.subscriber_config(), interrupt.clone());
         let waits = std::thread::spawn(move || Subscriber::connect(config, None, &its).err());
