@@ -20,7 +20,7 @@ pub fn become_user(uid: u32) {
 }
 
 /// Becomes [`NOBODY`] if this is a process of root's. Linux exempts root from limits, such as that on file descriptors in
-/// messages that nobody has read. [`TestDir::unprivileged`](crate::TestDir::unprivileged) makes a directory usable.
+/// unread messages. [`TestDir::unprivileged`](crate::TestDir::unprivileged) makes a directory usable.
 pub fn drop_root() {
     if getuid().is_root() {
         become_user(NOBODY);

@@ -155,7 +155,7 @@ pub(super) mod tests {
         // WELCOME, which the first message stands for, has two.
         assert!(send(0) && send(1) && send(1));
         for _ in 0..3 {
-            // What is not sent does not count.
+            // Messages that are not sent do not count.
             assert!(!send(1) && !send(2) && send(0));
         }
         for _ in 0..3 {

@@ -406,7 +406,7 @@ mod tests {
         messages.iter().map(name).collect()
     }
 
-    /// Reads what has arrived and what is sent afterwards.
+    /// Reads the messages that have arrived, and those that are sent afterwards.
     fn read_all(registry: &Registry, of: &SubscriberHandle, peer: &Socket) -> Vec<(char, u32)> {
         let mut all = messages(peer);
         loop {

@@ -90,8 +90,8 @@ pub struct PageHeader {
     pub slots: AtomicU32,
     /// Futex that the publisher sleeps on while it waits for this subscriber.
     pub futex: CacheAligned<AtomicU32>,
-    /// Sequence number of the last frame that was taken. Shares a cache line with the fields up to `joined_ns`,
-    /// most of which the subscriber writes for each frame.
+    /// Sequence number of the last frame that was taken. Shares a cache line with the fields up to `joined_ns`:
+    /// the subscriber writes most of them for each frame.
     pub cursor: AtomicU64,
     /// Which threads of the subscriber sleep: bit n for the packet reader in entry n of `readers`,
     /// [`FRAME_READER`] for the reader of frames. See [`sleeper`](super::sleeper).

@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(caps(&formats, 1), Some(quarter), "all of them fit");
         formats.add(5, "a".into());
         assert_eq!((caps(&formats, 1), caps(&formats, 2)), (None, Some(quarter)));
-        // There is room again for what was dropped.
+        // The caps that were dropped have made room.
         formats.add(6, "a".repeat(quarter - 1));
         assert_eq!((caps(&formats, 2), caps(&formats, 6)), (Some(quarter), Some(quarter - 1)));
         formats.add(7, "a".repeat(MAX_KEPT_CAPS + 1));

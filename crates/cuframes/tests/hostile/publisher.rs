@@ -426,7 +426,7 @@ fn unfinished_reclaim_does_not_prolong_wait() {
     assert!(matches!(packets.next(&wait), Ok(Next::TimedOut)));
 }
 
-/// A subscriber without credit maps no memory of frames, of whatever kind it is.
+/// A subscriber without credit maps no memory of frames, of any kind.
 #[test]
 fn memory_of_frames_is_ignored_without_credit() {
     let test = TestDir::new("hostile-no-credit");

@@ -155,7 +155,7 @@ fn subscriber_that_reads_nothing_gets_its_messages_later() {
         // The honest subscriber reads the format with the next frame.
         stage.check();
     }
-    // It receives the newest caps, and not all of those that are outdated.
+    // It receives the newest caps. Most outdated caps are left out.
     let mut received = 0;
     while let Some((message, _)) = peer.receive() {
         let Message::Format { caps: text, .. } = message else { continue };

@@ -2,7 +2,7 @@
 //! A process that is out of file descriptors, memory, space or permissions reports it or waits,
 //! and leaves nothing open. Limits apply to a process, so each test runs in a child process.
 //!
-//! Root is exempt from the limit on file descriptors in messages that nobody has read. So these processes are of a user
+//! Root is exempt from the limit on file descriptors in unread messages. So these processes are of a user
 //! without rights, unless they have to mount something. That limit applies to all processes of a user together, so these
 //! tests run one after the other.
 
@@ -240,7 +240,7 @@ mod roles {
         late.finish();
     }
 
-    /// Subscribers that read no messages keep nobody out: neither from their publisher nor from another one of its user.
+    /// Subscribers that read no messages keep no other subscriber out: neither from their publisher nor from another one of its user.
     ///
     /// There are more announcements than file descriptors that a user may have in unread messages.
     pub(super) fn unread_fds_do_not_exhaust_publishers(test: &TestDir) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The honest subscribers, and the numbers in what they receive.
+//! The honest subscribers, and the numbers in the frames and packets that they receive.
 
 use std::cell::{Cell, RefCell};
 use std::path::Path;

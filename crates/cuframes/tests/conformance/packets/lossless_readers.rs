@@ -118,7 +118,7 @@ fn lossless_reader_gets_packets_beyond_their_time() {
         let packet = reader.packet();
         assert_eq!((packet.seq, packet.lost), (seq, 0));
     }
-    // What it has taken is discarded, and what it has not taken is kept.
+    // Packets that it has taken are discarded, the others are kept.
     source.push("K-");
     assert_eq!(source.buffered(), 2);
     source.push("K-");
