@@ -608,32 +608,26 @@ mod tests {
     use crate::memory::host::HostBackend;
     use crate::sync::atomic::AtomicU32;
     use crate::types::mode::Mode;
+    use testing::TestDir;
 
     const SIZE: usize = 4096;
 
     struct Owner {
         publisher: Publisher,
-        dir: std::path::PathBuf,
+        _dir: TestDir,
     }
 
     impl Owner {
         fn new(key: &str) -> Self {
-            let dir = std::env::temp_dir().join(format!("cuframes-{key}-{}", std::process::id()));
-            std::fs::create_dir_all(&dir).unwrap();
-            let runtime_dir = Some(dir.clone());
+            let dir = TestDir::new(key);
+            let runtime_dir = Some(dir.dir.clone());
             let config = PublisherConfig { runtime_dir, ..PublisherConfig::new(key) };
             let publisher = Publisher::open(config, Arc::new(HostBackend), |_| {}).unwrap();
-            Self { publisher, dir }
+            Self { publisher, _dir: dir }
         }
 
         fn loan(&self) -> Loan {
             self.publisher.loan(SIZE).unwrap().unwrap()
-        }
-    }
-
-    impl Drop for Owner {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
 

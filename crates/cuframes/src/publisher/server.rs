@@ -543,8 +543,6 @@ fn out_of_resources(e: io::Error) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::super::backpressure::Policy;
     use super::super::endpoint::SocketAccess;
     use super::super::frames::{FramePublisher, FramePublisherConfig};
@@ -552,20 +550,20 @@ mod tests {
     use super::super::registry::Registry;
     use super::*;
     use crate::memory::host::HostBackend;
+    use testing::TestDir;
 
     /// A server that does not run, and the events that it reports.
     struct Stage {
         server: Server,
         events: Arc<Mutex<Vec<PublisherEvent>>>,
-        dir: PathBuf,
+        _dir: TestDir,
     }
 
     impl Stage {
         fn new(key: &str) -> Self {
-            let dir = std::env::temp_dir().join(format!("cuframes-{key}-{}", std::process::id()));
-            std::fs::create_dir_all(&dir).unwrap();
+            let dir = TestDir::new(key);
             let access = SocketAccess { mode: 0o600, group: None };
-            let endpoint = Endpoint::open(Some(&dir), key, "", &access).unwrap();
+            let endpoint = Endpoint::open(Some(&dir.dir), key, "", &access).unwrap();
             let registry = Arc::new(Registry::new().unwrap());
             let config =
                 FramePublisherConfig { window: 1, policy: Policy::Drop, credits: 100, epoch: 7 };
@@ -590,7 +588,7 @@ mod tests {
                 events: Box::new(move |event| lock(&seen).push(event)),
                 stop: Arc::default(),
             };
-            Self { server, events, dir }
+            Self { server, events, _dir: dir }
         }
 
         fn join(&self, id: u32) -> (Arc<SubscriberHandle>, Socket) {
@@ -602,12 +600,6 @@ mod tests {
 
         fn announce(&self, generation: u32) {
             self.server.state.registry.announce_format(generation, "caps", &[]);
-        }
-    }
-
-    impl Drop for Stage {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
 
